@@ -1,0 +1,158 @@
+"""The array module: NumPy on a CPU, CuPy on a GPU, and whatever the tests register beside them.
+
+A layer asks its own arrays which module made them (`array_module`), so the same lines run on every
+device. Everything that knows about devices by name is in this file: choosing one, saying why one
+cannot be had, moving arrays there and back, and how much memory there is.
+"""
+
+import importlib
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from npgpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays live, and the module whose functions work on them."""
+
+    name: str                                  # as --device names it
+    xp: ModuleType                             # numpy, cupy, or a module like them
+    arrays: tuple[type, ...]                   # the types of xp's arrays
+    to_host: Callable = np.asarray             # xp array -> numpy array; waits for the device
+    synchronize: Callable = lambda: None       # returns when everything asked of the device is done
+    memory: Callable = lambda: None            # -> bytes that can still be allocated, None: unknown
+    description: str = ""                      # for a person to read
+    chunk: int | None = None                   # elements of a flat array worked on at a time
+
+    def to_device(self, x, dtype=None):
+        """Host array, list or scalar -> array on this device."""
+        return self.xp.asarray(x, dtype=dtype)
+
+    def slices(self, size):
+        """Slices that cover range(size). On a CPU each is small enough to stay in the cache while
+        a chain of elementwise operations passes over it; elsewhere there is one."""
+        step = self.chunk or max(size, 1)
+        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _available_host_memory():
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":") for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _cpu():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Device(
+        "cpu", np, (np.ndarray, np.generic),      # a sum over every axis is a generic
+        memory=_available_host_memory,
+        description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
+        chunk=32_768,
+    )
+
+
+def _gpu():
+    """The first CUDA device. Not yet run on one: no GPU was at hand when this was written."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        if importlib.util.find_spec("cupy") is None:
+            raise UserError(
+                "no GPU: CuPy is not installed; run: pip install \"npgpt[cuda12]\" (or [cuda13], "
+                "to match the driver that nvidia-smi shows)"
+            ) from error
+        raise UserError(f"no GPU: CuPy is installed but cannot be imported: {error}") from error
+
+    runtime = cupy.cuda.runtime
+    driver = runtime.driverGetVersion()
+    if driver == 0:
+        raise UserError("no GPU: CuPy finds no NVIDIA driver; install one, or use --device cpu")
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        needed = runtime.runtimeGetVersion()
+        if driver // 1000 < needed // 1000:
+            raise UserError(
+                f"no GPU: the NVIDIA driver supports CUDA {driver // 1000} and CuPy needs CUDA "
+                f"{needed // 1000}; update the driver, or install \"npgpt[cuda{driver // 1000}]\""
+            ) from error
+        count = 0
+    if count == 0:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        raise UserError(f"no GPU: the NVIDIA driver shows no device{hint}; use --device cpu")
+
+    name = runtime.getDeviceProperties(0)["name"].decode()
+    return Device(
+        "gpu", cupy, (cupy.ndarray,),
+        to_host=cupy.asnumpy,
+        synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+        memory=lambda: runtime.memGetInfo()[0],
+        description=f"{name}, CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}",
+    )
+
+
+_makers = {"cpu": _cpu, "gpu": _gpu}      # name -> function that makes the device, or says why not
+_devices = {}                             # name -> device, once made
+_modules = {}                             # type of array -> device
+
+
+def register(device):
+    """Make a device known under its name, and its module the one for its types of array."""
+    _makers[device.name] = lambda: device
+    _devices[device.name] = device
+    _modules.update(dict.fromkeys(device.arrays, device))
+
+
+def get_device(name):
+    """"cpu", "gpu", another registered name, or "auto": the GPU where there is one -> Device.
+
+    Raises UserError with the reason when the device cannot be had.
+    """
+    if isinstance(name, Device):
+        return name
+    if name == "auto":
+        try:
+            return get_device("gpu")
+        except UserError:
+            return get_device("cpu")
+    if name not in _makers:
+        raise UserError(f"unknown device {name!r}; there are: auto, {', '.join(_makers)}")
+    if name not in _devices:
+        register(_makers[name]())
+    return _devices[name]
+
+
+def device_of(x):
+    """The device that an array lives on. Raises TypeError if it is no array of a known module."""
+    kind = type(x)
+    if kind not in _modules:
+        if kind.__module__.partition(".")[0] == "cupy":
+            get_device("gpu")
+        for base in kind.__mro__:
+            if base in _modules:
+                return _modules[base]
+        raise TypeError(f"expected an array of NumPy or CuPy, not {kind.__name__}")
+    return _modules[kind]
+
+
+def array_module(x):
+    """The module whose functions work on x: numpy for a NumPy array, cupy for a CuPy array."""
+    return device_of(x).xp
+
+
+def to_host(x):
+    """An array of any device -> NumPy array. Waits until the device has computed it."""
+    return device_of(x).to_host(x)
+
+
+register(_cpu())

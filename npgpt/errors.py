@@ -1,0 +1,43 @@
+"""What a person sees when something goes wrong: one line, and an exit status that says what became of the run.
+
+    0          done
+    2          refused before anything was done: nothing was written
+    3          failed while running: the last checkpoint is whole
+    130, 143   stopped by Ctrl-C or by SIGTERM
+"""
+
+import os
+import sys
+
+
+class UserError(ValueError):
+    """Something asked for cannot be done; the message says what is wrong and what to do."""
+
+
+class RunError(RuntimeError):
+    """The run could not go on; the message says why and what is left."""
+
+
+def run_command(name, main):
+    """Call main() -> exit status or None; turn whatever it raises by design into one line on stderr.
+
+    What is not listed here is a bug in npgpt, and shows itself with a traceback.
+    """
+    try:
+        return main() or 0
+    except BrokenPipeError:                       # sample.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        status, message = 2, str(error)
+    except RunError as error:
+        status, message = 3, str(error)
+    except MemoryError as error:
+        status, message = 3, f"out of memory ({error}); try a smaller --batch-size or --block-size"
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status, message = 3, f"{where}{error.strerror or error}"
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    return status

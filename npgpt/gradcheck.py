@@ -1,0 +1,190 @@
+"""Proof that a backward pass is the derivative of its forward pass.
+
+For a forward y = f(x) and a backward that answers dx to dy, take a random direction u in the space
+of x and a random dy. Two numbers must agree:
+
+    <J u, dy>     how y moves along dy when x moves along u: from the forward alone
+    <u, dx>       the same by the chain rule: from the backward
+
+J u is measured in one of two ways, in float64:
+
+    "complex"   Im f(x + i h u) / h, h = 1e-20      nothing is subtracted, so nothing is lost: exact
+                                                    to rounding (Squire and Trapp 1998)
+    "central"   four points around x, step 1e-5     works for any function; error of order h⁴
+
+The complex step needs a forward that computes with complex numbers: no abs, no casts to float, no
+comparison that decides by the imaginary part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+TOLERANCE = {"complex": 1e-12, "central": 1e-7}
+FLOOR = 1e-3     # gradients this much smaller than dy are compared on that scale: what is zero in
+                 # truth is never zero to rounding
+
+
+class GradientError(AssertionError):
+    """A backward pass is not the derivative of its forward pass."""
+
+
+@dataclass
+class Report:
+    """What was checked and how far apart the two numbers were at most."""
+
+    method: str
+    directions: int = 0
+    errors: dict[str, float] = field(default_factory=dict)     # argument -> largest relative error
+
+    @property
+    def error(self):
+        """The largest relative error of all."""
+        return max(self.errors.values(), default=0.0)
+
+
+def check_gradients(forward, backward, inputs, *, method="complex", names=None, tolerance=None,
+                    seed=0, directions=2):
+    """Check backward against forward at `inputs` -> Report, or raise GradientError.
+
+    forward(*inputs) -> y, cache. y: an array, or a tuple of arrays.
+    backward(dy, cache) -> the gradients of the differentiable inputs, in their order; dy is a
+        tuple where y is.
+    inputs: arrays; mappings of names to arrays, for composites; anything else is passed on as it
+        is. Float arrays are differentiated, all others (token ids, masks, options) are left out.
+    method: "complex" or "central", see above.
+    names: of the inputs, for messages. Default: those of the arguments of `forward`, if it has any.
+    tolerance: largest relative error; default 1e-12 for "complex", 1e-7 for "central".
+
+        >>> def forward(x): return x * x, (x,)
+        >>> def backward(dy, cache): return 3 * cache[0] * dy      # 2, it should say
+        >>> check_gradients(forward, backward, [np.ones(3)])
+        Traceback (most recent call last):
+        npgpt.gradcheck.GradientError: the gradient of x (3,) is wrong: expected ...
+    """
+    if method not in TOLERANCE:
+        raise ValueError(f"method must be one of {', '.join(TOLERANCE)}, not {method!r}")
+    tolerance = TOLERANCE[method] if tolerance is None else tolerance
+    rng = np.random.default_rng(seed)
+    inputs = [_as_float64(x) for x in inputs]
+    names = names or _argument_names(forward, len(inputs))
+    report = Report(method)
+
+    for _ in range(directions):
+        y, cache = forward(*inputs)
+        dy = _like(y, lambda a: rng.standard_normal(a.shape))
+        gradients = _gradients_by_leaf(backward(dy, cache), inputs, names)
+
+        for i, name, key in _leaves(inputs, names):
+            x, dx = _leaf(inputs, i, key), gradients[name]
+            if dx.shape != x.shape:
+                raise GradientError(f"the gradient of {name} {x.shape} has the shape {dx.shape}")
+            u = rng.standard_normal(x.shape)
+            along = lambda step, i=i, key=key, u=u: forward(*_moved(inputs, i, key, step * u))[0]  # noqa: E731
+            ju = _complex_step(along) if method == "complex" else _central_differences(along)
+            expected, found = _dot(ju, dy), float(np.vdot(u, dx))
+            scale = max(_norm(ju) * _norm(dy), _norm(u) * _norm(dx), FLOOR * _norm(u) * _norm(dy))
+            error = abs(expected - found) / scale if scale else 0.0
+            if not error <= tolerance:          # also when it is not a number
+                raise GradientError(
+                    f"the gradient of {name} {x.shape} is wrong: expected a directional derivative "
+                    f"of {expected:.9g}, found {found:.9g}, relative error {error:.1e} > "
+                    f"{tolerance:.0e} ({method})"
+                )
+            report.errors[name] = max(report.errors.get(name, 0.0), error)
+        report.directions += 1
+    return report
+
+
+def _complex_step(along, h=1e-20):
+    return _like(along(1j * h), lambda a: a.imag / h)
+
+
+def _central_differences(along, h=1e-5):
+    """The four-point stencil: its first error is of order h⁴, that of two points of order h²."""
+    far_left, left, right, far_right = (_arrays(along(step * h)) for step in (-2, -1, 1, 2))
+    return tuple(
+        ((c - b) * 8 - (d - a)) / (12 * h)
+        for a, b, c, d in zip(far_left, left, right, far_right)
+    )
+
+
+def _is_differentiable(x):
+    return isinstance(x, np.ndarray) and x.dtype.kind == "f"
+
+
+def _as_float64(x):
+    if isinstance(x, Mapping):
+        return {name: _as_float64(a) for name, a in x.items()}
+    return x.astype(np.float64) if _is_differentiable(x) else x
+
+
+def _leaves(inputs, names):
+    """-> (index of the input, name to show, key in the mapping or None) for each array."""
+    for i, x in enumerate(inputs):
+        if isinstance(x, Mapping):
+            yield from ((i, key, key) for key in x if _is_differentiable(x[key]))
+        elif _is_differentiable(x):
+            yield i, names[i], None
+
+
+def _leaf(inputs, i, key):
+    return inputs[i] if key is None else inputs[i][key]
+
+
+def _moved(inputs, i, key, step):
+    """The inputs with one array moved by step. All become complex with it, as one of them does."""
+    dtype = np.result_type(step.dtype, np.float64)
+    inputs = [
+        {k: a.astype(dtype) for k, a in x.items()} if isinstance(x, Mapping)
+        else x.astype(dtype) if _is_differentiable(x) else x
+        for x in inputs
+    ]
+    if key is None:
+        inputs[i] = inputs[i] + step
+    else:
+        inputs[i][key] = inputs[i][key] + step
+    return inputs
+
+
+def _gradients_by_leaf(gradients, inputs, names):
+    """What a backward returned -> name -> gradient, with the same names as _leaves."""
+    if not isinstance(gradients, tuple):
+        gradients = (gradients,)
+    gradients = [g for g in gradients if g is not None]
+    owners = [(i, x) for i, x in enumerate(inputs) if isinstance(x, Mapping) or _is_differentiable(x)]
+    if len(gradients) != len(owners):
+        raise GradientError(f"{len(gradients)} gradients for {len(owners)} differentiable inputs")
+    by_leaf = {}
+    for (i, x), gradient in zip(owners, gradients):
+        if isinstance(x, Mapping):
+            if gradient.keys() != x.keys():
+                different = ", ".join(sorted(gradient.keys() ^ x.keys()))
+                raise GradientError(f"gradients and parameters differ in their names: {different}")
+            by_leaf.update(gradient)
+        else:
+            by_leaf[names[i]] = gradient
+    return by_leaf
+
+
+def _argument_names(forward, count):
+    code = getattr(getattr(forward, "__wrapped__", forward), "__code__", None)
+    found = code.co_varnames[:code.co_argcount] if code else ()
+    return found if len(found) >= count else [f"input {i}" for i in range(count)]
+
+
+def _arrays(y):
+    return y if isinstance(y, tuple) else (y,)
+
+
+def _like(y, make):
+    return tuple(make(np.asarray(a)) for a in y) if isinstance(y, tuple) else make(np.asarray(y))
+
+
+def _dot(a, b):
+    return float(sum(np.vdot(p, q) for p, q in zip(_arrays(a), _arrays(b))))
+
+
+def _norm(a):
+    return float(np.sqrt(_dot(a, a)))

@@ -1,0 +1,36 @@
+"""Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450) over the C channels of each token.
+
+    xhat = (x - mean) * rstd        rstd = 1 / sqrt(var + eps)
+    y    = xhat * w + b
+
+mean and rstd depend on x as well. Carried through the chain rule, they take out of dxhat
+its mean and its component along xhat:
+
+    dxhat = dy * w
+    dx    = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
+"""
+
+
+def layernorm_forward(x, w, b, eps=1e-5):
+    """x (..., C), w (C,), b (C,) -> y (..., C)."""
+    xhat = x - x.mean(-1, keepdims=True)                           # (..., C)
+    rstd = ((xhat * xhat).mean(-1, keepdims=True) + eps) ** -0.5   # (..., 1)
+    xhat *= rstd
+    y = xhat * w
+    y += b
+    return y, (xhat, rstd, w)
+
+
+def layernorm_backward(dy, cache):
+    """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
+    xhat, rstd, w = cache
+    tokens = tuple(range(dy.ndim - 1))       # every axis but C
+    dw = (dy * xhat).sum(tokens)
+    db = dy.sum(tokens)
+
+    dxhat = dy * w
+    along = (dxhat * xhat).mean(-1, keepdims=True)
+    dx = dxhat - dxhat.mean(-1, keepdims=True)
+    dx -= xhat * along
+    dx *= rstd
+    return dx, dw, db
