@@ -6,6 +6,7 @@ cannot be had, moving arrays there and back, and how much memory there is.
 """
 
 import importlib
+import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -34,11 +35,11 @@ class Device:
         """Host array, list or scalar -> array on this device."""
         return self.xp.asarray(x, dtype=dtype)
 
-    def slices(self, size):
-        """Slices that cover range(size). On a CPU each is small enough to stay in the cache while
-        a chain of elementwise operations passes over it; elsewhere there is one."""
-        step = self.chunk or max(size, 1)
-        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+    def slices(self, start, stop):
+        """Slices that cover range(start, stop). On a CPU each is small enough to stay in the cache
+        while a chain of elementwise operations passes over it; elsewhere there is one."""
+        step = self.chunk or max(stop - start, 1)
+        return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
 
 
 def _available_host_memory():

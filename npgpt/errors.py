@@ -1,4 +1,5 @@
-"""What a person sees when something goes wrong: one line, and an exit status that says what became of the run.
+"""What a person sees when something goes wrong: one line, and an exit status that says what came
+of the run.
 
     0          done
     2          refused before anything was done: nothing was written
@@ -19,7 +20,7 @@ class RunError(RuntimeError):
 
 
 def run_command(name, main):
-    """Call main() -> exit status or None; turn whatever it raises by design into one line on stderr.
+    """Call main() -> exit status or None; what it raises by design becomes one line on stderr.
 
     What is not listed here is a bug in npgpt, and shows itself with a traceback.
     """

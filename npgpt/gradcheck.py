@@ -153,7 +153,8 @@ def _gradients_by_leaf(gradients, inputs, names):
     if not isinstance(gradients, tuple):
         gradients = (gradients,)
     gradients = [g for g in gradients if g is not None]
-    owners = [(i, x) for i, x in enumerate(inputs) if isinstance(x, Mapping) or _is_differentiable(x)]
+    owners = [(i, x) for i, x in enumerate(inputs)
+              if isinstance(x, Mapping) or _is_differentiable(x)]
     if len(gradients) != len(owners):
         raise GradientError(f"{len(gradients)} gradients for {len(owners)} differentiable inputs")
     by_leaf = {}

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1), for every head.
+"""Scaled dot-product attention, in every head (Vaswani et al. 2017, arXiv:1706.03762, section 3.2).
 
     scores = q @ k.T / √D            -inf where the mask hides a key
     att    = softmax(scores)         over the keys
@@ -24,7 +24,7 @@ from npgpt.layers.dropout import dropout_backward, dropout_forward
 
 
 def causal_mask(xp, Tq, Tk):
-    """-> (Tq, Tk) bool: the queries are the last Tq of Tk positions, each sees itself and the past."""
+    """-> (Tq, Tk) bool. The queries are the last Tq of Tk positions; each sees itself and the past."""
     return xp.arange(Tk) <= xp.arange(Tk - Tq, Tk)[:, None]
 
 

@@ -5,8 +5,8 @@
     dlogits = (probs - onehot(targets)) * dloss / count
 
 log and softmax together have this simple gradient: what was predicted less what came. They are
-computed together, as log(sum(exp(logits))) - logits[target], so that no small probability is rounded
-to 0 before its logarithm is taken. Tokens whose target is -1 count for nothing.
+computed together, as log(sum(exp(logits))) - logits[target], so that no small probability becomes 0
+before its logarithm is taken. Tokens whose target is -1 count for nothing.
 """
 
 from npgpt.backend import array_module

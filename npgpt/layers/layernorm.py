@@ -1,4 +1,5 @@
-"""Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450) over the C channels of each token.
+"""Layer normalisation over the C channels of each token (Ba, Kiros and Hinton 2016,
+arXiv:1607.06450).
 
     xhat = (x - mean) * rstd        rstd = 1 / sqrt(var + eps)
     y    = xhat * w + b

@@ -1,4 +1,4 @@
-"""Learned positions: one vector for each place in the context, added to the token that stands there.
+"""Learned positions: a vector for each place in the context, added to the token that stands there.
 
     y[..., t, :] = x[..., t, :] + w[start + t]
 

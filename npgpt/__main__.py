@@ -1,0 +1,32 @@
+"""`python -m npgpt COMMAND ...`, also installed as `npgpt`: the scripts, wherever npgpt lies."""
+
+import runpy
+import sys
+
+from npgpt.bundle import bundled
+from npgpt.errors import UserError, run_command
+
+COMMANDS = {"train": "train a GPT on a text", "sample": "write text with a trained GPT"}
+
+
+def main():
+    """Run the command that the first argument names, with the rest -> exit status."""
+    status = run_command("npgpt", lambda: _run(sys.argv[1:]))
+    raise SystemExit(status)
+
+
+def _run(arguments):
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: npgpt COMMAND ...\n")
+        print("\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
+        print("\nnpgpt COMMAND --help explains a command.")
+        return 0
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
+    return runpy.run_path(str(bundled(f"{command}.py")))["main"](rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The pre-norm transformer block of GPT-2: layers composed, forward over backward.
+
+    h = x + self_attention(layernorm(x))
+    y = h + mlp(layernorm(h))
+
+A composite takes its parameters as a mapping `p` and returns their gradients under the same names.
+Where a value goes two ways, as at each residual, the gradients that come back from both are added.
+
+`key` is dropout's key, None in evaluation; `kv` keeps keys and values while text is generated.
+"""
+
+from npgpt.backend import array_module
+from npgpt.layers import (
+    attention_backward,
+    attention_forward,
+    dropout_backward,
+    dropout_forward,
+    gelu_backward,
+    gelu_forward,
+    layernorm_backward,
+    layernorm_forward,
+    linear_backward,
+    linear_forward,
+    relu_backward,
+    relu_forward,
+)
+
+ACTIVATIONS = {
+    "gelu": (gelu_forward, gelu_backward),
+    "relu": (relu_forward, relu_backward),
+}
+
+
+def mlp_forward(x, p, activation="gelu", dropout=0.0, key=None):
+    """x (B, T, C) -> y (B, T, C), each token on its own."""
+    act_forward, act_backward = ACTIVATIONS[activation]
+    h, c_fc = linear_forward(x, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])          # (B, T, 4C)
+    h, act = act_forward(h)
+    y, c_proj = linear_forward(h, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])    # (B, T, C)
+    y, drop = dropout_forward(y, dropout, key)
+    return y, (c_fc, act, act_backward, c_proj, drop)
+
+
+def mlp_backward(dy, cache):
+    """dy (B, T, C) -> dx (B, T, C), dp like p."""
+    c_fc, act, act_backward, c_proj, drop = cache
+    dp = {}
+    dy = dropout_backward(dy, drop)
+    dh, dp["mlp.c_proj.weight"], dp["mlp.c_proj.bias"] = linear_backward(dy, c_proj)
+    dh = act_backward(dh, act)
+    dx, dp["mlp.c_fc.weight"], dp["mlp.c_fc.bias"] = linear_backward(dh, c_fc)
+    return dx, dp
+
+
+def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None):
+    """x (B, T, C) -> y (B, T, C). Every token asks all those that the mask lets it see."""
+    qkv, c_attn = linear_forward(x, p["attn.c_attn.weight"], p.get("attn.c_attn.bias"))
+    q, k, v = split_heads(qkv, 3, n_head)                                   # (B, H, T, D) each
+    if kv is not None:
+        k, v = kv.extend(k, v)                                              # (B, H, Tk, D)
+    heads, attn = attention_forward(q, k, v, mask, dropout, key and key.at(0))
+    y, c_proj = linear_forward(merge_heads(heads), p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    y, drop = dropout_forward(y, dropout, key and key.at(1))
+    return y, (c_attn, attn, c_proj, drop, n_head)
+
+
+def self_attention_backward(dy, cache):
+    """dy (B, T, C) -> dx (B, T, C), dp like p."""
+    c_attn, attn, c_proj, drop, n_head = cache
+    dp = {}
+    dy = dropout_backward(dy, drop)
+    dheads, dp["attn.c_proj.weight"], dp["attn.c_proj.bias"] = linear_backward(dy, c_proj)
+    (dheads,) = split_heads(dheads, 1, n_head)                              # (B, H, T, D)
+    dq, dk, dv = attention_backward(dheads, attn)
+    dqkv = merge_heads(dq, dk, dv)                                          # (B, T, 3C)
+    dx, dp["attn.c_attn.weight"], dbias = linear_backward(dqkv, c_attn)
+    if dbias is not None:
+        dp["attn.c_attn.bias"] = dbias
+    return dx, dp
+
+
+def split_heads(x, n, n_head):
+    """x (B, T, n * C), n arrays side by side -> n views (B, H, T, D)."""
+    B, T, nC = x.shape
+    x = x.reshape(B, T, n, n_head, nC // (n * n_head))
+    return [x[:, :, i].swapaxes(1, 2) for i in range(n)]
+
+
+def merge_heads(*heads):
+    """n arrays (B, H, T, D) -> (B, T, n * C): the inverse of split_heads, and so its backward."""
+    B, H, T, D = heads[0].shape
+    y = array_module(heads[0]).stack([h.swapaxes(1, 2) for h in heads], axis=2)    # (B, T, n, H, D)
+    return y.reshape(B, T, len(heads) * H * D)
+
+
+def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None):
+    """x (B, T, C) -> y (B, T, C)."""
+    h, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"])
+    h, attn = self_attention_forward(h, p, n_head, mask, dropout, key and key.at(0), kv)
+    x = x + h                                        # residual
+    h, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"])
+    h, mlp = mlp_forward(h, p, activation, dropout, key and key.at(1))
+    return x + h, (ln_1, attn, ln_2, mlp)
+
+
+def block_backward(dy, cache):
+    """dy (B, T, C) -> dx (B, T, C), dp like p."""
+    ln_1, attn, ln_2, mlp = cache
+    dh, dp = mlp_backward(dy, mlp)
+    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layernorm_backward(dh, ln_2)
+    dx = dy + dh                                     # residual: gradients add
+    dh, dattn = self_attention_backward(dx, attn)
+    dh, dp["ln_1.weight"], dp["ln_1.bias"] = layernorm_backward(dh, ln_1)
+    return dx + dh, dp | dattn

@@ -1,0 +1,98 @@
+"""Text to token ids and back. Here: one token for each distinct character, as in the lecture.
+
+A tokenizer is saved as tokenizer.json in the format of Hugging Face's `tokenizers`, which reads it
+as byte-pair encoding that has an alphabet and no merges: the same ids.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.errors import UserError
+
+FILE = "tokenizer.json"
+
+
+class CharTokenizer:
+    """Characters <-> whole numbers: a character's id is its place in the sorted alphabet."""
+
+    def __init__(self, alphabet):
+        """alphabet: text or list with every character to know. Sorted and freed of repetitions."""
+        self.characters = "".join(sorted(set(alphabet)))
+        self._codes = _codes(self.characters)                     # (V,), sorted
+
+    @property
+    def vocab_size(self):
+        """How many tokens there are, V."""
+        return len(self.characters)
+
+    @property
+    def start(self):
+        """(1,) int: a token for a text to start from, the line break if there is one."""
+        return self.encode("\n" if "\n" in self.characters else self.characters[0])
+
+    def encode(self, text):
+        """Text of n characters -> (n,) int64. Raises UserError that names an unknown character."""
+        codes = _codes(text)
+        if not len(codes):
+            return np.empty(0, np.int64)
+        ids = np.minimum(np.searchsorted(self._codes, codes), self.vocab_size - 1)
+        unknown = np.flatnonzero(self._codes[ids] != codes)
+        if len(unknown):
+            at = unknown[0]
+            raise UserError(f"{text[at]!r}, character {at + 1} of the text, is not among the "
+                            f"{self.vocab_size} that the model knows: {self.characters!r}")
+        return ids
+
+    def decode(self, ids):
+        """Whole numbers (n,) -> text of n characters."""
+        return "".join(self.characters[i] for i in ids)
+
+    def save(self, folder):
+        """Write tokenizer.json, for this class and for Hugging Face's PreTrainedTokenizerFast."""
+        value = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": None,
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": {character: i for i, character in enumerate(self.characters)},
+                "merges": [],
+            },
+        }
+        text = json.dumps(value, ensure_ascii=False, indent=1)
+        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder):
+        """Read what `save` wrote. Raises UserError if it is missing, or no such tokenizer."""
+        path = Path(folder) / FILE
+        try:
+            model = json.loads(path.read_text(encoding="utf-8"))["model"]
+            vocab, merges = model["vocab"], model["merges"]
+            characters = sorted(vocab, key=vocab.get)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: the model's tokens have no text") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged, or no tokenizer: {error!r}") from error
+        tokenizer = cls(characters)
+        if merges or tokenizer.characters != "".join(characters):
+            raise UserError(f"{path} is no tokenizer of characters, and npgpt reads no other yet")
+        return tokenizer
+
+
+def _codes(text):
+    """Text of n characters -> (n,) uint32, their Unicode numbers."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

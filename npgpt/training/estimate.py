@@ -1,0 +1,75 @@
+"""What a run will need, said before it starts: memory from the sizes, time from a trial step."""
+
+import time
+
+from npgpt.errors import UserError
+from npgpt.models.parameters import count
+
+FLOAT = 4      # bytes
+
+
+def memory_needed(model, training):
+    """GPTConfig, TrainingConfig -> bytes that training will hold at its peak, to about a tenth.
+
+    Parameters, gradients and AdamW's two means are as long as each other. Of the activations, what
+    the caches keep from forward to backward counts; it grows with the tokens in a batch.
+    """
+    C, T, V = model.n_embd, model.block_size, model.vocab_size
+    dropped = 1.25 if model.dropout else 0              # the result, and a byte for what was kept
+    attention = model.n_head * T * (1 + dropped)        # a row of it for each token
+    mlp = 4 * C * (3 if model.activation == "gelu" else 1)
+    block = 10 * C + attention + mlp + (0.5 * C if model.dropout else 0)
+    head = 3 * V + 4 * C                                # probabilities and their gradient
+    tokens = training.batch_size * T
+    parameters = 4 * count(model.shapes())
+    return int(FLOAT * (parameters + tokens * (model.n_layer * block + head + 4 * C)))
+
+
+def check_memory(needed, device):
+    """Raise UserError if the device has less memory left than is needed."""
+    available = device.memory()
+    if available is not None and needed > available:
+        raise UserError(
+            f"training needs about {size(needed)} of memory and {size(available)} are free; "
+            "lower --batch-size (and raise --grad-accum), --block-size or --n-embd"
+        )
+
+
+def step_seconds(model, data, rows):
+    """How long the gradients of a batch of `rows` take: one to warm up, one with the clock running.
+    Both are thrown away; nothing changes."""
+    idx, targets = data.batch(0, 0, rows)
+    model.loss_and_grads(idx, targets)
+    model.device.synchronize()
+    start = time.perf_counter()
+    model.loss_and_grads(idx, targets)
+    model.device.synchronize()
+    return time.perf_counter() - start
+
+
+def run_seconds(step_seconds, training, first_step=0):
+    """Seconds for a gradient of one batch, TrainingConfig -> seconds for the run from first_step.
+    A forward alone takes about a third of forward and backward."""
+    steps = training.max_iters - first_step
+    evaluations = steps // training.eval_interval + 1
+    batches = steps * training.grad_accum + evaluations * 2 * training.eval_iters / 3
+    return step_seconds * batches
+
+
+def size(n):
+    """Bytes, for a person: "48 MB"."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.3g} TB"
+
+
+def duration(seconds):
+    """Seconds, for a person: "2 min 10 s"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

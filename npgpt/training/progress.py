@@ -1,0 +1,63 @@
+"""What a person sees while a model trains: a header, a live bar, losses and samples.
+
+In a terminal the bar stays at the foot of the screen and everything else scrolls above it. Where
+the output goes to a file, there are plain lines instead, none more often than every ten seconds
+but for the evaluations.
+"""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+PLAIN_SECONDS = 10
+
+
+class Progress:
+    """Use as a context: the bar is there from entry to exit."""
+
+    def __init__(self, max_iters, first_step=0, console=None):
+        self.console = console or Console(highlight=False, markup=False, emoji=False)
+        self.max_iters = max_iters
+        self._said = time.monotonic()
+        self._bar = Bar(
+            BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(), TextColumn("left"),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=max_iters, completed=first_step, numbers="")
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def header(self, facts):
+        """A line for each name and what there is to say about it."""
+        width = max(map(len, facts))
+        for name, text in facts.items():
+            self.say(f"{name:{width}}  {text}")
+
+    def say(self, text, style=None):
+        """A line above the bar."""
+        self.console.print(text, style=style, soft_wrap=True)
+
+    def step(self, step, loss, tokens_per_second):
+        """The latest numbers: loss in nats per token."""
+        numbers = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, numbers=numbers)
+        if not self.console.is_terminal and time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"step {step}/{self.max_iters}  {numbers}")
+
+    def evaluation(self, step, train_loss, val_loss, sample):
+        """Losses in nats per token, and a text that the model wrote."""
+        self._said = time.monotonic()
+        self._bar.update(self._task, completed=step)
+        self.say(f"step {step}/{self.max_iters}  train {train_loss:.4f}  val {val_loss:.4f}",
+                 style="bold")
+        for line in sample.strip("\n").splitlines():
+            self.say(f"    {line}", style="dim")

@@ -1,0 +1,70 @@
+"""Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from npgpt import GPT, UserError
+from npgpt.errors import run_command
+from npgpt.models.generate import Sampling, stream
+from npgpt.options import Parser, option
+from npgpt.text.tokenizer import CharTokenizer
+from npgpt.training.run import Run
+
+
+@dataclass(frozen=True)
+class SampleConfig(Sampling):
+    """What sample.py can be asked for."""
+
+    temperature: float = option(0.8, "boldness: 0 takes the likeliest token, always", at_least=0)
+    prompt: str | None = option(None, "what the text starts with (default: a line break)")
+    num_samples: int = option(1, "texts to write", at_least=1)
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "gpu"))
+
+
+def main(arguments=None):
+    """Write as the command line says -> exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command("sample.py", lambda: sample(arguments))
+
+
+def sample(arguments):
+    parser = Parser(prog="sample.py", description="Write text with a model that train.py trained.",
+                    usage="sample.py [--out-dir DIR] [--prompt TEXT] ...")
+    parser.add_argument("--out-dir", metavar="DIR",
+                        help="a run, of which the best checkpoint is taken, or a model directory "
+                             "[the newest run in out/]")
+    fields = dataclasses.fields(SampleConfig)
+    parser.add_options("the text", fields, {})
+    given = parser.parse(arguments, fields)
+    directory = given.pop("out_dir", None)
+    c = SampleConfig(**given)
+
+    directory = model_directory(directory)
+    tokenizer = CharTokenizer.load(directory)
+    if c.prompt == "":
+        raise UserError("the prompt is empty; without --prompt the text starts from a line break")
+    idx = tokenizer.start if c.prompt is None else tokenizer.encode(c.prompt)
+    model = GPT.from_pretrained(directory, device=c.device)
+    print(f"{directory}, {len(model.params.flat) / 1e6:.2f} M parameters", file=sys.stderr)
+
+    for number in range(c.num_samples):
+        if number:
+            print("-" * 40)
+        print(c.prompt or "", end="")
+        settings = c if c.seed is None else dataclasses.replace(c, seed=c.seed + number)
+        for token in stream(model, idx[None], settings):
+            print(tokenizer.decode(token), end="", flush=True)
+        print(flush=True)
+
+
+def model_directory(path):
+    """A run's best checkpoint, or a directory that is a model itself."""
+    if path and (Path(path) / "config.json").is_file():
+        return Path(path)
+    return Run.existing(path and Path(path)).checkpoint("best")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
