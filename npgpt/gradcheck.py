@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-TOLERANCE = {"complex": 1e-12, "central": 1e-7}
+TOLERANCES = {"complex": 1e-12, "central": 1e-7}
 FLOOR = 1e-3     # gradients this much smaller than dy are compared on that scale: what is zero in
                  # truth is never zero to rounding
 
@@ -63,9 +63,9 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
         Traceback (most recent call last):
         npgpt.gradcheck.GradientError: the gradient of x (3,) is wrong: expected ...
     """
-    if method not in TOLERANCE:
-        raise ValueError(f"method must be one of {', '.join(TOLERANCE)}, not {method!r}")
-    tolerance = TOLERANCE[method] if tolerance is None else tolerance
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    tolerance = TOLERANCES[method] if tolerance is None else tolerance
     rng = np.random.default_rng(seed)
     inputs = [_as_float64(x) for x in inputs]
     names = names or _argument_names(forward, len(inputs))
@@ -81,8 +81,7 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
             if dx.shape != x.shape:
                 raise GradientError(f"the gradient of {name} {x.shape} has the shape {dx.shape}")
             u = rng.standard_normal(x.shape)
-            along = lambda step, i=i, key=key, u=u: forward(*_moved(inputs, i, key, step * u))[0]  # noqa: E731
-            ju = _complex_step(along) if method == "complex" else _central_differences(along)
+            ju = METHODS[method](_along(u, forward, inputs, i, key))
             expected, found = _dot(ju, dy), float(np.vdot(u, dx))
             scale = max(_norm(ju) * _norm(dy), _norm(u) * _norm(dx), FLOOR * _norm(u) * _norm(dy))
             error = abs(expected - found) / scale if scale else 0.0
@@ -97,7 +96,13 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
     return report
 
 
+def _along(u, forward, inputs, i, key):
+    """-> function of a step: what y is where one of the inputs is moved by step * u."""
+    return lambda step: forward(*_moved(inputs, i, key, step * u))[0]
+
+
 def _complex_step(along, h=1e-20):
+    """along: step -> f(x + step u). Nothing is subtracted, so the step can be this small."""
     return _like(along(1j * h), lambda a: a.imag / h)
 
 
@@ -108,6 +113,9 @@ def _central_differences(along, h=1e-5):
         ((c - b) * 8 - (d - a)) / (12 * h)
         for a, b, c, d in zip(far_left, left, right, far_right)
     )
+
+
+METHODS = {"complex": _complex_step, "central": _central_differences}
 
 
 def _is_differentiable(x):

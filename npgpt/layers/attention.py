@@ -24,7 +24,7 @@ from npgpt.layers.dropout import dropout_backward, dropout_forward
 
 
 def causal_mask(xp, Tq, Tk):
-    """-> (Tq, Tk) bool. The queries are the last Tq of Tk positions; each sees itself and the past."""
+    """-> (Tq, Tk) bool. The queries are the last Tq of Tk places; each sees itself and the past."""
     return xp.arange(Tk) <= xp.arange(Tk - Tq, Tk)[:, None]
 
 

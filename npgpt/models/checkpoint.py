@@ -245,8 +245,10 @@ def _seal(folder):
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
     lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-    for path in (*files, folder / SUMS, folder):
+    for path in (*files, folder / SUMS):
+        path.chmod(0o644)                  # safetensors makes files for their owner alone
         _flush(path)
+    _flush(folder)
 
 
 def _sha256(path):

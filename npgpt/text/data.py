@@ -127,8 +127,8 @@ class Dataset:
         for split, length in (("training", border), ("validation", len(ids) - border)):
             if length <= block_size:
                 raise UserError(
-                    f"the text is too short: its {split} split has {length} tokens, and a block_size "
-                    f"of {block_size} needs at least {block_size + 1}"
+                    f"the text is too short: its {split} split has {length} tokens, and a "
+                    f"block_size of {block_size} needs at least {block_size + 1}"
                 )
         self.train = device.to_device(ids[:border])
         self.val = device.to_device(ids[border:])

@@ -40,7 +40,8 @@ class TrainingConfig(Options):
     eval_iters: int = option(20, "batches to evaluate each split on", at_least=1, at_most=10**6)
     log_interval: int = option(10, "steps between lines of metrics.jsonl", at_least=1)
     seed: int = option(1337, "of weights, batches and dropout", at_least=0, at_most=2**63 - 1)
-    data: str | None = option(None, "shakespeare, pydocs or the path of a UTF-8 text")
+    data: str | None = option(None, "shakespeare, pydocs or the path of a UTF-8 text (default: "
+                              "shakespeare, or pydocs where that cannot be had)")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "gpu"))
     dtype: str = option("float32", "numbers to compute with", choices=("float32",))
 
@@ -149,7 +150,7 @@ def _config_path(name):
     if (folder / f"{name}.toml").is_file():
         return folder / f"{name}.toml"
     if not Path(name).exists():
-        raise UserError(f"there is no configuration {name!r}; --config takes a TOML file, or one of "
+        raise UserError(f"there is no configuration {name!r}; --config takes a TOML file or one of "
                         + ", ".join(_known_configs()))
     return Path(name)
 

@@ -64,7 +64,7 @@ class AdamW:
         return {"adamw.m": self.m, "adamw.v": self.v}
 
     def step(self, params, grads, rate, scale, t):
-        """Move params along -grads * scale. t counts the steps from 1. A scale of 0 moves nothing."""
+        """Move params along -grads * scale; t counts the steps from 1. A scale of 0: they stay."""
         xp, dtype = self.device.xp, params.flat.dtype
         unusable = scale == 0
         rate = xp.where(unusable, 0.0, rate).astype(dtype)

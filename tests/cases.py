@@ -1,0 +1,244 @@
+"""Every layer, composite and model as something to check: from drawn dimensions and options come a
+forward, a backward and inputs.
+
+Dimensions are pairwise distinct, because equal ones hide an axis that is mixed up with another.
+Hypothesis draws them and a seed, never numbers, so a failure shrinks to "B=1, T=2, C=3, seed=0".
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+
+from npgpt.layers import LAYERS, Key, causal_mask, cross_entropy_backward, cross_entropy_forward
+from npgpt.models import blocks
+from npgpt.models.gpt import GPTConfig, gpt_backward, gpt_forward
+
+
+@dataclass
+class Case:
+    """One thing to check, at one point."""
+
+    forward: object
+    backward: object
+    inputs: list
+    options: dict = field(default_factory=dict)
+    smooth: bool = True                              # no kink of a ReLU nearby
+
+    def __repr__(self):
+        shapes = [getattr(x, "shape", x if not isinstance(x, dict) else "parameters")
+                  for x in self.inputs]
+        options = {n: v for n, v in self.options.items() if n != "mask"}
+        return f"Case({shapes}, {options}, smooth={self.smooth})"
+
+
+def normal(seed):
+    """-> function of dimensions that draws normal numbers, each call others."""
+    rng = np.random.default_rng(seed)
+    return lambda *shape: rng.standard_normal(shape)
+
+
+@st.composite
+def sizes(draw, names, largest=7):
+    """-> a size for each letter, pairwise distinct."""
+    values = draw(st.lists(st.integers(1, largest), min_size=len(names), max_size=len(names),
+                           unique=True))
+    return dict(zip(names, values))
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+DROPOUTS = st.sampled_from([0.0, 0.25, 0.6])
+
+
+def _pair(name, inputs, **options):
+    forward, backward = LAYERS[name]
+    if not options:
+        return Case(forward, backward, inputs)
+    return Case(lambda *x: forward(*x, **options), backward, inputs, options)
+
+
+@st.composite
+def linear(draw):
+    s, n = draw(sizes("BTCV")), normal(draw(SEEDS))
+    b = n(s["V"]) if draw(st.booleans()) else None
+    return _pair("linear", [n(s["B"], s["T"], s["C"]), n(s["C"], s["V"]), b])
+
+
+@st.composite
+def embedding(draw):
+    s, seed = draw(sizes("BTCV")), draw(SEEDS)
+    idx = np.random.default_rng(seed).integers(s["V"], size=(s["B"], s["T"]))
+    return _pair("embedding", [idx, normal(seed)(s["V"], s["C"])])
+
+
+@st.composite
+def positional(draw):
+    s, n = draw(sizes("BTC")), normal(draw(SEEDS))
+    start = draw(st.integers(0, 3))
+    x, w = n(s["B"], s["T"], s["C"]), n(s["T"] + start + draw(st.integers(0, 2)), s["C"])
+    return _pair("positional", [x, w], start=start)
+
+
+@st.composite
+def layernorm(draw):
+    s, n = draw(sizes("BTC")), normal(draw(SEEDS))
+    C = s["C"] + 2        # one and two channels have tests of their own, in test_layernorm
+    scale = draw(st.sampled_from([1e-2, 1.0, 1e3]))
+    return _pair("layernorm", [n(s["B"], s["T"], C) * scale, n(C), n(C)])
+
+
+@st.composite
+def relu(draw):
+    s, n = draw(sizes("BTC")), normal(draw(SEEDS))
+    x = n(s["B"], s["T"], s["C"])
+    return _pair("relu", [x + np.where(x > 0, 0.1, -0.1)])
+
+
+@st.composite
+def gelu(draw):
+    s, n = draw(sizes("BTC")), normal(draw(SEEDS))
+    return _pair("gelu", [n(s["B"], s["T"], s["C"]) * draw(st.sampled_from([0.1, 1.0, 3.0]))])
+
+
+@st.composite
+def dropout(draw):
+    s, seed = draw(sizes("BTC")), draw(SEEDS)
+    return _pair("dropout", [normal(seed)(s["B"], s["T"], s["C"]), draw(DROPOUTS), Key(seed, 3)])
+
+
+@st.composite
+def attention(draw):
+    s, seed = draw(sizes("BHQKD")), draw(SEEDS)
+    B, H, Tq, Tk, D = s.values()
+    n, rng = normal(seed), np.random.default_rng(seed)
+    mask = draw(st.sampled_from(["none", "causal", "random", "empty row"]))
+    hidden = None
+    if mask == "causal":
+        Tq, Tk = min(Tq, Tk), max(Tq, Tk)
+        hidden = causal_mask(np, Tq, Tk)
+    elif mask != "none":
+        hidden = rng.random((B, 1, Tq, Tk)) < 0.6
+        hidden[..., 0, :] &= mask != "empty row"
+    q, k, v = n(B, H, Tq, D), n(B, H, Tk, D), n(B, H, Tk, D)
+    return _pair("attention", [q, k, v, hidden, draw(DROPOUTS), Key(seed, 5)])
+
+
+@st.composite
+def cross_entropy(draw):
+    s, seed = draw(sizes("BTV")), draw(SEEDS)
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(-1 if draw(st.booleans()) else 0, s["V"], (s["B"], s["T"]))
+    logits = normal(seed)(s["B"], s["T"], s["V"]) * draw(st.sampled_from([0.1, 1.0, 5.0]))
+    return _pair("cross_entropy", [logits, targets, draw(st.sampled_from([None, 3]))])
+
+
+def parameters(shapes, n):
+    """Random parameters of these shapes, of a size that makes every term count."""
+    return {name: n(*shape) / shape[0] ** 0.5 if len(shape) == 2 else n(*shape) * 0.5 + 0.5
+            for name, shape in shapes.items()}
+
+
+@st.composite
+def configs(draw, vocab_size=5):
+    """-> GPTConfig of a tiny model."""
+    n_head = draw(st.integers(1, 3))
+    return GPTConfig(
+        vocab_size=vocab_size,
+        block_size=draw(st.integers(1, 6)),
+        n_layer=draw(st.integers(1, 2)),
+        n_head=n_head,
+        n_embd=n_head * draw(st.integers(3, 5)),
+        dropout=draw(DROPOUTS),
+        activation=draw(st.sampled_from(["gelu", "relu"])),
+        tie_weights=draw(st.booleans()),
+        attn_bias=draw(st.booleans()),
+        head_bias=draw(st.booleans()),
+    )
+
+
+def _block_parameters(config, n, part=""):
+    shapes = {name.removeprefix("h.0."): shape for name, shape in config.shapes().items()
+              if name.startswith(f"h.0.{part}")}
+    return parameters(shapes, n)
+
+
+def _composite(draw, forward, backward, part, options_of):
+    config, seed = draw(configs()), draw(SEEDS)
+    n = normal(seed)
+    B, T = draw(st.integers(1, 3)), config.block_size
+    options = options_of(config, T) | {"dropout": config.dropout, "key": Key(seed, 7)}
+    p = _block_parameters(config, n, part)
+    x = n(B, T, config.n_embd)
+    with kinks() as kink:
+        forward(x, p, **options)
+    return Case(lambda x, p: forward(x, p, **options), backward, [x, p], options, kink.far)
+
+
+@st.composite
+def mlp(draw):
+    return _composite(draw, blocks.mlp_forward, blocks.mlp_backward, "mlp.",
+                      lambda c, T: {"activation": c.activation})
+
+
+@st.composite
+def self_attention(draw):
+    return _composite(draw, blocks.self_attention_forward, blocks.self_attention_backward, "attn.",
+                      lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T)})
+
+
+@st.composite
+def block(draw):
+    return _composite(draw, blocks.block_forward, blocks.block_backward, "",
+                      lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T),
+                                    "activation": c.activation})
+
+
+@st.composite
+def gpt(draw):
+    config, seed = draw(configs()), draw(SEEDS)
+    rng = np.random.default_rng(seed)
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, config.block_size))
+    idx = rng.integers(config.vocab_size, size=shape)
+    targets = rng.integers(-1, config.vocab_size, shape)
+    key = Key(seed, 11)
+
+    def forward(idx, targets, p):
+        logits, cache = gpt_forward(idx, p, config, key)
+        loss, ce = cross_entropy_forward(logits, targets)
+        return loss, (cache, ce, p)
+
+    def backward(dloss, cache):
+        cache, ce, p = cache
+        grads = {name: np.zeros_like(array) for name, array in p.items()}
+        gpt_backward(cross_entropy_backward(dloss, ce), cache, grads)
+        return grads
+
+    p = parameters(config.shapes(), normal(seed))
+    with kinks() as kink:
+        forward(idx, targets, p)
+    return Case(forward, backward, [idx, targets, p], vars(config), kink.far)
+
+
+class kinks:
+    """While it is entered, notes whether any number that a ReLU sees lies close to its kink."""
+
+    def __enter__(self):
+        self.far = True
+        self._before = blocks.ACTIVATIONS["relu"]
+        forward, backward = self._before
+
+        def watched(x):
+            self.far &= bool((np.abs(x) > 1e-3).all())
+            return forward(x)
+
+        blocks.ACTIVATIONS["relu"] = watched, backward
+        return self
+
+    def __exit__(self, *error):
+        blocks.ACTIVATIONS["relu"] = self._before
+
+
+CASES = {case.__name__: case for case in (
+    linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
+    mlp, self_attention, block, gpt,
+)}

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from npgpt.layers import Key, attention_backward, attention_forward, causal_mask
+
+
+def heads(seed=0, B=2, H=3, Tq=4, Tk=6, D=5):
+    n = np.random.default_rng(seed).standard_normal
+    return n((B, H, Tq, D)), n((B, H, Tk, D)), n((B, H, Tk, D))
+
+
+def plainly(q, k, v, mask):
+    """Attention as the paper writes it, one query at a time."""
+    y = np.zeros_like(q)
+    for b, h, i in np.ndindex(q.shape[:3]):
+        scores = np.array([q[b, h, i] @ key / len(key) ** 0.5 for key in k[b, h]])
+        weights = np.exp(scores) * mask[i]
+        y[b, h, i] = (weights / weights.sum()) @ v[b, h]
+    return y
+
+
+def test_matches_the_definition():
+    q, k, v = heads()
+    mask = causal_mask(np, 4, 6)
+    np.testing.assert_allclose(attention_forward(q, k, v, mask)[0], plainly(q, k, v, mask))
+
+
+def test_causal_mask_puts_the_queries_last():
+    assert causal_mask(np, 2, 4).astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert causal_mask(np, 3, 3).tolist() == np.tri(3, dtype=bool).tolist()
+
+
+def test_hidden_key_has_no_influence_at_all():
+    q, k, v = heads(Tq=6)
+    mask = causal_mask(np, 6, 6)
+    before, _ = attention_forward(q, k, v, mask)
+    k[:, :, 4:], v[:, :, 4:] = 1e4, -1e4
+    after, _ = attention_forward(q, k, v, mask)
+    np.testing.assert_array_equal(before[:, :, :4], after[:, :, :4])
+    assert not np.array_equal(before[:, :, 4:], after[:, :, 4:])
+
+
+def test_query_that_sees_nothing_gives_zero_and_no_gradient():
+    q, k, v = heads()
+    mask = np.ones((4, 6), bool)
+    mask[1] = False
+    y, cache = attention_forward(q, k, v, mask)
+    assert not y[:, :, 1].any() and np.isfinite(y).all()
+    dq, dk, dv = attention_backward(np.ones_like(y), cache)
+    assert not dq[:, :, 1].any()
+    assert np.isfinite(dk).all() and np.isfinite(dv).all()
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_large_scores_do_not_overflow(size):
+    q, k, v = (x.astype(np.float32) for x in heads())
+    y, cache = attention_forward(q * size, k * size, v, causal_mask(np, 4, 6))
+    assert all(np.isfinite(d).all() for d in (y, *attention_backward(np.ones_like(y), cache)))
+
+
+def test_scores_of_exactly_zero_are_not_taken_for_hidden():
+    _, k, v = heads(Tq=6)
+    y, _ = attention_forward(np.zeros_like(k), k, v, causal_mask(np, 6, 6))
+    np.testing.assert_allclose(y[:, :, 3], v[:, :, :4].mean(2))
+
+
+def test_each_head_and_sequence_is_on_its_own():
+    q, k, v = heads()
+    y, _ = attention_forward(q, k, v)
+    alone, _ = attention_forward(q[1:, 2:], k[1:, 2:], v[1:, 2:])
+    np.testing.assert_allclose(y[1:, 2:], alone)
+
+
+def test_dropout_drops_the_probabilities_not_the_values():
+    q, k, v = heads(Tk=50)
+    p = 0.5
+    y, cache = attention_forward(q, k, np.ones_like(v), None, p, Key(1, 1))
+    # Of values that are all 1, what is left is the sum of the kept probabilities, scaled up.
+    att, kept = cache[4], cache[5]
+    np.testing.assert_allclose(y[..., 0], kept.sum(-1))
+    assert set(np.unique((kept / att).round(9))) == {0.0, 2.0}

@@ -1,0 +1,26 @@
+import numpy as np
+
+from npgpt.layers import linear_backward, linear_forward
+
+
+def test_one_token_by_hand():
+    x, w, b = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0, 1.0], [4.0, 5.0, 1.0]]), np.arange(3.0)
+    y, cache = linear_forward(x, w, b)
+    assert y.tolist() == [[11.0, 11.0, 5.0]]
+    dx, dw, db = linear_backward(np.array([[1.0, 0.0, 2.0]]), cache)
+    assert dx.tolist() == [[5.0, 6.0]]
+    assert dw.tolist() == [[1.0, 0.0, 2.0], [2.0, 0.0, 4.0]]
+    assert db.tolist() == [1.0, 0.0, 2.0]
+
+
+def test_without_bias_there_is_no_gradient_of_it():
+    y, cache = linear_forward(np.ones((2, 3)), np.ones((3, 4)))
+    assert y.shape == (2, 4)
+    assert linear_backward(y, cache)[2] is None
+
+
+def test_leading_axes_are_tokens():
+    rng = np.random.default_rng(0)
+    x, w, b = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 5)), rng.standard_normal(5)
+    np.testing.assert_allclose(linear_forward(x, w, b)[0], np.einsum("bti,io->bto", x, w) + b)
+    np.testing.assert_allclose(linear_forward(x[0, 0], w, b)[0], x[0, 0] @ w + b)

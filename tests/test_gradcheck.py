@@ -1,0 +1,117 @@
+"""The checker itself: it must reject what is wrong, and say which argument."""
+
+import numpy as np
+import pytest
+
+from npgpt.gradcheck import GradientError, check_gradients
+
+
+def square(x):
+    return x * x, (x,)
+
+
+def product(a, b):
+    return a * b, (a, b)
+
+
+@pytest.mark.parametrize("method", ["complex", "central"])
+def test_right_gradient_passes_and_its_error_is_reported(method):
+    report = check_gradients(square, lambda dy, cache: 2 * cache[0] * dy, [np.ones(3)],
+                             method=method)
+    assert report.directions == 2
+    assert report.errors.keys() == {"x"}
+    assert report.error < 1e-7
+
+
+@pytest.mark.parametrize("method", ["complex", "central"])
+def test_wrong_factor_is_found_and_the_argument_named(method):
+    with pytest.raises(GradientError, match=r"gradient of x \(3,\) is wrong: expected .* found"):
+        check_gradients(square, lambda dy, cache: 3 * cache[0] * dy, [np.ones(3)], method=method)
+
+
+def test_complex_step_sees_one_part_in_ten_billion():
+    with pytest.raises(GradientError):
+        check_gradients(square, lambda dy, cache: (2 + 1e-10) * cache[0] * dy, [np.ones(3)])
+
+
+def test_gradients_in_the_wrong_order_are_found():
+    a, b = np.array([1.0, 2.0]), np.array([3.0, 5.0])
+    check_gradients(product, lambda dy, cache: (dy * cache[1], dy * cache[0]), [a, b])
+    with pytest.raises(GradientError, match="gradient of a"):
+        check_gradients(product, lambda dy, cache: (dy * cache[0], dy * cache[1]), [a, b])
+
+
+def test_gradient_that_is_no_number_is_found():
+    with pytest.raises(GradientError, match="nan"):
+        check_gradients(square, lambda dy, cache: np.full(3, np.nan), [np.ones(3)])
+
+
+def test_gradient_of_zero_where_there_is_one_is_found():
+    with pytest.raises(GradientError):
+        check_gradients(square, lambda dy, cache: np.zeros(3), [np.ones(3)])
+
+
+def test_gradient_of_another_shape_is_found():
+    with pytest.raises(GradientError, match="has the shape"):
+        check_gradients(square, lambda dy, cache: (2 * cache[0] * dy).sum(), [np.ones(3)])
+
+
+def test_missing_gradient_is_found():
+    with pytest.raises(GradientError, match="1 gradients for 2"):
+        check_gradients(product, lambda dy, cache: dy * cache[1], [np.ones(2), np.ones(2)])
+
+
+def test_mappings_are_checked_by_name():
+    def forward(x, p):
+        return x * p["scale"] + p["shift"], (x, p)
+
+    def backward(dy, cache, wrong=1.0):
+        x, p = cache
+        return dy * p["scale"], {"scale": dy * x, "shift": dy * wrong}
+
+    inputs = [np.arange(3.0), {"scale": np.full(3, 2.0), "shift": np.ones(3)}]
+    assert check_gradients(forward, backward, inputs).errors.keys() == {"x", "scale", "shift"}
+    with pytest.raises(GradientError, match="gradient of shift"):
+        check_gradients(forward, lambda dy, cache: backward(dy, cache, wrong=1.1), inputs)
+    with pytest.raises(GradientError, match="differ in their names: shift"):
+        check_gradients(forward, lambda dy, cache: (dy * 2, {"scale": dy * cache[0]}), inputs)
+
+
+def test_tuples_of_outputs_are_checked_together():
+    def forward(x):
+        return (x * 2, x * x), (x,)
+
+    def backward(dy, cache):
+        return 2 * dy[0] + 2 * cache[0] * dy[1]
+
+    check_gradients(forward, backward, [np.arange(4.0)])
+    with pytest.raises(GradientError):
+        check_gradients(forward, lambda dy, cache: 2 * dy[0], [np.arange(4.0)])
+
+
+def test_whole_numbers_are_left_out():
+    def forward(idx, w):
+        return w[idx], (idx, w.shape)
+
+    def backward(dy, cache):
+        dw = np.zeros(cache[1])
+        np.add.at(dw, cache[0], dy)
+        return dw
+
+    inputs = [np.array([0, 2, 2]), np.arange(6.0).reshape(3, 2)]
+    assert check_gradients(forward, backward, inputs).errors.keys() == {"w"}
+
+
+def test_gradient_that_is_zero_in_truth_passes():
+    """Softmax does not change when its logits move together."""
+    def forward(shift):
+        z = np.exp(np.arange(4.0) + shift)
+        return z / z.sum(), ()
+
+    check_gradients(forward, lambda dy, cache: np.zeros(1), [np.ones(1)])
+    check_gradients(forward, lambda dy, cache: np.zeros(1), [np.ones(1)], method="central")
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="method must be one of complex, central"):
+        check_gradients(square, None, [np.ones(1)], method="forward")
