@@ -1,20 +1,12 @@
-"""Models on disk: a directory in the format of Hugging Face's GPT-2, written whole or not at all.
+"""Models on disk: a directory in the format of Hugging Face's GPT-2.
 
     config.json          the architecture, under the names of transformers' GPT2Config
     model.safetensors    the parameters
-    SHA256SUMS           a line for each file beside it; `sha256sum -c SHA256SUMS` checks them too
 
-A directory is written under another name, flushed to disk and then renamed, so a reader sees the
-old one or the new one and nothing between. There is no pickle here: safetensors and JSON hold data
-and cannot run code.
+There is no pickle here: safetensors and JSON hold data and cannot run code. How a directory is
+written whole or not at all is told in npgpt.durable.
 """
 
-import contextlib
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +14,10 @@ import safetensors
 import safetensors.numpy
 
 from npgpt.backend import to_host
+from npgpt.durable import read_json, verify, write_json
 from npgpt.errors import UserError
 
-CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "SHA256SUMS"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 C_ATTN, C_ATTN_BIAS = "attn.c_attn.weight", "attn.c_attn.bias"
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 
@@ -35,44 +28,6 @@ FIXED = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
-
-
-@contextlib.contextmanager
-def atomic_directory(target):
-    """A temporary directory to write into; it becomes `target` when the block ends without error.
-
-    Raises UserError if there is a file where the directory should be.
-    """
-    target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, and a directory is to be written there")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)             # mkdtemp's is for its owner alone
-        _seal(temporary)
-        replaced = None
-        if target.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.rename(replaced / target.name)
-        temporary.rename(target)
-        _flush(target.parent)
-        if replaced:
-            shutil.rmtree(replaced)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def write_text(path, text):
-    """Replace a small file: its old text or its new one is there at any moment."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
-    _flush(path.parent)
 
 
 def write_tensors(path, arrays):
@@ -102,37 +57,6 @@ def read_tensors(path, shapes, canonical=lambda name: name):
         raise UserError(f"{path} is damaged, or no safetensors file: {error}") from error
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-
-
-def read_json(path):
-    """Read a JSON object. Raises UserError if there is none."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, or no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return value
-
-
-def write_json(path, value):
-    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def verify(directory):
-    """Compare every file with its recorded hash. Raises UserError that names the first damaged one.
-    A directory without hashes, as others write it, passes."""
-    directory = Path(directory)
-    if not (directory / SUMS).exists():
-        return
-    for line in (directory / SUMS).read_text(encoding="utf-8").splitlines():
-        recorded, _, name = line.partition("  ")
-        if not (directory / name).is_file():
-            raise UserError(f"{directory / name} is missing")
-        if _sha256(directory / name) != recorded:
-            raise UserError(f"{directory / name} is damaged: it is not what was written")
 
 
 def write_model(folder, model):
@@ -238,28 +162,3 @@ def _compare(path, found, expected):
     for name in found:
         if name not in expected:
             raise UserError(f"{path}: {name} is unknown")
-
-
-def _seal(folder):
-    """Record the hash of every file and flush all of it to disk."""
-    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-    for path in (*files, folder / SUMS):
-        path.chmod(0o644)                  # safetensors makes files for their owner alone
-        _flush(path)
-    _flush(folder)
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path):
-    """Return when a file, or a directory's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

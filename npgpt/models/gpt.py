@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import array_module, get_device
+from npgpt.durable import atomic_directory
 from npgpt.errors import UserError
 from npgpt.layers import (
     causal_mask,
@@ -192,7 +193,7 @@ class GPT:
     def save_pretrained(self, directory):
         """Write a model directory that Hugging Face's transformers can open. Whole or not at all:
         what stood there before is replaced only when the new one is complete."""
-        with checkpoint.atomic_directory(directory) as folder:
+        with atomic_directory(directory) as folder:
             checkpoint.write_model(folder, self)
 
     @classmethod

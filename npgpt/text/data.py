@@ -74,7 +74,7 @@ def read_text(path):
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}") from None
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8").removeprefix("\ufeff")      # the byte-order mark
     except UnicodeDecodeError as error:
         found = f"byte {error.start} is {data[error.start]:#04x}"
         raise UserError(f"{path} is not UTF-8: {found}") from None

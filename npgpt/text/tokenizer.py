@@ -18,7 +18,7 @@ class CharTokenizer:
     """Characters <-> whole numbers: a character's id is its place in the sorted alphabet."""
 
     def __init__(self, alphabet):
-        """alphabet: text or list with every character to know. Sorted and freed of repetitions."""
+        """alphabet: a text with every character to know, in any order, as often as you like."""
         self.characters = "".join(sorted(set(alphabet)))
         self._codes = _codes(self.characters)                     # (V,), sorted
 
@@ -83,12 +83,14 @@ class CharTokenizer:
             model = json.loads(path.read_text(encoding="utf-8"))["model"]
             vocab, merges = model["vocab"], model["merges"]
             characters = sorted(vocab, key=vocab.get)
+            ids = [vocab[character] for character in characters]
         except FileNotFoundError:
             raise UserError(f"{path} is missing: the model's tokens have no text") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged, or no tokenizer: {error!r}") from error
-        tokenizer = cls(characters)
-        if merges or tokenizer.characters != "".join(characters):
+        tokenizer = cls("".join(characters))
+        is_ours = list(tokenizer.characters) == characters and ids == list(range(len(ids)))
+        if merges or not ids or not is_ours:
             raise UserError(f"{path} is no tokenizer of characters, and npgpt reads no other yet")
         return tokenizer
 

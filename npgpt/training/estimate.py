@@ -19,10 +19,11 @@ def memory_needed(model, training):
     attention = model.n_head * T * (1 + dropped)        # a row of it for each token
     mlp = 4 * C * (3 if model.activation == "gelu" else 1)
     block = 10 * C + attention + mlp + (0.5 * C if model.dropout else 0)
-    head = 3 * V + 4 * C                                # probabilities and their gradient
+    head = 2 * V + 8 * C                                # probabilities and their gradient
+    passing = max(V, 12 * C)                            # what a backward makes and drops again
     tokens = training.batch_size * T
     parameters = 4 * count(model.shapes())
-    return int(FLOAT * (parameters + tokens * (model.n_layer * block + head + 4 * C)))
+    return int(FLOAT * (parameters + tokens * (model.n_layer * block + head + passing)))
 
 
 def check_memory(needed, device):

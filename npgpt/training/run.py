@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
 from npgpt.errors import UserError
 from npgpt.models import checkpoint
 from npgpt.text.tokenizer import CharTokenizer
@@ -41,8 +42,9 @@ class Run:
                 n += 1
             out_dir = OUT / (name if n == 1 else f"{name}-{n}")
         run = cls(out_dir)
-        if out_dir.exists() and not out_dir.is_dir():
-            raise UserError(f"{out_dir} is a file; --out-dir takes a directory")
+        for path in (out_dir, *out_dir.parents):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file; --out-dir takes a directory")
         if run._files() and not overwrite:
             raise UserError(f"{out_dir} holds a run already; --resume goes on with it, --overwrite "
                             "replaces it, another --out-dir keeps both")
@@ -71,7 +73,7 @@ class Run:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / which} cannot be read: {error}") from None
         path = self.path / name
-        if Path(name).name != name or not path.is_dir():
+        if not name or Path(name).name != name or not path.is_dir():
             raise UserError(f"{self.path / which} names {name!r}, and there is no such checkpoint")
         return path
 
@@ -85,20 +87,20 @@ class Run:
         metrics = self.path / METRICS
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        checkpoint.write_text(metrics, "".join(line + "\n" for line in kept))
+        write_text(metrics, "".join(line + "\n" for line in kept))
 
     def save(self, model, tokenizer, optimizer, state, *, is_best):
         """Write checkpoint-STEP and let `latest` name it, and `best` if it is. state: dict with at
         least "step", for JSON."""
         target = self.path / f"checkpoint-{state['step']}"
-        with checkpoint.atomic_directory(target) as folder:
+        with atomic_directory(target) as folder:
             checkpoint.write_model(folder, model)
             checkpoint.write_tensors(folder / TENSORS, optimizer.state)
-            checkpoint.write_json(folder / STATE, state)
+            write_json(folder / STATE, state)
             tokenizer.save(folder)
-        checkpoint.write_text(self.path / "latest", target.name + "\n")
+        write_text(self.path / "latest", target.name + "\n")
         if is_best or not (self.path / "best").exists():
-            checkpoint.write_text(self.path / "best", target.name + "\n")
+            write_text(self.path / "best", target.name + "\n")
         kept = {self.checkpoint("latest"), self.checkpoint("best")}
         for path in self.path.glob("checkpoint-*"):
             if path not in kept:
@@ -107,8 +109,8 @@ class Run:
     def load_state(self):
         """-> state, tokenizer, path of the latest checkpoint."""
         path = self.checkpoint("latest")
-        checkpoint.verify(path)
-        return checkpoint.read_json(path / STATE), CharTokenizer.load(path), path
+        verify(path)
+        return read_json(path / STATE), CharTokenizer.load(path), path
 
     def log(self, **values):
         """Append a line to metrics.jsonl."""

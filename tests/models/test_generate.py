@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from npgpt import GPT, GPTConfig, UserError
+from npgpt.models.generate import KVCache, Sampling, _draw, probabilities, stream
+
+CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    model = GPT(CONFIG, dtype="float64")
+    model.params.flat[...] = np.random.default_rng(0).standard_normal(model.params.flat.size) * 0.4
+    return model
+
+
+def test_logits_with_the_cache_are_those_of_the_full_forward(gpt):
+    idx = np.random.default_rng(1).integers(13, size=(3, 8))
+    full = gpt.logits(idx)
+    for first in range(1, 8):
+        kv = KVCache(CONFIG.n_layer, CONFIG.block_size)
+        np.testing.assert_allclose(gpt.logits(idx[:, :first], kv), full[:, :first], atol=1e-12)
+        for t in range(first, 8):
+            new = gpt.logits(idx[:, t:t + 1], kv)
+            np.testing.assert_allclose(new[:, 0], full[:, t], atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 12])     # of the prompt; the context holds 8
+def test_text_is_that_of_the_full_forward_across_the_edge_of_the_context(gpt, length):
+    prompt = np.random.default_rng(2).integers(13, size=(2, length))
+    draws = [np.random.default_rng([5, row]) for row in range(2)]
+    idx = prompt
+    for _ in range(20):
+        probs = probabilities(gpt.logits(idx[:, -8:])[:, -1])
+        new = _draw(probs, np.array([draw.random() for draw in draws]))
+        idx = np.concatenate([idx, new[:, None]], axis=1)
+    written = gpt.generate(prompt, 20, seed=5)
+    assert written.tolist() == idx[:, length:].tolist()
+
+
+def test_temperature_zero_takes_the_likeliest(gpt):
+    idx = np.array([[1, 2, 3]])
+    for token in gpt.generate(idx, 5, temperature=0)[0]:
+        assert token == gpt.logits(idx[:, -8:])[0, -1].argmax()
+        idx = np.append(idx, [[token]], axis=1)
+
+
+def test_same_seed_same_text_and_none_for_another_each_time(gpt):
+    idx = np.array([[1]])
+    assert gpt.generate(idx, 30, seed=1).tolist() == gpt.generate(idx, 30, seed=1).tolist()
+    assert gpt.generate(idx, 30, seed=1).tolist() != gpt.generate(idx, 30, seed=2).tolist()
+    assert gpt.generate(idx, 30).tolist() != gpt.generate(idx, 30).tolist()
+
+
+def test_row_does_not_depend_on_the_other_rows(gpt):
+    two = gpt.generate(np.array([[1, 2], [3, 4]]), 20, seed=3)
+    assert two[:1].tolist() == gpt.generate(np.array([[1, 2]]), 20, seed=3).tolist()
+    same = gpt.generate(np.array([[1, 2], [1, 2]]), 20, seed=3)
+    assert same[0].tolist() != same[1].tolist()
+
+
+def test_stream_yields_token_by_token(gpt):
+    steps = list(stream(gpt, [[1, 2]], Sampling(6, seed=4)))
+    assert np.stack(steps, 1).tolist() == gpt.generate([[1, 2]], 6, seed=4).tolist()
+
+
+def test_nothing_to_write_is_an_empty_text(gpt):
+    assert gpt.generate([[1, 2]], 0).shape == (1, 0)
+
+
+LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]]))
+
+
+def test_temperature_sharpens():
+    np.testing.assert_allclose(probabilities(LOGITS), [[0.1, 0.4, 0.2, 0.3]])
+    squares = np.array([[0.01, 0.16, 0.04, 0.09]])
+    np.testing.assert_allclose(probabilities(LOGITS, 0.5), squares / squares.sum())
+
+
+def test_tiny_temperature_is_finite():
+    assert probabilities(LOGITS * 1e6, 1e-300).tolist() == [[0, 1, 0, 0]]
+
+
+def test_top_k_keeps_the_k_likeliest():
+    np.testing.assert_allclose(probabilities(LOGITS, top_k=2), [[0, 4 / 7, 0, 3 / 7]])
+    np.testing.assert_allclose(probabilities(LOGITS, top_k=99), [[0.1, 0.4, 0.2, 0.3]])
+    assert (probabilities(np.zeros((1, 5)), top_k=3) > 0).sum() == 3         # of equals, too
+
+
+@pytest.mark.parametrize(("p", "kept"), [
+    (0.05, [1]), (0.39, [1]), (0.5, [1, 3]), (0.75, [1, 2, 3]), (0.95, [0, 1, 2, 3]),
+    (1.0, [0, 1, 2, 3]),
+])
+def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
+    probs = probabilities(LOGITS, top_p=p)
+    assert np.flatnonzero(probs).tolist() == kept
+    assert probs.sum() == pytest.approx(1)
+
+
+def test_top_k_comes_before_top_p():
+    # Of the two likeliest, 4/7 and 3/7, the first alone reaches 0.5.
+    assert probabilities(LOGITS, top_k=2, top_p=0.5).tolist() == [[0, 1, 0, 0]]
+
+
+def test_draws_follow_the_probabilities():
+    probs = np.repeat([[0.1, 0.0, 0.6, 0.3]], 20_000, axis=0)
+    drawn = _draw(probs, np.random.default_rng(0).random(20_000))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, probs[0], atol=0.015)
+    assert _draw(probs[:2], np.array([0.0, 1 - 2**-53])).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ({"temperature": -1}, "temperature must be a number, at least 0"),
+    ({"temperature": float("nan")}, "temperature must be a number"),
+    ({"top_k": 0}, "top_k must be a whole number, at least 1"),
+    ({"top_p": 0.0}, "top_p must be a number, above 0, at most 1"),
+    ({"top_p": 1.1}, "top_p must be"), ({"max_new_tokens": -1}, "max_new_tokens must be"),
+])
+def test_sampling_that_cannot_be_is_refused(gpt, option, message):
+    with pytest.raises(UserError, match=message):
+        gpt.generate([[1]], **{"max_new_tokens": 1} | option)
+
+
+@pytest.mark.parametrize("idx", [[[]], [1, 2]])
+def test_prompt_without_tokens_is_refused(gpt, idx):
+    with pytest.raises(UserError, match="at least one token"):
+        gpt.generate(np.array(idx, int), 3)

@@ -1,0 +1,204 @@
+import math
+
+import numpy as np
+import pytest
+
+from npgpt import GPT, GPTConfig, UserError
+from npgpt.backend import get_device
+from npgpt.layers import Key
+from npgpt.training.optim import AdamW
+
+SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+VARIANTS = [
+    {}, {"tie_weights": False}, {"attn_bias": False}, {"head_bias": True},
+    {"activation": "relu", "tie_weights": False, "attn_bias": False, "head_bias": True},
+]
+
+
+def model(dtype="float32", seed=1, **options):
+    return GPT(GPTConfig(**SMALL | options), seed=seed, dtype=dtype)
+
+
+def batch(rows=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(11, size=(rows, 8)), rng.integers(11, size=(rows, 8))
+
+
+def apart(a, b):
+    """The largest difference, relative to the largest number."""
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def test_future_token_leaves_past_logits_unchanged():
+    gpt, (idx, _) = model(), batch()
+    before = gpt.logits(idx)
+    idx[:, 5] = (idx[:, 5] + 1) % 11
+    after = gpt.logits(idx)
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(-1).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_initial_loss_is_that_of_guessing(variant):
+    gpt = GPT(GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64, **variant))
+    rng = np.random.default_rng(0)
+    loss = gpt.loss(rng.integers(65, size=(32, 32)), rng.integers(65, size=(32, 32)))
+    assert loss == pytest.approx(math.log(65), rel=0.02)
+
+
+def train(gpt, steps, rate, idx, targets):
+    optimizer = AdamW(gpt.params, gpt.device, 0.9, 0.99, 0.0)
+    for t in range(1, steps + 1):
+        _, grads = gpt.loss_and_grads(idx, targets)
+        optimizer.step(gpt.params, grads, rate, np.float64(1.0), t)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_batch_is_learnt_by_heart(variant):
+    gpt, (idx, targets) = model(**variant, n_embd=32), batch()
+    train(gpt, 150, 1e-2, idx, targets)
+    assert gpt.loss(idx, targets) < 0.05
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_moves_in_one_step(variant):
+    gpt, (idx, targets) = model(**variant), batch()
+    before = {name: array.copy() for name, array in gpt.params.items()}
+    train(gpt, 1, 1e-2, idx, targets)
+    assert [n for n in before if np.array_equal(before[n], gpt.params[n])] == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_bear_the_names_and_shapes_of_the_parameters(variant):
+    gpt, (idx, targets) = model(**variant), batch()
+    _, grads = gpt.loss_and_grads(idx, targets)
+    assert {n: g.shape for n, g in grads.items()} == {n: w.shape for n, w in gpt.params.items()}
+    assert gpt.config.shapes() == {n: w.shape for n, w in gpt.params.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtype_of_the_parameters_is_that_of_everything(dtype):
+    gpt, (idx, targets) = model(dtype, dropout=0.2), batch()
+    loss, grads = gpt.loss_and_grads(idx, targets, Key(1, 2))
+    assert {gpt.logits(idx).dtype, loss.dtype, grads.flat.dtype, gpt.params.flat.dtype} == {
+        np.dtype(dtype)}
+
+
+def test_evaluation_drops_nothing():
+    gpt, (idx, targets) = model(dropout=0.5), batch()
+    without = GPT(GPTConfig(**SMALL), seed=1)
+    assert gpt.loss(idx, targets) == gpt.loss(idx, targets) == without.loss(idx, targets)
+    assert gpt.loss_and_grads(idx, targets, Key(1, 1))[0] != gpt.loss(idx, targets)
+
+
+def test_same_key_drops_the_same_and_another_step_drops_other():
+    gpt, (idx, targets) = model(dropout=0.5), batch()
+    first, again, other = (gpt.loss_and_grads(idx, targets, Key(1, step)) for step in (1, 1, 2))
+    assert first[0] == again[0] and first[0] != other[0]
+    np.testing.assert_array_equal(first[1].flat, again[1].flat)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
+    """With dropout, and with ignored targets spread unevenly over the parts."""
+    gpt, (idx, targets) = model("float64", dropout=0.3), batch(8)
+    targets[:3, 2:] = -1
+    count = (targets >= 0).sum()
+    whole, expected = gpt.loss_and_grads(idx, targets, Key(1, 5))
+    grads, rows, losses = gpt.params.on(np.zeros_like(gpt.params.flat)), 8 // parts, []
+    for row in range(0, 8, rows):
+        part = slice(row, row + rows)
+        loss, _ = gpt.loss_and_grads(idx[part], targets[part], Key(1, 5, row), grads, count)
+        losses.append(loss)
+    assert sum(losses) == pytest.approx(whole, rel=1e-12)
+    assert apart(grads.flat, expected.flat) < 1e-12
+
+
+def test_into_adds_to_what_is_there():
+    gpt, (idx, targets) = model("float64"), batch()
+    _, once = gpt.loss_and_grads(idx, targets)
+    twice = gpt.params.on(once.flat.copy())
+    _, same = gpt.loss_and_grads(idx, targets, into=twice)
+    assert same is twice
+    assert apart(twice.flat, 2 * once.flat) < 1e-14
+
+
+def test_tied_head_is_the_embedding_itself():
+    gpt, (idx, targets) = model("float64"), batch()
+    assert "lm_head.weight" not in gpt.params
+    untied = GPT(GPTConfig(**SMALL, tie_weights=False), dtype="float64",
+                 values=[*gpt.params.items(), ("lm_head.weight", gpt.params["wte.weight"])])
+    loss, grads = gpt.loss_and_grads(idx, targets)
+    loss_apart, grads_apart = untied.loss_and_grads(idx, targets)
+    assert loss == loss_apart
+    both = grads_apart["wte.weight"] + grads_apart["lm_head.weight"]
+    assert apart(grads["wte.weight"], both) < 1e-14
+    assert all(np.abs(grads_apart[n]).max() > 1e-3 for n in ("wte.weight", "lm_head.weight"))
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    assert np.array_equal(model().params.flat, model().params.flat)
+    assert not np.array_equal(model().params.flat, model(seed=2).params.flat)
+    tied, untied = model(), model(tie_weights=False, head_bias=True)
+    assert all(np.array_equal(tied.params[n], untied.params[n]) for n in tied.params)
+
+
+def test_initial_weights_are_those_of_gpt2():
+    p = GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128)).params
+    for name, array in p.items():
+        if name.endswith("bias"):
+            assert not array.any()
+        elif array.ndim == 1:
+            assert (array == 1).all()
+        else:
+            std = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02     # √(2 * 8) = 4
+            assert array.std() == pytest.approx(std, rel=0.05)
+            assert abs(array.mean()) < 5 * std / array.size**0.5
+
+
+def test_number_of_parameters_of_gpt2():
+    shapes = GPTConfig().shapes()
+    assert sum(math.prod(shape) for shape in shapes.values()) == 124_439_808
+
+
+def test_lists_are_taken_as_token_ids():
+    assert model().logits([[1, 2, 3]]).shape == (1, 3, 11)
+
+
+@pytest.mark.parametrize(("idx", "message"), [
+    ([[0, 11]], "must lie in 0..10"), ([[-1, 3]], "must lie in 0..10"), ([[0.5]], "whole numbers"),
+    ([1, 2, 3], "whole numbers"), ([[0] * 9], "9 tokens are more than the context of 8"),
+])
+def test_token_ids_that_cannot_be_are_refused(idx, message):
+    with pytest.raises(UserError, match=message):
+        model().logits(idx)
+
+
+def test_target_of_minus_two_is_refused():
+    with pytest.raises(UserError, match=r"must lie in -1\.\.10"):
+        model().loss([[1]], [[-2]])
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ({"n_layer": 0}, "n_layer must be a whole number, at least 1"),
+    ({"n_layer": 1.5}, "n_layer must be a whole number"),
+    ({"n_layer": True}, "n_layer must be a whole number"),
+    ({"n_embd": 15}, "n_embd must be a multiple of n_head"),
+    ({"dropout": 1.0}, "dropout must be a number, at least 0, below 1"),
+    ({"dropout": math.nan}, "dropout must be a number"),
+    ({"activation": "tanh"}, "activation must be one of gelu, relu"),
+])
+def test_architecture_that_cannot_be_is_refused(option, message):
+    with pytest.raises(UserError, match=message):
+        GPTConfig(**SMALL | option)
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(UserError, match="dtype must be float32 or float64"):
+        model("float16")
+
+
+def test_empty_batch_has_no_logits():
+    gpt = model()
+    assert gpt.logits(np.empty((0, 4), int)).shape == (0, 4, 11)
+    assert gpt.device is get_device("cpu")

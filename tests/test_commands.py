@@ -1,0 +1,274 @@
+"""The commands as a person runs them: processes, with their output, exit status and files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
+        "--eval-iters=2", "--log-interval=5", "--eval-interval=10"]
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
+ENVIRONMENT = {
+    **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100",
+    "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",      # no network
+}
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A directory to work in, with a small text."""
+    (tmp_path / "fox.txt").write_text(TEXT)
+    return tmp_path
+
+
+def run(home, *words, script="train.py"):
+    return subprocess.run([sys.executable, str(ROOT / script), *words], cwd=home, env=ENVIRONMENT,
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def train(home, *words):
+    result = run(home, "--data=fox.txt", *TINY, *words)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    return result.stdout
+
+
+def tensors(checkpoint):
+    """Parameters and what the optimiser remembers."""
+    return load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "training.safetensors")
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def everything(home):
+    return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+
+
+def test_training_tells_writes_and_can_be_sampled(home):
+    output = train(home, "--max-iters=20")
+    assert re.search(r"npgpt +config laptop on CPU", output)
+    assert re.search(r"data +fox\.txt: 1,760 characters, 28 of them distinct", output)
+    assert re.search(r"sha256 +[0-9a-f]{64}\n", output)
+    assert re.search(r"model +0\.00 M parameters: 1 layers, 2 heads, 16 channels, context 16", output)
+    assert re.search(r"memory +about .* [KM]B", output) and re.search(r"time +about", output)
+    assert len(re.findall(r"^step \d+/20  train \d\.\d{4}  val \d\.\d{4}$", output, re.M)) == 3
+    assert "\x1b" not in output                       # no colours where there is no terminal
+    assert output.endswith("to read what it writes: npgpt sample --out-dir out/laptop\n")
+
+    lines = metrics(home / "out/laptop")
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [5, 10, 15, 20]
+    assert all(line.keys() == {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second",
+                               "seconds"} for line in logged)
+    evaluated = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 10, 20]
+    assert all(line["train_loss"] > 0 for line in evaluated)
+    assert evaluated[-1]["val_loss"] < evaluated[0]["val_loss"] < 3.5
+    assert lines[-1]["whole_val_loss"] == pytest.approx(evaluated[-1]["val_loss"], rel=0.05)
+
+    options = ["--prompt", "the qu", "--max-new-tokens=30", "--seed=1", "--top-k=5"]
+    sample = run(home, *options, "--num-samples=2", script="sample.py")
+    assert sample.returncode == 0
+    first, second = sample.stdout.removesuffix("\n").split("\n" + "-" * 40 + "\n")
+    assert first.startswith("the qu") and second.startswith("the qu") and first != second
+    assert len(first) == len(second) == 36
+    again = run(home, *options, "--out-dir", "out/laptop", script="sample.py")
+    assert again.stdout == first + "\n"
+
+
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home):
+    options = ["--dropout=0.2", "--grad-accum=2", "--lr-decay-iters=20"]
+    train(home, *options, "--max-iters=20", "--out-dir=whole")
+    train(home, *options, "--max-iters=7", "--out-dir=parts")
+    result = run(home, "--resume", "--max-iters=20", "--out-dir=parts")
+    assert result.returncode == 0, result.stderr
+    whole, parts = (tensors(home / name / "checkpoint-20") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if whole[name].tobytes() != parts[name].tobytes()] == []
+    losses = [[(m["step"], m["loss"]) for m in metrics(home / name) if "loss" in m]
+              for name in ("whole", "parts")]
+    assert dict(losses[1]).items() <= dict(losses[0]).items()
+
+
+def test_same_seed_same_bits_and_another_seed_others(home):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(home, "--max-iters=5", f"--seed={seed}", f"--out-dir={name}")
+    a, b, c = ((home / name / "checkpoint-5/model.safetensors").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+def test_accumulated_run_is_that_of_the_large_batch(home):
+    options = ["--max-iters=10", "--dropout=0.3", "--learning-rate=1e-3"]
+    train(home, *options, "--batch-size=8", "--out-dir=one")
+    train(home, *options, "--batch-size=2", "--grad-accum=4", "--out-dir=four")
+    one, four = (load_file(home / n / "checkpoint-10/model.safetensors") for n in ("one", "four"))
+    difference = max(np.abs(one[name] - four[name]).max() for name in one)
+    assert difference < 2e-5
+
+
+def test_finished_run_can_be_extended_and_the_next_stands_beside_it(home):
+    train(home, "--max-iters=10")
+    finished = run(home, "--resume")
+    assert finished.returncode == 2
+    assert finished.stderr == ("train.py: the run in out/laptop has done its 10 steps; a larger "
+                               "--max-iters goes on\n")
+    assert run(home, "--resume", "--max-iters=15").returncode == 0
+    assert (home / "out/laptop/latest").read_text() == "checkpoint-15\n"
+    train(home, "--max-iters=5")
+    assert (home / "out/laptop-2/latest").read_text() == "checkpoint-5\n"
+    assert (home / "out/laptop/latest").read_text() == "checkpoint-15\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_stops_after_saving_and_the_run_goes_on(home, number, status):
+    words = ["--data=fox.txt", *TINY, "--max-iters=1000000", "--eval-interval=1000000",
+             "--warmup-iters=2", "--out-dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(ROOT / "train.py"), *words], cwd=home, env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    while not process.stdout.readline().startswith("step 0/"):
+        pass
+    while "loss" not in (home / "run/metrics.jsonl").read_text().splitlines()[-1].split('"')[5]:
+        assert process.poll() is None
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (status, "")
+    step = int(re.search(r"stopped at step (\d+); to go on: npgpt train --resume --out-dir run",
+                         output)[1])
+    assert (home / "run/latest").read_text() == f"checkpoint-{step}\n"
+    resumed = run(home, "--resume", "--out-dir=run", f"--max-iters={step + 3}")
+    assert resumed.returncode == 0
+    assert (home / "run/latest").read_text() == f"checkpoint-{step + 3}\n"
+
+
+def test_live_bar_in_a_terminal(home):
+    """`script` runs a command in a terminal of its own."""
+    words = [sys.executable, str(ROOT / "train.py"), "--data=fox.txt", *TINY, "--max-iters=10"]
+    result = subprocess.run(["script", "-qec", " ".join(words), "/dev/null"], cwd=home,
+                            env=ENVIRONMENT | {"TERM": "xterm-256color"}, capture_output=True,
+                            text=True, stdin=subprocess.DEVNULL)
+    assert result.returncode == 0
+    assert re.search(r"10/10.*tokens/s", result.stdout)
+    assert "\x1b[" in result.stdout
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--data=nowhere.txt", "there is no text 'nowhere.txt'"),
+    ("--data=.", ". is a directory"),
+    ("--data=empty.txt", "empty.txt is empty"),
+    ("--data=latin1.txt", "latin1.txt is not UTF-8: byte 3 is 0xe9"),
+    ("--data=fox.txt --block-size=5000", "the text is too short"),
+    ("--data=shakespeare", "data/tinyshakespeare.txt is not there and cannot be downloaded"),
+    ("--n-layer=0", "n_layer must be a whole number, at least 1"),
+    ("--n-embd=10 --n-head=3", "n_embd must be a multiple of n_head"),
+    ("--learning-rate=nan", "learning_rate must be a number"),
+    ("--n-layers=3", "unknown argument '--n-layers'; did you mean '--n-layer'?"),
+    ("--config=broken.toml", "broken.toml is no TOML"),
+    ("--data=fox.txt --n-embd=100000 --n-layer=1000", "training needs about"),
+    ("--resume", "there is no run under out/"),
+    ("--resume --out-dir=nowhere", "there is no directory nowhere"),
+    ("--data=fox.txt --out-dir=fox.txt", "fox.txt is a file"),
+    ("--device=gpu", "no GPU: CuPy is not installed; run: pip install"),
+])
+def test_bad_input_is_one_line_status_2_and_nothing_written(home, words, message):
+    if "--device=gpu" in words and _has_cupy():
+        pytest.skip("CuPy is installed here; its messages have tests of their own")
+    (home / "empty.txt").touch()
+    (home / "latin1.txt").write_bytes("café".encode("latin-1"))
+    (home / "broken.toml").write_text("n_layer =")
+    before = everything(home)
+    result = run(home, *words.split())
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"train.py: {message}") and result.stderr.count("\n") == 1
+    assert everything(home) == before
+
+
+def _has_cupy():
+    import importlib.util
+
+    return importlib.util.find_spec("cupy") is not None
+
+
+def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
+    train(home, "--max-iters=5", "--out-dir=run")
+    before = {path: (home / path).read_bytes() for path in everything(home) if (home / path).is_file()}
+    (home / "other.txt").write_text(TEXT + "more\n")
+    before["other.txt"] = (home / "other.txt").read_bytes()
+    for words, message in (
+        (["--data=fox.txt", "--out-dir=run"], "run holds a run already"),
+        (["--resume", "--out-dir=run", "--max-iters=9", "--n-embd=32"],
+         "a resumed run keeps its --n-embd of 16"),
+        (["--resume", "--out-dir=run", "--max-iters=9", "--data=other.txt"],
+         "a resumed run keeps its --data of fox.txt"),
+        (["--resume", "--out-dir=run", "--max-iters=3"], "the run in run has done its 5 steps"),
+    ):
+        result = run(home, *words)
+        assert (result.returncode, result.stdout) == (2, ""), words
+        assert result.stderr.startswith(f"train.py: {message}") and result.stderr.count("\n") == 1
+    assert {path: (home / path).read_bytes() for path in everything(home)
+            if (home / path).is_file()} == before
+    (home / "fox.txt").write_text(TEXT + "more\n")
+    result = run(home, "--resume", "--out-dir=run", "--max-iters=9")
+    assert result.stderr == "train.py: the text fox.txt is not the one that run was trained on\n"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--prompt=naïve"], "'ï', character 3 of the text, is not among the 28"),
+    (["--prompt="], "the prompt is empty"),
+    (["--temperature=-1"], "temperature must be a number, at least 0, not -1.0"),
+    (["--top-k=0"], "top_k must be a whole number, at least 1"),
+    (["--top-p=1.5"], "top_p must be a number, above 0, at most 1"),
+    (["--num-samples=0"], "num_samples must be a whole number"),
+    (["--out-dir=nowhere"], "there is no directory nowhere"),
+    (["--promt=x"], "unknown argument '--promt'; did you mean '--prompt'?"),
+])
+def test_bad_input_to_sample_is_one_line_and_status_2(home, words, message):
+    train(home, "--max-iters=5")
+    result = run(home, *words, script="sample.py")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"sample.py: {message}") and result.stderr.count("\n") == 1
+
+
+def test_reader_that_leaves_early_is_no_error(home):
+    train(home, "--max-iters=5")
+    result = subprocess.run(
+        f"{sys.executable} {ROOT / 'sample.py'} --max-new-tokens=3000 | head -c 5", shell=True,
+        cwd=home, env=ENVIRONMENT, capture_output=True, text=True,
+    )
+    assert "Traceback" not in result.stderr and "Error" not in result.stderr
+
+
+def test_divergence_ends_with_status_3_and_the_checkpoint_whole(home):
+    train(home, "--max-iters=10", "--out-dir=run")
+    state = home / "run/checkpoint-10/training.json"
+    assert json.loads(state.read_text())["step"] == 10
+    result = run(home, "--data=fox.txt", *TINY, "--learning-rate=100", "--weight-decay=100",
+                 "--warmup-iters=0", "--grad-clip=0", "--max-iters=400", "--eval-interval=400",
+                 "--out-dir=wild")
+    assert result.returncode == 3
+    assert "not finite" in result.stderr and result.stderr.splitlines()[-1].startswith("train.py:")
+    assert not (home / "wild/latest").exists()
+
+
+def test_module_runs_the_scripts(home):
+    def module(*words):
+        return subprocess.run([sys.executable, "-m", "npgpt", *words], cwd=home, env=ENVIRONMENT,
+                              capture_output=True, text=True)
+
+    assert module("train", "--data=fox.txt", *TINY, "--max-iters=5").returncode == 0
+    assert module("sample", "--prompt=fox", "--max-new-tokens=5").stdout.startswith("fox")
+    assert "train" in module().stdout
+    wrong = module("trian")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert wrong.stderr.startswith("npgpt: unknown command 'trian'")

@@ -1,0 +1,86 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from npgpt import UserError
+from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
+
+
+def write(target, text):
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text(text)
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_directory_appears_with_its_hashes_and_nothing_else(tmp_path):
+    write(tmp_path / "deep" / "m", "one")
+    assert tree(tmp_path) == ["deep", "deep/m", "deep/m/SHA256SUMS", "deep/m/a"]
+    verify(tmp_path / "deep" / "m")
+    for path in (tmp_path / "deep" / "m", *(tmp_path / "deep" / "m").iterdir()):
+        assert path.stat().st_mode & 0o044 == 0o044        # others may read it
+
+
+def test_nothing_is_seen_under_its_name_before_it_is_complete(tmp_path):
+    with atomic_directory(tmp_path / "m") as folder:
+        (folder / "a").write_text("one")
+        assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("failing", ["fsync", "rename", "second rename"])
+def test_failure_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch, failing):
+    write(tmp_path / "m", "old")
+    renames = []
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    def rename(path, target, original=Path.rename):
+        renames.append(target)
+        if failing == "rename" or (failing == "second rename" and len(renames) == 2):
+            fail()
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if failing == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "m", "new")
+    assert (tmp_path / "m" / "a").read_text() == "old"
+    assert tree(tmp_path) == ["m", "m/SHA256SUMS", "m/a"]
+
+
+def test_damage_is_found(tmp_path):
+    write(tmp_path / "m", "one")
+    (tmp_path / "m" / "a").write_text("two")
+    with pytest.raises(UserError, match="a is damaged"):
+        verify(tmp_path / "m")
+    (tmp_path / "m" / "a").unlink()
+    with pytest.raises(UserError, match="a is missing"):
+        verify(tmp_path / "m")
+    (tmp_path / "m" / "SHA256SUMS").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match="missing"):
+        verify(tmp_path / "m")
+
+
+def test_directory_without_hashes_passes(tmp_path):
+    verify(tmp_path)
+
+
+def test_text_is_replaced_whole(tmp_path):
+    write_text(tmp_path / "latest", "one\n")
+    write_text(tmp_path / "latest", "two\n")
+    assert tree(tmp_path) == ["latest"]
+    assert (tmp_path / "latest").read_text() == "two\n"
+
+
+def test_json_is_an_object_or_refused(tmp_path):
+    write_json(tmp_path / "a.json", {"é": [1.5, None]})
+    assert read_json(tmp_path / "a.json") == {"é": [1.5, None]}
+    for content in (b"[1]", b"{", b"\xff", b""):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.json"):
+            read_json(tmp_path / "a.json")

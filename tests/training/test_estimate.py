@@ -1,0 +1,73 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from npgpt import GPT, GPTConfig, UserError
+from npgpt.backend import get_device
+from npgpt.layers import Key
+from npgpt.text.data import Dataset
+from npgpt.training.config import TrainingConfig
+from npgpt.training.estimate import (
+    check_memory,
+    duration,
+    memory_needed,
+    run_seconds,
+    size,
+    step_seconds,
+)
+from npgpt.training.optim import AdamW
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"dropout": 0.1}, {"activation": "relu"}, {"vocab_size": 2000}, {"block_size": 128},
+    {"n_embd": 256, "n_layer": 1}, {"tie_weights": False, "n_head": 8},
+])
+def test_memory_is_what_a_step_takes(options):
+    """Measured: the peak of everything NumPy allocates, for the model and one step."""
+    model = GPTConfig(**{"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4,
+                         "n_embd": 128} | options)
+    training = TrainingConfig(batch_size=8)
+    rng = np.random.default_rng(0)
+    idx, targets = rng.integers(65, size=(2, 8, model.block_size))
+    tracemalloc.start()
+    gpt = GPT(model)
+    optimizer = AdamW(gpt.params, gpt.device, 0.9, 0.99, 0.1)
+    grads = gpt.params.on(np.zeros_like(gpt.params.flat))
+    gpt.loss_and_grads(idx, targets, Key(1, 1), grads)
+    optimizer.step(gpt.params, grads, 1e-3, np.float64(1), 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory_needed(model, training) == pytest.approx(peak, rel=0.1)
+
+
+def test_memory_grows_with_the_batch_and_not_with_accumulation():
+    model = GPTConfig(vocab_size=65, block_size=64, n_layer=3, n_head=4, n_embd=128)
+    small, large = (memory_needed(model, TrainingConfig(batch_size=n)) for n in (8, 16))
+    assert large > 1.5 * small
+    assert memory_needed(model, TrainingConfig(batch_size=8, grad_accum=9)) == small
+
+
+def test_more_memory_than_there_is_is_refused_with_the_knobs():
+    with pytest.raises(UserError, match=r"about 1e\+06 TB .* --batch-size .* --block-size"):
+        check_memory(10**18, get_device("cpu"))
+    check_memory(10**6, get_device("cpu"))
+
+
+def test_time_counts_steps_accumulation_and_evaluations():
+    c = TrainingConfig(max_iters=100, grad_accum=3, eval_interval=50, eval_iters=6)
+    assert run_seconds(2.0, c) == pytest.approx(2.0 * (300 + 3 * 2 * 6 / 3))
+    assert run_seconds(2.0, c, first_step=60) == pytest.approx(2.0 * (120 + 1 * 2 * 6 / 3))
+
+
+def test_trial_changes_nothing():
+    gpt = GPT(GPTConfig(vocab_size=3, block_size=4, n_layer=1, n_head=1, n_embd=4))
+    before = gpt.params.flat.copy()
+    assert step_seconds(gpt, Dataset("abc" * 50, 4, gpt.device), 5) > 0
+    np.testing.assert_array_equal(gpt.params.flat, before)
+
+
+def test_sizes_and_times_for_a_person():
+    assert [size(n) for n in (0, 999, 1500, 54_500_000, 2.5e9, 3e12)] == [
+        "0 bytes", "999 bytes", "1.5 KB", "54.5 MB", "2.5 GB", "3 TB"]
+    assert [duration(s) for s in (0.4, 59.4, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
