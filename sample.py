@@ -47,7 +47,7 @@ def sample(arguments):
         raise UserError("the prompt is empty; without --prompt the text starts from a line break")
     idx = tokenizer.start if c.prompt is None else tokenizer.encode(c.prompt)
     model = GPT.from_pretrained(directory, device=c.device)
-    print(f"{directory}, {len(model.params.flat) / 1e6:.2f} M parameters", file=sys.stderr)
+    print(f"{directory}, {model.params.flat.size:,} parameters", file=sys.stderr)
 
     for number in range(c.num_samples):
         if number:

@@ -28,7 +28,8 @@ SAMPLE_TOKENS = 200      # written at each evaluation
 def main(arguments=None):
     """Train as the command line says -> exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return run_command("train.py", lambda: train(arguments))
+    with np.errstate(all="ignore"):       # a step that overflows is counted below, not warned of
+        return run_command("train.py", lambda: train(arguments))
 
 
 def default_config(device):

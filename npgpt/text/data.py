@@ -62,17 +62,16 @@ def read_text(path):
     """The text of a UTF-8 file, as it is but for a byte-order mark. Raises UserError."""
     try:
         mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise UserError(f"{path} is a directory; --data takes a text file")
-        if not stat.S_ISREG(mode):
-            raise UserError(f"{path} is no regular file; --data takes a text file")
-        data = path.read_bytes()
+        data = path.read_bytes() if stat.S_ISREG(mode) else b""      # of a pipe there is no end
     except FileNotFoundError:
         raise UserError(
             f"there is no text {str(path)!r}: --data takes shakespeare, pydocs or a path"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:                           # ValueError: NUL in the path
         raise UserError(f"{str(path)!r} cannot be read: {error}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise UserError(f"{path} is {kind}; --data takes a text file")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")      # the byte-order mark
     except UnicodeDecodeError as error:

@@ -51,9 +51,8 @@ class Training:
             "data": f"{self.text.name}: {len(self.text.text):,} characters, "
                     f"{model.vocab_size} of them distinct",
             "sha256": self.text.sha256,
-            "model": f"{self.model.params.flat.size / 1e6:.2f} M parameters: "
-                     f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} channels, "
-                     f"context {model.block_size}",
+            "model": f"{self.model.params.flat.size:,} parameters: layers {model.n_layer}, heads "
+                     f"{model.n_head}, channels {model.n_embd}, context {model.block_size}",
             "memory": f"about {estimate.size(estimate.memory_needed(model, c))}",
             "time": f"about {estimate.duration(left)} for {c.max_iters - self.step:,} steps "
                     f"of {tokens:,} tokens",

@@ -1,0 +1,122 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from npgpt import UserError, backend
+from npgpt.backend import Device, array_module, get_device, register, to_host
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    for name in ("_makers", "_devices", "_modules"):
+        monkeypatch.setattr(backend, name, dict(getattr(backend, name)))
+
+
+def fake_cupy(driver=12040, devices=1, runtime=12090, error=False):
+    """A module with as much of CuPy as choosing a device asks for."""
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def count():
+        if error:
+            raise CUDARuntimeError("cudaErrorInsufficientDriver")
+        return devices
+
+    cupy = types.ModuleType("cupy")
+    cupy.__version__ = "14.0.0"
+    cupy.ndarray = type("ndarray", (), {"__module__": "cupy"})
+    cupy.asnumpy = lambda x: np.zeros(1)
+    cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError, getDeviceCount=count,
+        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
+        getDeviceProperties=lambda n: {"name": b"NVIDIA Test"}, memGetInfo=lambda: (5, 10),
+    ))
+    return cupy
+
+
+def test_arrays_choose_their_module():
+    assert array_module(np.ones(2)) is np
+    assert array_module(np.float32(1)) is np           # what a sum over every axis is
+    with pytest.raises(TypeError, match="expected an array of NumPy or CuPy, not list"):
+        array_module([1, 2])
+
+
+def test_subclass_counts_as_its_base():
+    assert array_module(np.ma.ones(2)) is np
+
+
+def test_other_modules_can_be_registered(registry):
+    class Array:
+        pass
+
+    module = types.ModuleType("other")
+    register(Device("other", module, (Array,), to_host=lambda x: np.ones(3)))
+    assert get_device("other").xp is module
+    assert array_module(Array()) is module
+    assert to_host(Array()).tolist() == [1, 1, 1]
+
+
+def test_cpu_describes_itself_and_its_memory():
+    cpu = get_device("cpu")
+    assert cpu is get_device("cpu") and get_device(cpu) is cpu
+    assert cpu.description.startswith("CPU, ")
+    assert cpu.memory() > 10**8
+
+
+def test_slices_cover_everything_once():
+    cpu = get_device("cpu")
+    for start, stop in ((0, 0), (0, 5), (3, 100_000)):
+        parts = [np.arange(stop)[part] for part in cpu.slices(start, stop)]
+        assert np.array_equal(np.concatenate([[], *parts]), np.arange(start, stop))
+        assert all(len(part) <= cpu.chunk for part in parts)
+
+
+def test_unknown_device_is_refused():
+    with pytest.raises(UserError, match="unknown device 'tpu'; there are: auto, cpu, gpu"):
+        get_device("tpu")
+
+
+@pytest.mark.parametrize(("cupy", "visible", "message"), [
+    (None, None, r'CuPy is not installed; run: pip install "npgpt\[cuda12\]"'),
+    (fake_cupy(driver=0), None, "CuPy finds no NVIDIA driver"),
+    (fake_cupy(driver=11080, error=True), None, "driver supports CUDA 11 and CuPy needs CUDA 12"),
+    (fake_cupy(error=True), None, "the NVIDIA driver shows no device; use --device cpu"),
+    (fake_cupy(devices=0), "", r"shows no device \(CUDA_VISIBLE_DEVICES is ''\)"),
+])
+def test_reason_for_no_gpu_is_told(registry, monkeypatch, cupy, visible, message):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    if cupy is None:
+        monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=message):
+        get_device("gpu")
+    assert get_device("auto").name == "cpu"
+
+
+def test_cupy_that_does_not_import_says_why(registry, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)       # makes the import fail
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match="CuPy is installed but cannot be imported"):
+        get_device("gpu")
+
+
+def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
+    cupy = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    gpu = get_device("auto")
+    assert gpu.name == "gpu" and gpu.xp is cupy
+    assert gpu.description == "NVIDIA Test, CUDA 12.4, CuPy 14.0.0"
+    assert gpu.memory() == 5
+    assert array_module(cupy.ndarray()) is cupy
+    assert gpu.slices(0, 10**7) == [slice(0, 10**7)]
+
+
+def test_array_of_cupy_is_known_before_the_device_is_asked_for(registry, monkeypatch):
+    cupy = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert array_module(cupy.ndarray()) is cupy
