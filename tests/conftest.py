@@ -16,6 +16,12 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if {"torch", "transformers"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("yardstick")
+
+
 def _yardstick(name):
     try:
         return importlib.import_module(name)

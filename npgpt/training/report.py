@@ -1,0 +1,65 @@
+"""What a run recorded, as a picture: `python -m npgpt.training.report out/laptop loss.png`.
+
+Needs the extra `plot` (matplotlib).
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from npgpt.errors import UserError, run_command
+from npgpt.training.run import METRICS
+
+
+def read_metrics(folder):
+    """The lines of a run's metrics.jsonl -> list of dicts. Raises UserError if there are none."""
+    path = Path(folder) / METRICS
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not any("loss" in line for line in lines):
+        raise UserError(f"{path} records no step")
+    return lines
+
+
+def draw_losses(metrics, path):
+    """Losses in nats per token against steps, as a picture at `path` (.png, .svg, .pdf)."""
+    try:
+        figure_class = importlib.import_module("matplotlib.figure").Figure
+    except ImportError:
+        raise UserError('matplotlib is not installed; run: pip install "npgpt[plot]"') from None
+    figure = figure_class(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    curves = (
+        ("loss", "training batches", {"color": "0.75", "linewidth": 1}),
+        ("train_loss", "training split", {"color": "tab:blue", "marker": "o", "markersize": 4}),
+        ("val_loss", "validation split", {"color": "tab:orange", "marker": "o", "markersize": 4}),
+    )
+    for name, label, style in curves:
+        points = [(line["step"], line[name]) for line in metrics if name in line]
+        axes.plot(*zip(*points), label=label, **style)
+    for line in metrics:
+        if "whole_val_loss" in line:
+            text = f"{line['whole_val_loss']:.3f} over the whole\nvalidation split"
+            axes.annotate(text, (line["step"], line["whole_val_loss"]), xytext=(-8, 34),
+                          textcoords="offset points", ha="right",
+                          arrowprops={"arrowstyle": "-", "color": "0.4"})
+    axes.set(xlabel="step", ylabel="loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments):
+    if len(arguments) != 2:
+        raise UserError("usage: python -m npgpt.training.report RUN PICTURE")
+    draw_losses(read_metrics(arguments[0]), arguments[1])
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("report", lambda: main(sys.argv[1:])))
