@@ -35,9 +35,9 @@ def gradient_norm(grads, device):
 
 def clip_scale(norm, grad_clip, device):
     """What the gradients are multiplied by so that their norm is at most grad_clip (0: no limit),
-    a float64 scalar of the device; 0 where the norm is not finite."""
+    a float64 scalar of the device; 0 where the norm is not finite. The 1e-6 is PyTorch's."""
     xp = device.xp
-    scale = grad_clip / xp.maximum(norm, grad_clip) if grad_clip else xp.ones_like(norm)
+    scale = xp.minimum(grad_clip / (norm + 1e-6), 1.0) if grad_clip else xp.ones_like(norm)
     return xp.where(xp.isfinite(norm), scale, 0.0)
 
 
