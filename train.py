@@ -62,13 +62,12 @@ def train(arguments):
             t.seconds = time.perf_counter() - began
 
             if t.step % c.log_interval == 0:
-                loss = float(to_host(loss))                              # here it waits
-                speed = tokens_in_step(t) * (t.step - clock[1]) / (time.perf_counter() - clock[0])
+                loss, norm = float(to_host(loss)), float(to_host(norm))      # here it waits
+                pace = (time.perf_counter() - clock[0]) / (t.step - clock[1])    # seconds a step
                 clock = time.perf_counter(), t.step
-                t.run.log(step=t.step, loss=loss, learning_rate=rate,
-                          grad_norm=float(to_host(norm)), tokens_per_second=speed,
-                          seconds=t.seconds)
-                progress.step(t.step, loss, speed)
+                t.run.log(step=t.step, loss=loss, learning_rate=rate, grad_norm=norm,
+                          tokens_per_second=tokens_in_step(t) / pace, seconds=t.seconds)
+                progress.step(t.step, loss, tokens_in_step(t) / pace, (c.max_iters - t.step) * pace)
                 if int(to_host(unusable)) >= MOST_UNUSABLE:
                     raise RunError(
                         f"the gradients of {MOST_UNUSABLE} steps in a row, up to {t.step}, are not "
@@ -87,7 +86,8 @@ def train(arguments):
         whole = mean_loss(t, t.data.val)
         t.run.log(step=t.step, seconds=t.seconds, whole_val_loss=whole)
         progress.say(f"validation loss {whole:.4f} over the whole split, after {t.seconds:.0f} s")
-        progress.say(f"to read what it writes: {command_line('sample')} --out-dir {t.run.path}")
+        progress.say(f"the model is in {t.run.checkpoint('best')}; to read what it writes: "
+                     f"{command_line('sample')} --out-dir {t.run.path}")
     return 0
 
 

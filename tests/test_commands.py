@@ -12,6 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from npgpt import GPT, GPTConfig
+from npgpt.layers import Key
+from npgpt.text.data import Dataset
+from npgpt.training.config import TrainingConfig
+from npgpt.training.optim import AdamW, learning_rate
+
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
         "--eval-iters=2", "--log-interval=5", "--eval-interval=10"]
@@ -65,7 +71,8 @@ def test_training_tells_writes_and_can_be_sampled(home):
     assert re.search(r"memory +about .* [KM]B", output) and re.search(r"time +about", output)
     assert len(re.findall(r"^step \d+/20  train \d\.\d{4}  val \d\.\d{4}$", output, re.M)) == 3
     assert "\x1b" not in output                       # no colours where there is no terminal
-    assert output.endswith("to read what it writes: npgpt sample --out-dir out/laptop\n")
+    assert output.endswith("the model is in out/laptop/checkpoint-20; "
+                           "to read what it writes: npgpt sample --out-dir out/laptop\n")
 
     lines = metrics(home / "out/laptop")
     logged = [line for line in lines if "loss" in line]
@@ -100,6 +107,23 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home):
     losses = [[(m["step"], m["loss"]) for m in metrics(home / name) if "loss" in m]
               for name in ("whole", "parts")]
     assert dict(losses[1]).items() <= dict(losses[0]).items()
+
+
+def test_training_is_the_few_lines_that_it_claims_to_be(home):
+    train(home, "--max-iters=6", "--dropout=0.2", "--warmup-iters=2", "--seed=9", "--grad-clip=0.5")
+    model = GPT(GPTConfig(vocab_size=28, block_size=16, n_layer=1, n_head=2, n_embd=16,
+                          dropout=0.2), seed=9)
+    c = TrainingConfig(max_iters=6, warmup_iters=2, learning_rate=4e-3)      # as in laptop
+    data = Dataset(TEXT, 16, model.device)
+    adamw = AdamW(model.params, model.device, 0.9, 0.99, 0.1)
+    for step in range(6):
+        _, grads = model.loss_and_grads(*data.batch(9, step, 4), Key(9, step))
+        norm = np.linalg.norm(grads.flat.astype(np.float64))
+        adamw.step(model.params, grads, learning_rate(step, c),
+                   np.float64(min(1, 0.5 / (norm + 1e-6))), step + 1)
+    written = load_file(home / "out/laptop/checkpoint-6/model.safetensors")
+    for name, array in model.params.items():
+        np.testing.assert_allclose(written[name], array, rtol=0, atol=1e-6)
 
 
 def test_same_seed_same_bits_and_another_seed_others(home):
@@ -160,7 +184,7 @@ def test_live_bar_in_a_terminal(home):
                             env=ENVIRONMENT | {"TERM": "xterm-256color"}, capture_output=True,
                             text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 0
-    assert re.search(r"10/10.*tokens/s", result.stdout)
+    assert re.search(r"10/10.*loss \d\.\d{4}  [\d,]+ tokens/s  \d+ s left", result.stdout)
     assert "\x1b[" in result.stdout
 
 

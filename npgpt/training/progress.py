@@ -8,8 +8,10 @@ but for the evaluations.
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+
+from npgpt.training.estimate import duration
 
 PLAIN_SECONDS = 10
 
@@ -23,7 +25,6 @@ class Progress:
         self._said = time.monotonic()
         self._bar = Bar(
             BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(), TextColumn("left"),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("", total=max_iters, completed=first_step, numbers="")
@@ -45,9 +46,10 @@ class Progress:
         """A line above the bar."""
         self.console.print(text, style=style, soft_wrap=True)
 
-    def step(self, step, loss, tokens_per_second):
+    def step(self, step, loss, tokens_per_second, seconds_left):
         """The latest numbers: loss in nats per token."""
-        numbers = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s"
+        numbers = (f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
+                   f"{duration(seconds_left)} left")
         self._bar.update(self._task, completed=step, numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()

@@ -97,6 +97,11 @@ def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
     assert probs.sum() == pytest.approx(1)
 
 
+def test_top_p_that_is_reached_exactly_is_reached():
+    halves = np.log(np.array([[0.5, 0.25, 0.25]]))
+    assert probabilities(halves, top_p=0.5).tolist() == [[1, 0, 0]]
+
+
 def test_top_k_comes_before_top_p():
     # Of the two likeliest, 4/7 and 3/7, the first alone reaches 0.5.
     assert probabilities(LOGITS, top_k=2, top_p=0.5).tolist() == [[0, 1, 0, 0]]
