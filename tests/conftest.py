@@ -10,10 +10,30 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "default", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("default")
+quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("hundred", max_examples=100, **quiet)
+settings.register_profile("full", max_examples=1000, **quiet)
+settings.load_profile("hundred")
+
+GRADIENTS = {}       # (layer, method) -> examples, largest relative error
+
+
+@pytest.fixture(scope="session")
+def gradient_table():
+    return GRADIENTS
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table that docs/gradients.md holds."""
+    if GRADIENTS:
+        terminalreporter.write_line("")
+    methods = sorted({method for _, method in GRADIENTS})
+    for name in dict.fromkeys(name for name, _ in GRADIENTS):
+        found = ((method, *GRADIENTS[name, method]) for method in methods
+                 if (name, method) in GRADIENTS)
+        columns = [f"{method}: {examples:5} examples, largest error {error:.1e}"
+                   for method, examples, error in found]
+        terminalreporter.write_line(f"{name:15} " + "   ".join(columns))
 
 
 def pytest_collection_modifyitems(items):
