@@ -29,7 +29,7 @@ class Device:
     synchronize: Callable = lambda: None       # returns when everything asked of the device is done
     memory: Callable = lambda: None            # -> bytes that can still be allocated, None: unknown
     description: str = ""                      # for a person to read
-    chunk: int | None = None                   # elements of a flat array worked on at a time
+    chunk: int = 2**24                         # elements of a flat array worked on at a time
 
     def to_device(self, x, dtype=None):
         """Host array, list or scalar -> array on this device."""
@@ -37,9 +37,9 @@ class Device:
 
     def slices(self, start, stop):
         """Slices that cover range(start, stop). On a CPU each is small enough to stay in the cache
-        while a chain of elementwise operations passes over it; elsewhere there is one."""
-        step = self.chunk or max(stop - start, 1)
-        return [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
+        while a chain of elementwise operations passes over it; on a GPU they bound the memory
+        that such a chain takes."""
+        return [slice(at, min(at + self.chunk, stop)) for at in range(start, stop, self.chunk)]
 
 
 def _available_host_memory():

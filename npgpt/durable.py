@@ -53,11 +53,15 @@ def verify(directory):
     directory = Path(directory)
     if not (directory / SUMS).exists():
         return
-    for line in (directory / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-        recorded, _, name = line.partition("  ")
+    lines = (directory / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for path in directory.iterdir():
+        if path.suffix in (".json", ".safetensors") and path.name not in recorded:
+            raise UserError(f"{directory / SUMS} is damaged: it lacks {path.name}")
+    for name, digest in recorded.items():
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing")
-        if _sha256(directory / name) != recorded:
+        if _sha256(directory / name) != digest:
             raise UserError(f"{directory / name} is damaged: it is not what was written")
 
 

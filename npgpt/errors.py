@@ -36,7 +36,7 @@ def run_command(name, main):
     except RunError as error:
         status, message = 3, str(error)
     except MemoryError as error:
-        status, message = 3, f"out of memory ({error}); try a smaller --batch-size or --block-size"
+        status, message = 3, f"out of memory ({error}); a smaller model, context or batch takes less"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, message = 3, f"{where}{error.strerror or error}"

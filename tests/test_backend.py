@@ -113,7 +113,7 @@ def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
     assert gpu.description == "NVIDIA Test, CUDA 12.4, CuPy 14.0.0"
     assert gpu.memory() == 5
     assert array_module(cupy.ndarray()) is cupy
-    assert gpu.slices(0, 10**7) == [slice(0, 10**7)]
+    assert gpu.slices(0, 10**7) == [slice(0, 10**7)]       # one launch for each operation
 
 
 def test_array_of_cupy_is_known_before_the_device_is_asked_for(registry, monkeypatch):

@@ -9,7 +9,7 @@ from npgpt.durable import atomic_directory, read_json, verify, write_json, write
 
 def write(target, text):
     with atomic_directory(target) as folder:
-        (folder / "a").write_text(text)
+        (folder / "a.json").write_text(text)
 
 
 def tree(folder):
@@ -18,7 +18,7 @@ def tree(folder):
 
 def test_directory_appears_with_its_hashes_and_nothing_else(tmp_path):
     write(tmp_path / "deep" / "m", "one")
-    assert tree(tmp_path) == ["deep", "deep/m", "deep/m/SHA256SUMS", "deep/m/a"]
+    assert tree(tmp_path) == ["deep", "deep/m", "deep/m/SHA256SUMS", "deep/m/a.json"]
     verify(tmp_path / "deep" / "m")
     for path in (tmp_path / "deep" / "m", *(tmp_path / "deep" / "m").iterdir()):
         assert path.stat().st_mode & 0o044 == 0o044        # others may read it
@@ -26,7 +26,7 @@ def test_directory_appears_with_its_hashes_and_nothing_else(tmp_path):
 
 def test_nothing_is_seen_under_its_name_before_it_is_complete(tmp_path):
     with atomic_directory(tmp_path / "m") as folder:
-        (folder / "a").write_text("one")
+        (folder / "a.json").write_text("one")
         assert not (tmp_path / "m").exists()
 
 
@@ -49,17 +49,21 @@ def test_failure_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch, failing
         monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "m", "new")
-    assert (tmp_path / "m" / "a").read_text() == "old"
-    assert tree(tmp_path) == ["m", "m/SHA256SUMS", "m/a"]
+    assert (tmp_path / "m" / "a.json").read_text() == "old"
+    assert tree(tmp_path) == ["m", "m/SHA256SUMS", "m/a.json"]
 
 
 def test_damage_is_found(tmp_path):
     write(tmp_path / "m", "one")
-    (tmp_path / "m" / "a").write_text("two")
-    with pytest.raises(UserError, match="a is damaged"):
+    (tmp_path / "m" / "a.json").write_text("two")
+    with pytest.raises(UserError, match=r"a\.json is damaged"):
         verify(tmp_path / "m")
-    (tmp_path / "m" / "a").unlink()
-    with pytest.raises(UserError, match="a is missing"):
+    (tmp_path / "m" / "SHA256SUMS").write_text("")
+    with pytest.raises(UserError, match=r"SHA256SUMS is damaged: it lacks a\.json"):
+        verify(tmp_path / "m")
+    write(tmp_path / "m", "one")
+    (tmp_path / "m" / "a.json").unlink()
+    with pytest.raises(UserError, match=r"a\.json is missing"):
         verify(tmp_path / "m")
     (tmp_path / "m" / "SHA256SUMS").write_bytes(b"\xff\xfe\n")
     with pytest.raises(UserError, match="missing"):

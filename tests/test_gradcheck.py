@@ -1,8 +1,11 @@
 """The checker itself: it must reject what is wrong, and say which argument."""
 
+import doctest
+
 import numpy as np
 import pytest
 
+from npgpt import gradcheck
 from npgpt.gradcheck import GradientError, check_gradients
 
 
@@ -75,6 +78,24 @@ def test_mappings_are_checked_by_name():
         check_gradients(forward, lambda dy, cache: backward(dy, cache, wrong=1.1), inputs)
     with pytest.raises(GradientError, match="differ in their names: shift"):
         check_gradients(forward, lambda dy, cache: (dy * 2, {"scale": dy * cache[0]}), inputs)
+
+
+def test_two_mappings_may_share_a_name():
+    def forward(p, q):
+        return p["w"] * q["w"], (p["w"], q["w"])
+
+    def backward(dy, cache):
+        return {"w": dy * cache[1]}, {"w": dy * cache[0]}
+
+    inputs = [{"w": np.arange(3.0)}, {"w": np.full(3, 5.0)}]
+    check_gradients(forward, backward, inputs)
+    with pytest.raises(GradientError, match="gradient of w"):
+        check_gradients(forward, lambda dy, cache: backward(dy, cache)[::-1], inputs)
+
+
+def test_example_of_the_documentation_runs():
+    assert doctest.testmod(gradcheck, optionflags=doctest.ELLIPSIS).attempted > 0
+    assert doctest.testmod(gradcheck, optionflags=doctest.ELLIPSIS).failed == 0
 
 
 def test_tuples_of_outputs_are_checked_together():

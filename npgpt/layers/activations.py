@@ -32,7 +32,7 @@ def relu_backward(dy, cache):
 
 
 def gelu_forward(x):
-    """x (...) -> y (...). Keeps t, because tanh is the dear part."""
+    """x (...) -> y (...). Keeps t, because tanh is the expensive part."""
     xp = array_module(x)
     t = x * x
     t *= GELU_CUBIC

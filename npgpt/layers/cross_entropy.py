@@ -26,10 +26,13 @@ def cross_entropy_forward(logits, targets, count=None):
     valid = (targets >= 0).astype(logits.dtype)
     if count is None:
         count = xp.maximum(valid.sum(), 1)                       # no target at all: loss 0
+    elif hasattr(count, "dtype"):
+        count = count.astype(logits.dtype)                       # an int64 would make float64
 
     probs = logits - logits.max(-1, keepdims=True)               # exp cannot overflow
-    correct = probs[tokens, targets]                             # (N,); -1 picks a row's last,
-    xp.exp(probs, out=probs)                                     # and valid takes it out again
+    # A target of -1 picks the last logit of its row; valid takes it out again.
+    correct = probs[tokens, targets]                             # (N,)
+    xp.exp(probs, out=probs)
     total = probs.sum(-1)                                        # (N,)
     probs /= total[:, None]
     loss = ((xp.log(total) - correct) * valid).sum() / count

@@ -31,8 +31,7 @@ class Key(NamedTuple):
     site: tuple[int, ...] = ()      # the place in the model
 
     def at(self, place):
-        """The key for a place within this one: block 3 is key.at(3), its second dropout
-        key.at(3).at(1)."""
+        """The key for a place within this one, as key.at(4).at(1) for the MLP of block 3."""
         return self._replace(site=(*self.site, place))
 
 
@@ -63,11 +62,11 @@ def keep_mask(xp, key, p, shape):
     rows = xp.arange(key.row, key.row + shape[0], dtype=xp.uint32)[:, None]    # (B, 1)
     bits = xp.arange(math.prod(shape[1:]), dtype=xp.uint32)                    # (E,)
     bits = _scramble(bits ^ _scramble(rows ^ first), _scramble(rows ^ second))    # (B, E)
-    return (bits >= round(p * WORD)).reshape(shape)
+    return (bits >= min(round(p * WORD), WORD - 1)).reshape(shape)
 
 
 def _hash_words(words):
-    """Whole numbers below 2**32 -> two such numbers, as Python's own."""
+    """Integers below 2**32 -> two such, as Python ints."""
     state = np.array([0x9E3779B9, 0x85EBCA6B], dtype=np.uint32)
     for word in words:
         state = _scramble(state ^ word)
@@ -75,7 +74,7 @@ def _hash_words(words):
 
 
 def _scramble(z, salt=0):
-    """uint32 array, its own to change -> the same array, every bit of it spread over every bit."""
+    """uint32 array, changed in place -> the same array, each bit of it spread over all bits."""
     z ^= z >> 16
     z *= 0x7FEB352D
     z += salt

@@ -14,7 +14,7 @@ its mean and its component along xhat:
 
 def layernorm_forward(x, w, b, eps=1e-5):
     """x (..., C), w (C,), b (C,) -> y (..., C)."""
-    xhat = x - x.mean(-1, keepdims=True)                           # (..., C)
+    xhat = x - x.mean(-1, keepdims=True)                           # (..., C), to be scaled below
     rstd = ((xhat * xhat).mean(-1, keepdims=True) + eps) ** -0.5   # (..., 1)
     xhat *= rstd
     y = xhat * w
@@ -25,9 +25,9 @@ def layernorm_forward(x, w, b, eps=1e-5):
 def layernorm_backward(dy, cache):
     """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
     xhat, rstd, w = cache
-    tokens = tuple(range(dy.ndim - 1))       # every axis but C
-    dw = (dy * xhat).sum(tokens)
-    db = dy.sum(tokens)
+    axes = tuple(range(dy.ndim - 1))         # every axis but C
+    dw = (dy * xhat).sum(axes)
+    db = dy.sum(axes)
 
     dxhat = dy * w
     along = (dxhat * xhat).mean(-1, keepdims=True)

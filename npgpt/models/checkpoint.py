@@ -125,7 +125,8 @@ def _to_gpt2(config):
 
 
 def _from_gpt2(path):
-    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not compute."""
+    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not compute. Of the
+    three dropouts that GPT-2 can tell apart, which matter in training alone, resid_pdrop is taken."""
     found = read_json(path)
     if found.get("model_type") not in ("gpt2", "npgpt"):
         raise UserError(f"{path}: model_type is {found.get('model_type')!r}, and npgpt reads gpt2")

@@ -5,7 +5,9 @@
     logits = layernorm(x) @ head.T       the head is wte itself when the weights are tied
 
 `gpt_forward` and `gpt_backward` are functions like every layer's; `GPT` gives them parameters,
-a device and a convenient face.
+a device and a convenient face. Parameters have GPT-2's names: wte and wpe are the embeddings of
+tokens and positions, h.3 is block 3, ln a layernorm, c_attn, c_fc and c_proj are linear layers. A
+cache is named after the parameters of its layer.
 """
 
 from dataclasses import dataclass
@@ -59,7 +61,7 @@ class GPTConfig(Options):
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise UserError(
-                f"n_embd must be a multiple of n_head, and {self.n_embd} is none of {self.n_head}"
+                f"n_embd must be a multiple of n_head; {self.n_embd} is not one of {self.n_head}"
             )
 
     def shapes(self):
@@ -115,8 +117,7 @@ def gpt_backward(dlogits, cache, grads):
 
     def add(dp, prefix=""):
         for name, d in dp.items():
-            total = grads[prefix + name]
-            total += d
+            grads[prefix + name] += d
 
     dx, dhead, dbias = linear_backward(dlogits, lm_head)
     add({"wte.weight" if config.tie_weights else "lm_head.weight": dhead.T})
@@ -161,15 +162,16 @@ class GPT:
 
     def logits(self, idx, kv=None):
         """idx (B, T) -> (B, T, V): at each place, the unnormalised log-probabilities of the next
-        token. kv: a KVCache; idx then goes on where it ends. Raises UserError for ids that are
-        none, or more of them than the context holds."""
-        return gpt_forward(self._tokens(idx), self.params, self.config, kv=kv)[0]
+        token. kv: a KVCache; idx then goes on where it ends. Raises UserError for ids outside
+        0..V-1, or for more of them than the context holds."""
+        idx = self._tokens(idx, read=kv.length if kv else 0)
+        return gpt_forward(idx, self.params, self.config, kv=kv)[0]
 
     def loss(self, idx, targets):
         """idx, targets (B, T) -> mean cross-entropy in nats a token, a scalar of the device.
         Targets of -1 are left out. Nothing is dropped."""
-        logits = self.logits(idx)
-        return cross_entropy_forward(logits, self._tokens(targets, lowest=-1))[0]
+        idx, targets = self._pair(idx, targets)
+        return cross_entropy_forward(gpt_forward(idx, self.params, self.config)[0], targets)[0]
 
     def loss_and_grads(self, idx, targets, key=None, into=None, count=None):
         """idx, targets (B, T) -> loss, a scalar of the device, and the mapping of its gradients.
@@ -179,8 +181,9 @@ class GPT:
         batch that comes in parts; else the number of targets that are not -1.
         """
         grads = self.params.on(self._zeros()) if into is None else into
-        logits, cache = gpt_forward(self._tokens(idx), self.params, self.config, key)
-        loss, ce = cross_entropy_forward(logits, self._tokens(targets, lowest=-1), count)
+        idx, targets = self._pair(idx, targets)
+        logits, cache = gpt_forward(idx, self.params, self.config, key)
+        loss, ce = cross_entropy_forward(logits, targets, count)
         del logits
         gpt_backward(cross_entropy_backward(self.device.xp.ones_like(loss), ce), cache, grads)
         return loss, grads
@@ -203,18 +206,25 @@ class GPT:
         architecture, values = checkpoint.read_model(directory, lambda v: GPTConfig(**v).shapes())
         return cls(GPTConfig(**architecture), device=device, dtype=dtype, values=values)
 
-    def _tokens(self, idx, lowest=0):
-        """Token ids as an array of the device; those that come from the host are checked."""
+    def _pair(self, idx, targets):
+        """Token ids and targets, which must have one shape, as arrays of the device."""
+        idx, targets = self._tokens(idx), self._tokens(targets, lowest=-1)
+        if idx.shape != targets.shape:
+            raise UserError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
+        return idx, targets
+
+    def _tokens(self, idx, lowest=0, read=0):
+        """Token ids as an array of the device; those that come from the host are checked.
+        read: how many tokens of the context are taken already."""
         if not isinstance(idx, (np.ndarray, list, tuple)):
             return idx
         idx = np.asarray(idx)
         V = self.config.vocab_size
         if idx.ndim != 2 or idx.dtype.kind not in "iu":
             raise UserError(f"token ids must be whole numbers (B, T), not {idx.dtype} {idx.shape}")
-        if idx.shape[1] > self.config.block_size:
-            raise UserError(
-                f"{idx.shape[1]} tokens are more than the context of {self.config.block_size} holds"
-            )
+        if read + idx.shape[1] > self.config.block_size:
+            raise UserError(f"{read + idx.shape[1]} tokens are more than the context of "
+                            f"{self.config.block_size} holds")
         if idx.size and not lowest <= idx.min() <= idx.max() < V:
             raise UserError(
                 f"token ids must lie in {lowest}..{V - 1}, and these in {idx.min()}..{idx.max()}"

@@ -30,7 +30,7 @@ class Parameters(Mapping):
         self.shapes = {name: shapes[name] for name in order}
         self.flat = flat
         self._views = {}
-        self.n_matrices = self.n_decayed = 0      # where the first group ends, and the second
+        self.n_matrices = self.n_decayed = 0    # where the matrices end, and where the tables do
         offset = 0
         for name, shape in self.shapes.items():
             size = math.prod(shape)
@@ -43,6 +43,11 @@ class Parameters(Mapping):
 
     def __getitem__(self, name):
         return self._views[name]
+
+    def __setitem__(self, name, value):
+        """p[name] = value copies into the buffer; after p[name] -= step it is done already."""
+        if value is not self._views[name]:
+            self._views[name][...] = value
 
     def __iter__(self):
         return iter(self._views)

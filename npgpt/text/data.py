@@ -26,6 +26,10 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 TRAIN_SHARE = 0.9      # of the text, from its start; the rest validates, as in the lecture
 
 
+class Unavailable(UserError):
+    """A text that has to be fetched, and cannot be."""
+
+
 @dataclass(frozen=True)
 class Text:
     """A text and where it came from."""
@@ -43,13 +47,13 @@ class Text:
 def load_text(name=None):
     """A text by name ("shakespeare", "pydocs") or path -> Text.
 
-    None: Tiny Shakespeare or, where it neither lies in data/ nor can be downloaded, pydocs.
+    None: Tiny Shakespeare or, if it is not in data/ and cannot be downloaded, pydocs.
     Raises UserError that says why there is no such text.
     """
     if name is None:
         try:
             return load_text("shakespeare")
-        except UserError as error:
+        except Unavailable as error:
             return Text("pydocs", _pydocs(), note=f"{error}; using Python's own manual instead")
     if name == "shakespeare":
         return Text(name, _shakespeare())
@@ -96,7 +100,7 @@ def _shakespeare():
             with urllib.request.urlopen(SHAKESPEARE_URL, timeout=10) as answer:
                 data = answer.read(10**7)
         except (urllib.error.URLError, OSError) as error:
-            raise UserError(
+            raise Unavailable(
                 f"{SHAKESPEARE} is not there and cannot be downloaded "
                 f"({getattr(error, 'reason', error)})"
             ) from None

@@ -66,8 +66,9 @@ def test_download_is_checked_and_kept(offline, monkeypatch):
 def test_shakespeare_that_was_changed_is_not_taken_for_it(offline):
     data.SHAKESPEARE.parent.mkdir()
     data.SHAKESPEARE.write_text("something else")
-    with pytest.raises(UserError, match="is not Tiny Shakespeare"):
-        load_text("shakespeare")
+    for name in (None, "shakespeare"):
+        with pytest.raises(UserError, match="is not Tiny Shakespeare"):
+            load_text(name)
 
 
 def test_text_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):
