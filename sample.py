@@ -10,7 +10,7 @@ from npgpt.errors import run_command
 from npgpt.models.generate import Sampling, stream
 from npgpt.options import Parser, option
 from npgpt.text.tokenizer import CharTokenizer
-from npgpt.training.run import Run
+from npgpt.training.run import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def sample(arguments):
         raise UserError("the prompt is empty; without --prompt the text starts from a line break")
     idx = tokenizer.start if c.prompt is None else tokenizer.encode(c.prompt)
     model = GPT.from_pretrained(directory, device=c.device)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"the tokenizer and the model in {directory} do not fit each other")
     print(f"{directory}, {model.params.flat.size:,} parameters", file=sys.stderr)
 
     for number in range(c.num_samples):
@@ -61,9 +63,11 @@ def sample(arguments):
 
 def model_directory(path):
     """A run's best checkpoint, or a directory that is a model itself."""
+    if path == "":
+        raise UserError("--out-dir is empty")
     if path and (Path(path) / "config.json").is_file():
         return Path(path)
-    return Run.existing(path and Path(path)).checkpoint("best")
+    return RunDirectory.existing(path and Path(path)).checkpoint("best")
 
 
 if __name__ == "__main__":

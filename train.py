@@ -38,102 +38,110 @@ def default_config(device):
 
 
 def train(arguments):
-    t = prepare(arguments, default_config)
-    c, xp = t.config, t.device.xp
-    grads = t.model.params.on(xp.zeros_like(t.model.params.flat))
+    run = prepare(arguments, default_config)
+    c, xp = run.config, run.device.xp
     unusable = xp.zeros((), dtype="int64")     # lives on the device, which no step waits for
 
-    with Progress(c.max_iters, t.step) as progress, Interrupt() as interrupt:
-        progress.header(t.facts())
-        t.run.begin(t.step)
-        began = time.perf_counter() - t.seconds
-        if t.step == 0:
-            evaluate(t, progress)
-        clock = time.perf_counter(), t.step
+    with Progress(c.max_iters, run.step) as progress:
+        with Interrupt() as interrupt:
+            run.directory.begin(run.step)
+            progress.header(run.facts())
+            began = time.perf_counter() - run.seconds
+            if run.step == 0:
+                evaluate(run, progress)
+            clock = time.perf_counter(), run.step
 
-        while t.step < c.max_iters and not interrupt.signal:
-            rate = learning_rate(t.step, c)
-            loss = compute_gradients(t, grads)
-            norm = gradient_norm(grads, t.device)
-            scale = clip_scale(norm, c.grad_clip, t.device)
-            t.optimizer.step(t.model.params, grads, rate, scale, t.step + 1)
-            unusable = (unusable + 1) * (scale == 0)
-            t.step += 1
-            t.seconds = time.perf_counter() - began
+            while run.step < c.max_iters and not interrupt.signal:
+                rate = learning_rate(run.step, c)
+                loss = compute_gradients(run)
+                norm = gradient_norm(run.grads, run.device)
+                scale = clip_scale(norm, c.grad_clip, run.device)
+                run.optimizer.step(run.model.params, run.grads, rate, scale, run.step + 1)
+                unusable = (unusable + 1) * (scale == 0)         # 0 again after a usable step
+                run.step += 1
+                run.seconds = time.perf_counter() - began
 
-            if t.step % c.log_interval == 0:
-                loss, norm = float(to_host(loss)), float(to_host(norm))      # here it waits
-                pace = (time.perf_counter() - clock[0]) / (t.step - clock[1])    # seconds a step
-                clock = time.perf_counter(), t.step
-                t.run.log(step=t.step, loss=loss, learning_rate=rate, grad_norm=norm,
-                          tokens_per_second=tokens_in_step(t) / pace, seconds=t.seconds)
-                progress.step(t.step, loss, tokens_in_step(t) / pace, (c.max_iters - t.step) * pace)
-                if int(to_host(unusable)) >= MOST_UNUSABLE:
-                    raise RunError(
-                        f"the gradients of {MOST_UNUSABLE} steps in a row, up to {t.step}, are not "
-                        "finite; the last checkpoint is whole. Try a lower --learning-rate"
-                    )
-            if t.step % c.eval_interval == 0 or t.step == c.max_iters:
-                evaluate(t, progress)
-                clock = time.perf_counter(), t.step
-            elif interrupt.signal:
-                t.save()
+                if run.step % c.log_interval == 0:
+                    loss, norm = float(to_host(loss)), float(to_host(norm))     # here it waits
+                    pace = (time.perf_counter() - clock[0]) / (run.step - clock[1])
+                    clock = time.perf_counter(), run.step
+                    speed = run.tokens_in_step / pace
+                    run.directory.log(step=run.step, loss=loss, learning_rate=rate, grad_norm=norm,
+                                      tokens_per_second=speed, seconds=run.seconds)
+                    progress.step(run.step, loss, speed, (c.max_iters - run.step) * pace)
+                    if int(to_host(unusable)) >= MOST_UNUSABLE:
+                        raise RunError(
+                            f"the gradients of {MOST_UNUSABLE} steps in a row, up to {run.step}, "
+                            f"are not finite; {run.checkpoints()}. Try a lower --learning-rate"
+                        )
+                if run.step % c.eval_interval == 0 or run.step == c.max_iters:
+                    evaluate(run, progress)
+                    clock = time.perf_counter(), run.step
 
-        if interrupt.signal:
-            progress.say(f"stopped at step {t.step}; to go on: "
-                         f"{command_line('train')} --resume --out-dir {t.run.path}")
-            return interrupt.status
-        whole = mean_loss(t, t.data.val)
-        t.run.log(step=t.step, seconds=t.seconds, whole_val_loss=whole)
-        progress.say(f"validation loss {whole:.4f} over the whole split, after {t.seconds:.0f} s")
-        progress.say(f"the model is in {t.run.checkpoint('best')}; to read what it writes: "
-                     f"{command_line('sample')} --out-dir {t.run.path}")
+        if run.step < c.max_iters:
+            return stop(run, progress, interrupt)
+        whole = mean_loss(run, run.data.val)
+        run.directory.log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
+        progress.say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
+        progress.say(f"the model is in {run.directory.checkpoint('best')}; to read what it writes: "
+                     f"{command_line('sample')} --out-dir {run.directory.path}")
     return 0
 
 
-def compute_gradients(t, grads):
-    """The gradients of the batch of step t.step into grads -> its loss, a scalar of the device.
-    A batch that comes in grad_accum parts is the same batch: each adds its share of one mean."""
-    c = t.config
+def compute_gradients(run):
+    """The gradients of the batch of step run.step into run.grads -> its loss, on the device. A
+    batch that comes in grad_accum parts is the same batch: each adds its share of one mean."""
+    c = run.config
     rows = c.batch_size * c.grad_accum
-    grads.flat[...] = 0
+    run.grads.flat[...] = 0
     loss = 0
     for row in range(0, rows, c.batch_size):
-        idx, targets = t.data.batch(c.seed, t.step, rows, row, row + c.batch_size)
-        part, _ = t.model.loss_and_grads(idx, targets, Key(c.seed, t.step, row), into=grads,
-                                         count=tokens_in_step(t))
+        idx, targets = run.data.batch(c.seed, run.step, rows, row, row + c.batch_size)
+        part, _ = run.model.loss_and_grads(idx, targets, Key(c.seed, run.step, row),
+                                           into=run.grads, count=run.tokens_in_step)
         loss = loss + part
     return loss
 
 
-def tokens_in_step(t):
-    return t.config.batch_size * t.config.grad_accum * t.data.block_size
-
-
-def evaluate(t, progress):
-    """Losses, a sample and, but at the very beginning, a checkpoint."""
-    windows = t.config.eval_iters * t.config.batch_size
-    train_loss, val_loss = (mean_loss(t, split, windows) for split in (t.data.train, t.data.val))
-    sample = t.model.generate(t.data.tokenizer.start[None], SAMPLE_TOKENS, temperature=0.8,
-                              seed=t.config.seed)
-    progress.evaluation(t.step, train_loss, val_loss, t.data.tokenizer.decode(sample[0]))
-    t.run.log(step=t.step, seconds=t.seconds, train_loss=train_loss, val_loss=val_loss)
+def evaluate(run, progress):
+    """Losses and a sample; and a checkpoint, unless no step has been done."""
+    windows = run.config.eval_iters * run.config.batch_size
+    train_loss, val_loss = (mean_loss(run, split, windows)
+                            for split in (run.data.train, run.data.val))
+    run.directory.log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
     if not math.isfinite(val_loss):
-        raise RunError(f"the validation loss at step {t.step} is not finite; the last checkpoint "
-                       "is whole. Try a lower --learning-rate")
-    is_best = val_loss < t.best_val_loss
-    t.best_val_loss = min(val_loss, t.best_val_loss)
-    if t.step > 0:
-        t.save(is_best)
+        raise RunError(f"the validation loss at step {run.step} is not finite; "
+                       f"{run.checkpoints()}. Try a lower --learning-rate")
+    tokenizer = run.data.tokenizer
+    sample = run.model.generate(tokenizer.start[None], SAMPLE_TOKENS, temperature=0.8,
+                                seed=run.config.seed)
+    progress.evaluation(run.step, train_loss, val_loss, tokenizer.decode(sample[0]))
+    if run.step > 0:
+        is_best = val_loss < run.best_val_loss
+        run.best_val_loss = min(val_loss, run.best_val_loss)
+        run.save(is_best)
 
 
-def mean_loss(t, split, windows=None):
+def mean_loss(run, split, windows=None):
     """The loss over windows of a split, always the same ones; None: over all of it, window after
     window. In nats per token."""
-    offsets = t.data.offsets(split, windows)
-    parts = np.split(offsets, range(t.config.batch_size, len(offsets), t.config.batch_size))
-    losses = [float(to_host(t.model.loss(*t.data.windows(split, part)))) for part in parts]
+    offsets = run.data.offsets(split, windows)
+    parts = np.split(offsets, range(run.config.batch_size, len(offsets), run.config.batch_size))
+    losses = [float(to_host(run.model.loss(*run.data.windows(split, part)))) for part in parts]
     return float(np.average(losses, weights=[len(part) for part in parts]))
+
+
+def stop(run, progress, interrupt):
+    """Save what was not saved, and say how to go on -> exit status."""
+    if run.step == 0:
+        run.directory.discard()
+        progress.say("stopped before the first step: there is nothing to keep")
+    else:
+        if run.saved_step != run.step:
+            run.save()
+        progress.say(f"stopped at step {run.step}; to go on: "
+                     f"{command_line('train')} --resume --out-dir {run.directory.path}")
+    return interrupt.status
 
 
 if __name__ == "__main__":

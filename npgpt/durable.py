@@ -19,15 +19,21 @@ SUMS = "SHA256SUMS"
 
 
 @contextlib.contextmanager
-def atomic_directory(target):
+def atomic_directory(target, files):
     """A temporary directory to write into; it becomes `target` when the block ends without error.
 
     A directory that stood there before is put aside just before the rename, comes back if that
-    fails, and is removed after it. Raises UserError if `target` is a file.
+    fails, and is removed after it. files: the names that it may hold; if it holds anything else,
+    or is a file, UserError is raised and nothing is done.
     """
     target = Path(target).resolve()
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, and a directory is to be written there")
+    for path in (target, *target.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, and a directory is to be written there")
+    others = sorted({path.name for path in target.iterdir()} - files) if target.exists() else []
+    if others:
+        raise UserError(f"{target} holds {others[0]!r}, which is not ours to replace; "
+                        "choose another directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     new, old = aside / "new", aside / "old"
@@ -86,7 +92,7 @@ def read_json(path):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, or no JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object")

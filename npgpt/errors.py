@@ -24,6 +24,9 @@ def run_command(name, main):
 
     What is not listed here is a bug in npgpt, and shows itself with a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):        # a terminal may lack a character of the text
+            stream.reconfigure(errors="replace")
     try:
         return main() or 0
     except BrokenPipeError:                       # sample.py | head
@@ -36,7 +39,7 @@ def run_command(name, main):
     except RunError as error:
         status, message = 3, str(error)
     except MemoryError as error:
-        status, message = 3, f"out of memory ({error}); a smaller model, context or batch takes less"
+        status, message = 3, f"out of memory ({error}); a smaller model or batch takes less"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, message = 3, f"{where}{error.strerror or error}"

@@ -48,7 +48,7 @@ def checked(field, value):
     if hasattr(value, "item"):                # a scalar of NumPy
         value = value.item()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits or not _allowed(field, value):
         raise UserError(f"{field.name} must be {describe(field)}, not {value!r}")
@@ -81,7 +81,7 @@ def _allowed(field, value):
     if not isinstance(value, (int, float)):
         return True
     return (
-        math.isfinite(value)
+        -math.inf < value < math.inf
         and value >= limits.get("at_least", -math.inf)
         and value > limits.get("above", -math.inf)
         and value <= limits.get("at_most", math.inf)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -235,16 +236,16 @@ def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
         (["--resume", "--out-dir=run", "--max-iters=9", "--n-embd=32"],
          "a resumed run keeps its --n-embd of 16"),
         (["--resume", "--out-dir=run", "--max-iters=9", "--data=other.txt"],
-         "a resumed run keeps its --data of fox.txt"),
+         "the text other.txt is not the one that run was trained on"),
         (["--resume", "--out-dir=run", "--max-iters=3"], "the run in run has done its 5 steps"),
     ):
         result = run(home, *words)
         assert (result.returncode, result.stdout) == (2, ""), words
         assert result.stderr.startswith(f"train.py: {message}") and result.stderr.count("\n") == 1
     assert everything(home) == before
-    (home / "fox.txt").write_text(TEXT + "more\n")
-    result = run(home, "--resume", "--out-dir=run", "--max-iters=9")
-    assert result.stderr == "train.py: the text fox.txt is not the one that run was trained on\n"
+    (home / "fox.txt").rename(home / "moved.txt")
+    result = run(home, "--resume", "--out-dir=run", "--max-iters=9", "--data=moved.txt")
+    assert result.returncode == 0            # the same text under another name
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -271,19 +272,69 @@ def test_reader_that_leaves_early_is_no_error(home):
         cwd=home, env=ENVIRONMENT, capture_output=True, text=True,
     )
     assert "Traceback" not in result.stderr and "Error" not in result.stderr
+    assert len(result.stdout) == 5
+    result = subprocess.run(
+        f"{sys.executable} {ROOT / 'train.py'} --data=fox.txt {' '.join(TINY)} --max-iters=50 "
+        "| head -n 2", shell=True, cwd=home, env=ENVIRONMENT, capture_output=True, text=True,
+    )
+    assert (result.stderr, result.stdout.count("\n")) == ("", 2)
 
 
 def test_divergence_ends_with_status_3_and_the_checkpoint_whole(home):
-    train(home, "--max-iters=10", "--out-dir=run")
-    state = home / "run/checkpoint-10/training.json"
-    assert json.loads(state.read_text())["step"] == 10
-    result = run(home, "--data=fox.txt", *TINY, "--learning-rate=100", "--weight-decay=100",
-                 "--warmup-iters=0", "--grad-clip=0", "--max-iters=400", "--eval-interval=400",
-                 "--out-dir=wild")
+    wild = ["--data=fox.txt", *TINY, "--learning-rate=100", "--min-lr=100", "--weight-decay=100",
+            "--warmup-iters=0", "--grad-clip=0", "--max-iters=400"]
+    result = run(home, *wild, "--eval-interval=5", "--out-dir=run")
     assert result.returncode == 3
-    assert result.stderr.startswith("train.py: the ") and "not finite" in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (home / "wild/latest").exists()
+    assert "not finite" in result.stderr and result.stderr.count("\n") == 1
+    kept = re.search(r"; run/(checkpoint-\d+) is whole\. Try a lower", result.stderr)
+    assert (home / "run/latest").read_text() == kept[1] + "\n"
+    weights = load_file(home / "run" / kept[1] / "model.safetensors")
+    assert all(np.isfinite(array).all() for array in weights.values())
+
+    result = run(home, *wild, "--eval-interval=400", "--out-dir=none")
+    assert result.returncode == 3
+    assert "there is no checkpoint yet" in result.stderr
+
+
+def test_best_checkpoint_is_the_one_with_the_lowest_validation_loss(home):
+    """A rate that is far too high makes the model worse as it goes on; also after a resume."""
+    train(home, "--learning-rate=1", "--warmup-iters=20", "--eval-interval=3", "--max-iters=15",
+          "--lr-decay-iters=40")
+    assert run(home, "--resume", "--max-iters=21").returncode == 0
+    losses = {m["step"]: m["val_loss"] for m in metrics(home / "out/laptop") if "val_loss" in m}
+    best = min(step for step in losses if step and losses[step] == min(
+        loss for at, loss in losses.items() if at))
+    assert best < 15
+    assert (home / "out/laptop/best").read_text() == f"checkpoint-{best}\n"
+    assert (home / "out/laptop/latest").read_text() == "checkpoint-21\n"
+    assert f"checkpoint-{best}, " in run(home, script="sample.py").stderr
+
+
+def test_disk_that_is_full_is_one_line_status_3_and_the_old_checkpoint_stays(home):
+    train(home, "--max-iters=5", "--out-dir=run")
+    before = everything(home / "run/checkpoint-5")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--resume", "--out-dir=run", "--max-iters=9"],
+        cwd=home, env=ENVIRONMENT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)),
+    )
+    assert result.returncode == 3
+    assert re.match(r"train\.py: .* cannot be written: .*\n$", result.stderr)
+    assert everything(home / "run/checkpoint-5") == before
+    assert (home / "run/latest").read_text() == "checkpoint-5\n"
+    assert not [path for path in (home / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_readme_shows_code_that_runs(home, monkeypatch):
+    monkeypatch.chdir(home)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = next(block for block in blocks if "GPTConfig" in block)
+    assert code.count("path/to/gpt2") == 1
+    idx, targets = np.random.default_rng(0).integers(65, size=(2, 4, 64))
+    names = {"idx": idx, "targets": targets}
+    exec(code.replace("path/to/gpt2", "my-model"), names)
+    assert names["loss"] == pytest.approx(np.log(65), rel=0.1)
+    assert everything(home).keys() >= {"my-model/config.json", "my-model/model.safetensors"}
 
 
 def test_module_runs_the_scripts(home):

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 
 from npgpt import UserError
-from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
+from npgpt.durable import SUMS, atomic_directory, read_json, verify, write_json, write_text
+
+FILES = {"a.json", SUMS}
 
 
 def write(target, text):
-    with atomic_directory(target) as folder:
+    with atomic_directory(target, FILES) as folder:
         (folder / "a.json").write_text(text)
 
 
@@ -25,7 +27,7 @@ def test_directory_appears_with_its_hashes_and_nothing_else(tmp_path):
 
 
 def test_nothing_is_seen_under_its_name_before_it_is_complete(tmp_path):
-    with atomic_directory(tmp_path / "m") as folder:
+    with atomic_directory(tmp_path / "m", FILES) as folder:
         (folder / "a.json").write_text("one")
         assert not (tmp_path / "m").exists()
 
@@ -51,6 +53,15 @@ def test_failure_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch, failing
         write(tmp_path / "m", "new")
     assert (tmp_path / "m" / "a.json").read_text() == "old"
     assert tree(tmp_path) == ["m", "m/SHA256SUMS", "m/a.json"]
+
+
+def test_directory_that_holds_anything_else_is_not_replaced(tmp_path):
+    write(tmp_path / "m", "old")
+    (tmp_path / "m" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'thesis\.txt', which is not ours to replace"):
+        write(tmp_path / "m", "new")
+    assert (tmp_path / "m" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "m" / "a.json").read_text() == "old"
 
 
 def test_damage_is_found(tmp_path):

@@ -54,8 +54,8 @@ def attention_backward(dy, cache):
     """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, H, Tk, D)."""
     q, k, v, y, att, kept, drop, scale = cache         # q is scaled already
     dv = kept.swapaxes(-1, -2) @ dy
-    datt = dropout_backward(dy @ v.swapaxes(-1, -2), drop)
-    dscores = datt - (dy * y).sum(-1, keepdims=True)
+    dscores = dropout_backward(dy @ v.swapaxes(-1, -2), drop)    # datt, so far
+    dscores -= (dy * y).sum(-1, keepdims=True)
     dscores *= att
     dq = dscores @ k
     dq *= scale

@@ -6,8 +6,8 @@
 A composite takes its parameters as a mapping `p` and returns their gradients under the same names.
 Where a value goes two ways, as at each residual, the gradients that come back from both are added.
 
-`key` is dropout's key, None in evaluation; `key and key.at(1)` is the key of one place, or None again.
-`kv` keeps keys and values while text is generated.
+`key` is dropout's key, None in evaluation; `key and key.at(1)` is the key of one place within, or
+None again. `kv` keeps keys and values while text is generated.
 """
 
 from npgpt.backend import array_module

@@ -14,10 +14,11 @@ import safetensors
 import safetensors.numpy
 
 from npgpt.backend import to_host
-from npgpt.durable import read_json, verify, write_json
-from npgpt.errors import UserError
+from npgpt.durable import SUMS, read_json, verify, write_json
+from npgpt.errors import RunError, UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FILES = {CONFIG, WEIGHTS, SUMS}
 C_ATTN, C_ATTN_BIAS = "attn.c_attn.weight", "attn.c_attn.bias"
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 
@@ -31,10 +32,14 @@ FIXED = {
 
 
 def write_tensors(path, arrays):
-    """Write a mapping of names to arrays of any device as a safetensors file."""
+    """Write a mapping of names to arrays of any device as a safetensors file. Raises RunError if
+    that fails, on a full disk say."""
     # safetensors writes memory as it lies, so every array must be contiguous.
     host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
-    safetensors.numpy.save_file(host, path, metadata={"format": "pt"})
+    try:
+        safetensors.numpy.save_file(host, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path.name} cannot be written: {error}") from None
 
 
 def read_tensors(path, shapes, canonical=lambda name: name):
@@ -45,7 +50,12 @@ def read_tensors(path, shapes, canonical=lambda name: name):
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            stored = {canonical(name): name for name in file.keys() if canonical(name)}  # noqa: SIM118
+            stored = {}
+            for name in file.keys():  # noqa: SIM118
+                if canonical(name) in stored:
+                    raise UserError(f"{path} holds {canonical(name)} twice")
+                if canonical(name):
+                    stored[canonical(name)] = name
             headers = {name: file.get_slice(stored[name]) for name in stored}
             _compare(path, {name: tuple(h.get_shape()) for name, h in headers.items()}, shapes)
             for name, header in headers.items():
@@ -125,19 +135,19 @@ def _to_gpt2(config):
 
 
 def _from_gpt2(path):
-    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not compute. Of the
-    three dropouts that GPT-2 can tell apart, which matter in training alone, resid_pdrop is taken."""
+    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not compute. GPT-2
+    has three dropouts, which matter in training alone; resid_pdrop is taken for all."""
     found = read_json(path)
     if found.get("model_type") not in ("gpt2", "npgpt"):
         raise UserError(f"{path}: model_type is {found.get('model_type')!r}, and npgpt reads gpt2")
     for name, known in FIXED.items():
         if found.get(name, known[0]) not in known:
             raise UserError(f"{path}: npgpt has no {name} of {found[name]}")
-    n_embd = found.get("n_embd", 768)
-    if found.get("n_inner") not in (None, 4 * n_embd):
-        raise UserError(f"{path}: n_inner is {found['n_inner']}, and npgpt has 4 * n_embd alone")
+    n_embd, n_inner = found.get("n_embd", 768), found.get("n_inner")
+    if n_inner is not None and not (isinstance(n_embd, int) and n_inner == 4 * n_embd):
+        raise UserError(f"{path}: n_inner is {n_inner}, and npgpt has 4 * n_embd alone")
     activation = found.get("activation_function", "gelu_new")
-    if activation not in ACTIVATION_NAMES:
+    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
         raise UserError(f"{path}: npgpt has no activation {activation!r}")
     return {
         "vocab_size": found.get("vocab_size", 50257),

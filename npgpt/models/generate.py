@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import array_module, to_host
-from npgpt.errors import UserError
+from npgpt.errors import RunError, UserError
 from npgpt.options import Options, option
 
 
@@ -85,6 +85,8 @@ def stream(model, idx, sampling):
             kv = KVCache(model.config.n_layer, block_size)
             new = idx[:, -block_size:]
         logits = to_host(model.logits(new, kv)[:, -1])                      # (B, V)
+        if not np.isfinite(logits).all():
+            raise RunError("the model's logits are not finite numbers: its training failed")
         probs = probabilities(logits, s.temperature, s.top_k, s.top_p)      # (B, V)
         thresholds = np.array([draw.random() for draw in draws])
         new = _draw(probs, thresholds)[:, None]                             # (B, 1)
@@ -103,7 +105,8 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     if temperature == 0:
         first = logits.argmax(-1)[:, None]
         return (np.arange(logits.shape[-1]) == first).astype(np.float64)
-    probs = np.exp((logits - likeliest) / temperature)
+    with np.errstate(over="ignore"):                # of a tiny temperature: -inf, as it should be
+        probs = np.exp((logits - likeliest) / temperature)
     order = np.argsort(-logits, axis=-1, kind="stable")                     # likeliest first
     ranked = np.take_along_axis(probs, order, -1)
     if top_k is not None:

@@ -154,8 +154,16 @@ class GPT:
         self.device = get_device(device)
         self.dtype = dtype
         self.params = Parameters(config.shapes(), self._zeros())
-        for name, value in values or initial_values(config.shapes(), config.n_layer, seed):
-            self.params[name][...] = self.device.to_device(value)
+        if values is None:
+            values = initial_values(config.shapes(), config.n_layer, seed)
+        missing = set(self.params)
+        for name, value in values:
+            if self.params.shapes.get(name) != np.shape(value):
+                raise UserError(f"{name} {np.shape(value)} is no parameter of this architecture")
+            self.params[name] = self.device.to_device(value)
+            missing.remove(name)
+        if missing:
+            raise UserError(f"values for {', '.join(sorted(missing))} are missing")
 
     def _zeros(self):
         return self.device.xp.zeros(count(self.config.shapes()), dtype=self.dtype)
@@ -195,8 +203,9 @@ class GPT:
 
     def save_pretrained(self, directory):
         """Write a model directory that Hugging Face's transformers can open. Whole or not at all:
-        what stood there before is replaced only when the new one is complete."""
-        with atomic_directory(directory) as folder:
+        an older model there is replaced only when the new one is complete. Raises UserError if the
+        directory holds anything else."""
+        with atomic_directory(directory, checkpoint.FILES) as folder:
             checkpoint.write_model(folder, self)
 
     @classmethod

@@ -5,10 +5,10 @@ is carried along, so a run that is resumed, or shared out, sees the same batches
 """
 
 import hashlib
+import http.client
 import importlib
 import os
 import stat
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def _shakespeare():
         try:
             with urllib.request.urlopen(SHAKESPEARE_URL, timeout=10) as answer:
                 data = answer.read(10**7)
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unavailable(
                 f"{SHAKESPEARE} is not there and cannot be downloaded "
                 f"({getattr(error, 'reason', error)})"

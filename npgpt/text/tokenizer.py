@@ -86,7 +86,8 @@ class CharTokenizer:
             ids = [vocab[character] for character in characters]
         except FileNotFoundError:
             raise UserError(f"{path} is missing: the model's tokens have no text") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            "".join(characters).encode()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is damaged, or no tokenizer: {error!r}") from error
         tokenizer = cls("".join(characters))
         is_ours = list(tokenizer.characters) == characters and ids == list(range(len(ids)))

@@ -60,7 +60,8 @@ class TrainingConfig(Options):
             )
 
 
-RESUMABLE = {"max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype"}
+# The text of a resumed run may have moved; its hash tells that it is the same.
+RESUMABLE = {"data", "max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype"}
 MODEL_FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
 TRAINING_FIELDS = {f.name: f for f in dataclasses.fields(TrainingConfig)}
 FIELDS = MODEL_FIELDS | TRAINING_FIELDS
@@ -112,16 +113,20 @@ def read_command_line(arguments, default_config):
     checked(TRAINING_FIELDS["device"], early.device)
     wants_help = "-h" in arguments or "--help" in arguments
     named = getattr(early, "config", None)
-    path = _config_path(named or default_config("cpu" if wants_help else early.device))
+    if named is None:
+        named = default_config("cpu" if wants_help else early.device)
+    path = _config_path(named)
     values = read_toml(bundled("configs") / "laptop.toml") | read_toml(path)
 
     given = _parser(path.stem, values).parse(arguments, FIELDS.values())
     flags = {name: value for name, value in given.items() if name in FIELDS}
+    if given.get("out_dir") == "":
+        raise UserError("--out-dir is empty")
     request = Request(
         path.stem, values | flags, flags, Path(given["out_dir"]) if "out_dir" in given else None,
         given.get("resume", False), given.get("overwrite", False),
     )
-    if request.resume and named:
+    if request.resume and hasattr(early, "config"):
         raise UserError("--resume keeps the configuration of the run; leave out --config")
     if request.resume and request.overwrite:
         raise UserError("--resume keeps a run and --overwrite replaces it; choose one")
@@ -134,7 +139,7 @@ def read_toml(path):
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the configuration {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no TOML: {error}") from None
     for name, value in found.items():
         if name not in FIELDS:
@@ -149,7 +154,7 @@ def _config_path(name):
     folder = bundled("configs")
     if (folder / f"{name}.toml").is_file():
         return folder / f"{name}.toml"
-    if not Path(name).exists():
+    if not Path(name).is_file():
         raise UserError(f"there is no configuration {name!r}; --config takes a TOML file or one of "
                         + ", ".join(_known_configs()))
     return Path(name)

@@ -3,6 +3,7 @@
 import time
 
 from npgpt.errors import UserError
+from npgpt.layers import Key
 from npgpt.models.parameters import count
 
 FLOAT = 4      # bytes
@@ -15,15 +16,19 @@ def memory_needed(model, training):
     the caches keep from forward to backward counts; it grows with the tokens in a batch.
     """
     C, T, V = model.n_embd, model.block_size, model.vocab_size
-    dropped = 1.25 if model.dropout else 0              # the result, and a byte for what was kept
-    attention = model.n_head * T * (1 + dropped)        # a row of it for each token
+    row = model.n_head * T                              # of attention, for each token
+    attention = row * (2.25 if model.dropout else 1)    # dropped too, and a byte for what was kept
     mlp = 4 * C * (3 if model.activation == "gelu" else 1)
     block = 10 * C + attention + mlp + (0.5 * C if model.dropout else 0)
     head = 2 * V + 8 * C                                # probabilities and their gradient
-    passing = max(V, 12 * C)                            # what a backward makes and drops again
+    attending = row * (2 if model.dropout else 1) + 4 * C
+    passing = max(V, 12 * C, attending)                 # what a backward makes and drops again
+    ids = 10                                            # token ids are 8 bytes long
     tokens = training.batch_size * T
     parameters = 4 * count(model.shapes())
-    return int(FLOAT * (parameters + tokens * (model.n_layer * block + head + passing)))
+    offsets = 2 * training.batch_size * training.grad_accum
+    return int(FLOAT * (parameters + tokens * (model.n_layer * block + head + passing + ids)
+                        + offsets))
 
 
 def check_memory(needed, device):
@@ -36,14 +41,14 @@ def check_memory(needed, device):
         )
 
 
-def step_seconds(model, data, rows):
-    """How long the gradients of a batch of `rows` take: one to warm up, one with the clock running.
-    Both are thrown away; nothing changes."""
+def step_seconds(model, data, rows, grads):
+    """How long the gradients of a batch of `rows` take: once to warm up, once with the clock
+    running. They go into `grads`, a mapping like the parameters; nothing else changes."""
     idx, targets = data.batch(0, 0, rows)
-    model.loss_and_grads(idx, targets)
-    model.device.synchronize()
-    start = time.perf_counter()
-    model.loss_and_grads(idx, targets)
+    for _ in range(2):
+        model.device.synchronize()
+        start = time.perf_counter()
+        model.loss_and_grads(idx, targets, Key(0, 0), into=grads)
     model.device.synchronize()
     return time.perf_counter() - start
 

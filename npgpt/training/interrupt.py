@@ -12,7 +12,9 @@ class Interrupt:
         self._before = {}
 
     def __enter__(self):
-        self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:      # as under nohup
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error):

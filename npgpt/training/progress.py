@@ -16,11 +16,18 @@ from npgpt.training.estimate import duration
 PLAIN_SECONDS = 10
 
 
+class Screen(Console):
+    """rich's console, which leaves it to us what happens when nobody reads any more."""
+
+    def on_broken_pipe(self):
+        raise BrokenPipeError
+
+
 class Progress:
     """Use as a context: the bar is there from entry to exit."""
 
     def __init__(self, max_iters, first_step=0, console=None):
-        self.console = console or Console(highlight=False, markup=False, emoji=False)
+        self.console = console or Screen(highlight=False, markup=False, emoji=False)
         self.max_iters = max_iters
         self._said = time.monotonic()
         self._bar = Bar(

@@ -21,6 +21,8 @@ def read_metrics(folder):
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+        raise UserError(f"{path} is damaged: not every line is an object with a step")
     if not any("loss" in line for line in lines):
         raise UserError(f"{path} records no step")
     return lines
@@ -52,7 +54,10 @@ def draw_losses(metrics, path):
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:        # a format that matplotlib does not write
+        raise UserError(f"{path} cannot be drawn: {error}") from None
 
 
 def main(arguments):

@@ -13,41 +13,41 @@ A checkpoint is complete before `latest` or `best` names it. Those that neither 
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
+from npgpt.durable import SUMS, atomic_directory, read_json, verify, write_json, write_text
 from npgpt.errors import UserError
 from npgpt.models import checkpoint
+from npgpt.text import tokenizer
 from npgpt.text.tokenizer import CharTokenizer
 
 OUT = Path("out")
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
+FILES = {checkpoint.CONFIG, checkpoint.WEIGHTS, STATE, TENSORS, tokenizer.FILE, SUMS}
 
 
-class Run:
-    """A run's directory. Use `new` or `existing`."""
+class RunDirectory:
+    """Where a run is kept. Use `new` or `existing`."""
 
-    def __init__(self, path):
+    def __init__(self, path, name=None):
         self.path = path
+        self._name = name        # of a directory that is still to be chosen under out/
+        self._is_new = False     # nothing has been saved by this run yet
 
     @classmethod
     def new(cls, out_dir, name, overwrite):
         """A directory for a new run: out_dir, or the first of out/name, out/name-2, ... that is
         free. Raises UserError if out_dir holds a run, unless overwrite, or cannot be written."""
-        if out_dir is None:
-            n = 1
-            while (OUT / (name if n == 1 else f"{name}-{n}")).exists():
-                n += 1
-            out_dir = OUT / (name if n == 1 else f"{name}-{n}")
-        run = cls(out_dir)
-        for path in (out_dir, *out_dir.parents):
-            if path.exists() and not path.is_dir():
+        run = cls(out_dir or _first_free(name), None if out_dir else name)
+        for path in (run.path, *run.path.parents):
+            if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path} is a file; --out-dir takes a directory")
-        if run._files() and not overwrite:
-            raise UserError(f"{out_dir} holds a run already; --resume goes on with it, --overwrite "
-                            "replaces it, another --out-dir keeps both")
+        if run._holds_a_run() and not overwrite:
+            raise UserError(f"{run.path} holds a run already; --resume goes on with it, "
+                            "--overwrite replaces it, another --out-dir keeps both")
         run._try_writing()
         return run
 
@@ -72,55 +72,77 @@ class Run:
             name = (self.path / which).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / which} cannot be read: {error}") from None
-        path = self.path / name
-        if not name or Path(name).name != name or not path.is_dir():
+        if self.path / name not in self._checkpoints():
             raise UserError(f"{self.path / which} names {name!r}, and there is no such checkpoint")
-        return path
+        return self.path / name
 
     def begin(self, step):
-        """Make ready for the steps after `step`: what was recorded of them before is dropped. At
-        step 0 that is everything."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if step == 0:
-            for path in self._files():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Make ready for the steps after `step`: what was recorded of them before is dropped.
+
+        A run that this one replaces keeps its checkpoints until this one has saved its first.
+        """
+        while True:
+            try:
+                self.path.mkdir(parents=True, exist_ok=self._name is None)
+                break
+            except FileExistsError:              # another run has just taken it
+                self.path = _first_free(self._name)
+        self._is_new = step == 0
+        for left in self.path.glob(".checkpoint-*"):      # by a run that was killed as it saved
+            shutil.rmtree(left, ignore_errors=True)
         metrics = self.path / METRICS
-        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
+        text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
+        kept = [line for line in text.splitlines() if step and _step_of(line) <= step]
         write_text(metrics, "".join(line + "\n" for line in kept))
+
+    def discard(self):
+        """Take back what `begin` made, where nothing has been saved."""
+        if not self._holds_a_run(besides_metrics=True):
+            (self.path / METRICS).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def save(self, model, tokenizer, optimizer, state, *, is_best):
         """Write checkpoint-STEP and let `latest` name it, and `best` if it is. state: dict with at
         least "step", for JSON."""
         target = self.path / f"checkpoint-{state['step']}"
-        with atomic_directory(target) as folder:
+        with atomic_directory(target, FILES) as folder:
             checkpoint.write_model(folder, model)
             checkpoint.write_tensors(folder / TENSORS, optimizer.state)
             write_json(folder / STATE, state)
             tokenizer.save(folder)
         write_text(self.path / "latest", target.name + "\n")
-        if is_best or not (self.path / "best").exists():
+        if is_best or self._is_new:
             write_text(self.path / "best", target.name + "\n")
+        self._is_new = False
         kept = {self.checkpoint("latest"), self.checkpoint("best")}
-        for path in self.path.glob("checkpoint-*"):
-            if path not in kept:
-                shutil.rmtree(path)
+        for path in self._checkpoints() - kept:
+            shutil.rmtree(path)
 
     def load_state(self):
-        """-> state, tokenizer, path of the latest checkpoint."""
+        """-> state, tokenizer, path of the latest checkpoint. Raises UserError if they, or what
+        goes on with them, cannot be had."""
+        self._try_writing()
+        self.checkpoint("best")
         path = self.checkpoint("latest")
         verify(path)
         return read_json(path / STATE), CharTokenizer.load(path), path
 
     def log(self, **values):
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl; what is not finite is null there."""
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def _files(self):
-        """What belongs to a run in this directory."""
-        names = ("latest", "best", METRICS, "checkpoint-*")
-        return [path for name in names for path in self.path.glob(name)]
+    def _checkpoints(self):
+        """The directories in here that `save` made."""
+        return {path for path in self.path.glob("checkpoint-*")
+                if re.fullmatch(r"checkpoint-\d+", path.name)
+                and (path / STATE).is_file() and not path.is_symlink()}
+
+    def _holds_a_run(self, besides_metrics=False):
+        names = ("latest", "best") if besides_metrics else ("latest", "best", METRICS)
+        return bool(self._checkpoints()) or any((self.path / name).is_file() for name in names)
 
     def _try_writing(self):
         """Raise UserError if nothing can be written here. Leaves nothing behind."""
@@ -133,9 +155,17 @@ class Run:
             raise UserError(f"{there} cannot be written to: {error.strerror}") from None
 
 
+def _first_free(name):
+    number = 1
+    while os.path.lexists(path := OUT / (name if number == 1 else f"{name}-{number}")):
+        number += 1
+    return path
+
+
 def _step_of(line):
     """The step of a line of metrics; infinite for one that a crash left unfinished."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) else math.inf

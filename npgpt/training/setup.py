@@ -10,11 +10,12 @@ from npgpt.backend import Device, get_device
 from npgpt.errors import UserError
 from npgpt.models.checkpoint import read_tensors
 from npgpt.models.gpt import GPT
+from npgpt.models.parameters import Parameters
 from npgpt.text.data import Dataset, Text, load_text
 from npgpt.training import estimate
-from npgpt.training.config import TrainingConfig, read_command_line
+from npgpt.training.config import FIELDS, TrainingConfig, read_command_line
 from npgpt.training.optim import AdamW
-from npgpt.training.run import TENSORS, Run
+from npgpt.training.run import TENSORS, RunDirectory
 
 FORMAT = 1     # of training.json
 
@@ -25,25 +26,32 @@ class Training:
 
     config_name: str
     config: TrainingConfig
-    run: Run
+    directory: RunDirectory
     text: Text
     data: Dataset
     model: GPT
+    grads: Parameters                    # the gradients of the latest batch
     optimizer: AdamW
     step: int = 0                        # steps done
     seconds: float = 0.0                 # spent on them
     best_val_loss: float = math.inf      # nats per token
+
+    saved_step: int | None = None        # of the latest checkpoint
 
     @property
     def device(self) -> Device:
         """Where all of it is."""
         return self.model.device
 
+    @property
+    def tokens_in_step(self):
+        """How many tokens each step learns from."""
+        return self.config.batch_size * self.config.grad_accum * self.data.block_size
+
     def facts(self):
         """name -> text: what a person wants to know before it starts."""
         model, c = self.model.config, self.config
-        tokens = c.batch_size * c.grad_accum * model.block_size
-        trial = estimate.step_seconds(self.model, self.data, c.batch_size)
+        trial = estimate.step_seconds(self.model, self.data, c.batch_size, self.grads)
         left = estimate.run_seconds(trial, c, self.step)
         note = {"note": self.text.note} if self.text.note else {}
         return note | {
@@ -51,27 +59,34 @@ class Training:
             "data": f"{self.text.name}: {len(self.text.text):,} characters, "
                     f"{model.vocab_size} of them distinct",
             "sha256": self.text.sha256,
-            "model": f"{self.model.params.flat.size:,} parameters: layers {model.n_layer}, heads "
-                     f"{model.n_head}, channels {model.n_embd}, context {model.block_size}",
+            "model": f"{self.model.params.flat.size:,} parameters: layers {model.n_layer}, "
+                     f"heads {model.n_head}, channels {model.n_embd}, context {model.block_size}",
             "memory": f"about {estimate.size(estimate.memory_needed(model, c))}",
             "time": f"about {estimate.duration(left)} for {c.max_iters - self.step:,} steps "
-                    f"of {tokens:,} tokens",
-            "writes": str(self.run.path),
+                    f"of {self.tokens_in_step:,} tokens",
+            "writes": str(self.directory.path),
         }
 
     def save(self, is_best=False):
         """Write a checkpoint of this moment."""
         values = vars(self.config) | vars(self.model.config) | {"data": self.text.name}
         del values["vocab_size"]                     # the tokenizer says it
-        self.run.save(self.model, self.data.tokenizer, self.optimizer, is_best=is_best, state={
+        state = {
             "format": FORMAT,
             "step": self.step,
             "seconds": self.seconds,
-            "best_val_loss": self.best_val_loss,
+            "best_val_loss": None if math.isinf(self.best_val_loss) else self.best_val_loss,
             "config_name": self.config_name,
             "sha256": self.text.sha256,
             "values": values,
-        })
+        }
+        self.directory.save(self.model, self.data.tokenizer, self.optimizer, state, is_best=is_best)
+        self.saved_step = self.step
+
+    def checkpoints(self):
+        """What is kept so far, in words."""
+        return "there is no checkpoint yet" if self.saved_step is None else (
+            f"{self.directory.checkpoint('latest')} is whole")
 
 
 def prepare(arguments, default_config):
@@ -79,7 +94,10 @@ def prepare(arguments, default_config):
 
     Raises UserError for whatever cannot be; nothing is written."""
     request = read_command_line(arguments, default_config)
-    return _resumed(request) if request.resume else _new(request)
+    try:
+        return _resumed(request) if request.resume else _new(request)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
 
 
 def _new(request):
@@ -90,40 +108,57 @@ def _new(request):
     data = Dataset(text.text, architecture.block_size, device)
     architecture = replace(architecture, vocab_size=data.tokenizer.vocab_size)
     estimate.check_memory(estimate.memory_needed(architecture, config), device)
-    run = Run.new(request.out_dir, request.config_name, request.overwrite)
+    directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device)
-    return Training(request.config_name, config, run, text, data, model, _optimizer(model, config))
+    return Training(request.config_name, config, directory, text, data, model,
+                    *_buffers(model, config))
 
 
 def _resumed(request):
-    run = Run.existing(request.out_dir)
-    state, tokenizer, checkpoint = run.load_state()
-    try:
-        if state["format"] > FORMAT:
-            raise UserError(f"{checkpoint} was written by a newer npgpt; update this one")
-        request = request.resumed(state["values"])
-        config = request.training()
-        text = load_text(config.data)
-        if text.sha256 != state["sha256"]:
-            raise UserError(f"the text {text.name} is not the one that {run.path} was trained on")
-        if state["step"] >= config.max_iters:
-            raise UserError(f"the run in {run.path} has done its {state['step']} steps; a larger "
-                            "--max-iters goes on")
-        progress = state["config_name"], state["step"], state["seconds"], state["best_val_loss"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint} is damaged: its training.json lacks {error}") from error
+    directory = RunDirectory.existing(request.out_dir)
+    state, tokenizer, checkpoint = directory.load_state()
+    _check_state(state, checkpoint)
+    request = request.resumed(state["values"])
+    config = request.training()
+    text = load_text(config.data)
+    if text.sha256 != state["sha256"]:
+        raise UserError(f"the text {text.name} is not the one that {directory.path} was trained on")
+    if state["step"] >= config.max_iters:
+        raise UserError(f"the run in {directory.path} has done its {state['step']} steps; a larger "
+                        "--max-iters goes on")
 
     device = get_device(config.device)
     model = GPT.from_pretrained(checkpoint, device=device)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
     estimate.check_memory(estimate.memory_needed(model.config, config), device)
     data = Dataset(text.text, model.config.block_size, device, tokenizer)
-    optimizer = _optimizer(model, config)
+    grads, optimizer = _buffers(model, config)
     shapes = {name: array.shape for name, array in optimizer.state.items()}
     for name, value in read_tensors(checkpoint / TENSORS, shapes).items():
         optimizer.state[name][...] = device.to_device(value)
-    name, *done = progress
-    return Training(name, config, run, text, data, model, optimizer, *done)
+    best = state["best_val_loss"]
+    return Training(state["config_name"], config, directory, text, data, model, grads, optimizer,
+                    state["step"], state["seconds"], math.inf if best is None else best,
+                    state["step"])
 
 
-def _optimizer(model, config):
-    return AdamW(model.params, model.device, config.beta1, config.beta2, config.weight_decay)
+def _buffers(model, config):
+    """What training needs beside a model: gradients and optimiser."""
+    grads = model.params.on(model.device.xp.zeros_like(model.params.flat))
+    optimizer = AdamW(model.params, model.device, config.beta1, config.beta2, config.weight_decay)
+    return grads, optimizer
+
+
+def _check_state(state, checkpoint):
+    """Raise UserError if training.json does not say what a run needs to go on."""
+    kinds = {"format": int, "step": int, "seconds": (int, float), "values": dict, "sha256": str,
+             "best_val_loss": (int, float, type(None)), "config_name": str}
+    for name, kind in kinds.items():
+        if not isinstance(state.get(name), kind):
+            raise UserError(f"{checkpoint / 'training.json'} is damaged: {name} is "
+                            f"{state.get(name)!r}")
+    if state["format"] > FORMAT:
+        raise UserError(f"{checkpoint} was written by a newer npgpt; update this one")
+    if state["step"] < 1 or not state["values"].keys() >= FIELDS.keys():
+        raise UserError(f"{checkpoint / 'training.json'} is damaged: values are missing")

@@ -5,7 +5,9 @@ import pytest
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.backend import get_device
-from npgpt.layers import Key
+from npgpt.layers import Key, dropout
+from npgpt.models.generate import KVCache
+from npgpt.models.gpt import gpt_backward, gpt_forward
 from npgpt.training.optim import AdamW
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -98,10 +100,36 @@ def test_same_key_drops_the_same_and_another_step_drops_other():
     np.testing.assert_array_equal(first[1].flat, again[1].flat)
 
 
+def test_every_dropout_has_a_mask_of_its_own(monkeypatch):
+    """One after the embeddings; in each block one of the attention, one of each projection."""
+    sites = []
+
+    def watched(xp, key, p, shape, original=dropout.keep_mask):
+        sites.append((key.site, shape))
+        return original(xp, key, p, shape)
+
+    monkeypatch.setattr(dropout, "keep_mask", watched)
+    gpt, (idx, targets) = model(dropout=0.5), batch()
+    gpt.loss_and_grads(idx, targets, Key(1, 2))
+    assert len(set(sites)) == len(sites) == 1 + 3 * 2
+    shapes = [shape for _, shape in sites]
+    assert shapes.count((4, 2, 8, 8)) == 2 and shapes.count((4, 8, 16)) == 5
+
+
+def test_gradient_that_is_passed_back_is_not_changed():
+    gpt, (idx, _) = model("float64"), batch()
+    logits, cache = gpt_forward(idx, gpt.params, gpt.config)
+    dlogits = np.random.default_rng(0).standard_normal(logits.shape)
+    kept = dlogits.copy()
+    gpt_backward(dlogits, cache, gpt.params.on(np.zeros_like(gpt.params.flat)))
+    np.testing.assert_array_equal(dlogits, kept)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
-def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
+@pytest.mark.parametrize(("dtype", "error"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts, dtype, error):
     """With dropout, and with ignored targets spread unevenly over the parts."""
-    gpt, (idx, targets) = model("float64", dropout=0.3), batch(8)
+    gpt, (idx, targets) = model(dtype, dropout=0.3), batch(8)
     targets[:3, 2:] = -1
     count = (targets >= 0).sum()
     whole, expected = gpt.loss_and_grads(idx, targets, Key(1, 5))
@@ -110,8 +138,9 @@ def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
         part = slice(row, row + rows)
         loss, _ = gpt.loss_and_grads(idx[part], targets[part], Key(1, 5, row), grads, count)
         losses.append(loss)
-    assert sum(losses) == pytest.approx(whole, rel=1e-12)
-    assert apart(grads.flat, expected.flat) < 1e-12
+    assert {loss.dtype for loss in losses} == {np.dtype(dtype)}
+    assert sum(losses) == pytest.approx(whole, rel=error)
+    assert apart(grads.flat, expected.flat) < error
 
 
 def test_into_adds_to_what_is_there():
@@ -172,6 +201,29 @@ def test_lists_are_taken_as_token_ids():
 def test_token_ids_that_cannot_be_are_refused(idx, message):
     with pytest.raises(UserError, match=message):
         model().logits(idx)
+
+
+def test_more_than_the_context_holds_is_refused_with_a_cache_too():
+    gpt, kv = model(), KVCache(2, 8)
+    gpt.logits([[1] * 6], kv)
+    with pytest.raises(UserError, match="9 tokens are more than the context of 8"):
+        gpt.logits([[1] * 3], kv)
+    assert gpt.logits([[1] * 2], kv).shape == (1, 2, 11)
+
+
+@pytest.mark.parametrize("targets", [[[1, 2], [3, 4], [5, 6]], [[1]], [[1, 2, 3]]])
+def test_targets_of_another_shape_are_refused(targets):
+    for method in (model().loss, model().loss_and_grads):
+        with pytest.raises(UserError, match=r"idx \(2, 3\) and targets .* must have one shape"):
+            method([[1, 2, 3], [4, 5, 6]], targets)
+
+
+@pytest.mark.parametrize("values", [
+    [("wte.weight", np.zeros((11, 16)))], [("wte.weight", np.zeros(()))], [("h.9", np.zeros(1))],
+])
+def test_parameters_that_are_missing_or_do_not_fit_are_refused(values):
+    with pytest.raises(UserError, match=r"are missing|no parameter of this architecture"):
+        GPT(GPTConfig(**SMALL), values=values)
 
 
 def test_target_of_minus_two_is_refused():

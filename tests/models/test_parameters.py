@@ -16,6 +16,15 @@ def test_names_are_views_of_one_buffer():
     assert (p.flat == -1).sum() == 4
 
 
+def test_setting_a_name_writes_into_the_buffer():
+    p = GPT(CONFIG).params
+    view = p["ln_f.bias"]
+    p["ln_f.bias"] = np.arange(4.0)
+    p["ln_f.bias"] -= 1
+    assert p["ln_f.bias"] is view and view.tolist() == [-1, 0, 1, 2]
+    assert np.shares_memory(view, p.flat)
+
+
 def test_groups_stand_one_after_another():
     p = GPT(CONFIG).params
     p.flat[...] = 0

@@ -21,7 +21,9 @@ from npgpt.training.optim import AdamW
 
 @pytest.mark.parametrize("options", [
     {}, {"dropout": 0.1}, {"activation": "relu"}, {"vocab_size": 2000}, {"block_size": 128},
-    {"n_embd": 256, "n_layer": 1}, {"tie_weights": False, "n_head": 8},
+    {"n_embd": 256, "n_layer": 1}, {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256},
+    {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256, "dropout": 0.1},
+ {"tie_weights": False, "n_head": 8},
 ])
 def test_memory_is_what_a_step_takes(options):
     """Measured: the peak of everything NumPy allocates, for the model and one step."""
@@ -44,8 +46,9 @@ def test_memory_is_what_a_step_takes(options):
 def test_memory_grows_with_the_batch_and_not_with_accumulation():
     model = GPTConfig(vocab_size=65, block_size=64, n_layer=3, n_head=4, n_embd=128)
     small, large = (memory_needed(model, TrainingConfig(batch_size=n)) for n in (8, 16))
-    assert large > 1.5 * small
-    assert memory_needed(model, TrainingConfig(batch_size=8, grad_accum=9)) == small
+    assert 1.3 * small < large < 2 * small
+    many = memory_needed(model, TrainingConfig(batch_size=8, grad_accum=9))
+    assert many == pytest.approx(small, rel=1e-3)
 
 
 def test_more_memory_than_there_is_is_refused_with_the_knobs():
@@ -63,7 +66,8 @@ def test_time_counts_steps_accumulation_and_evaluations():
 def test_trial_changes_nothing():
     gpt = GPT(GPTConfig(vocab_size=3, block_size=4, n_layer=1, n_head=1, n_embd=4))
     before = gpt.params.flat.copy()
-    assert step_seconds(gpt, Dataset("abc" * 50, 4, gpt.device), 5) > 0
+    grads = gpt.params.on(np.zeros_like(gpt.params.flat))
+    assert step_seconds(gpt, Dataset("abc" * 50, 4, gpt.device), 5, grads) > 0
     np.testing.assert_array_equal(gpt.params.flat, before)
 
 

@@ -9,7 +9,7 @@ from npgpt.backend import get_device
 from npgpt.text.tokenizer import CharTokenizer
 from npgpt.training import run as runs
 from npgpt.training.optim import AdamW
-from npgpt.training.run import Run
+from npgpt.training.run import RunDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -26,43 +26,89 @@ def save(run, step, is_best=False):
 def test_each_run_gets_a_directory_of_its_own():
     names = []
     for _ in range(3):
-        run = Run.new(None, "laptop", False)
+        run = RunDirectory.new(None, "laptop", False)
         run.begin(0)
         names.append(str(run.path))
     assert names == ["out/laptop", "out/laptop-2", "out/laptop-3"]
 
 
 def test_choosing_a_directory_writes_nothing(tmp_path):
-    Run.new(None, "laptop", False)
-    Run.new(tmp_path / "deep" / "run", "laptop", False)
+    RunDirectory.new(None, "laptop", False)
+    RunDirectory.new(tmp_path / "deep" / "run", "laptop", False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_directory_that_holds_a_run_is_refused_or_overwritten(tmp_path):
-    run = Run.new(tmp_path / "r", "laptop", False)
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 5)
     (tmp_path / "r" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds a run already; --resume .* --overwrite"):
-        Run.new(tmp_path / "r", "laptop", False)
-    again = Run.new(tmp_path / "r", "laptop", True)
-    assert (tmp_path / "r" / "checkpoint-5").exists()      # until the new run begins
+        RunDirectory.new(tmp_path / "r", "laptop", False)
+    again = RunDirectory.new(tmp_path / "r", "laptop", True)
     again.begin(0)
-    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["metrics.jsonl", "notes.txt"]
+    assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has its own
+    save(again, 3)
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
+        "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]
+    assert again.checkpoint("best").name == "checkpoint-3"
+
+
+def test_only_what_a_run_made_is_removed(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 1)
+    for name in ("checkpoint-mine", "checkpoint-7", "best-photos"):
+        (run.path / name).mkdir()
+    (run.path / "checkpoint-notes.txt").touch()
+    (run.path / "checkpoint-9").symlink_to(run.path / "checkpoint-1")
+    (run.path / ".checkpoint-2.abc").mkdir()               # left by a run that was killed
+    run.begin(1)
+    save(run, 2, is_best=True)
+    assert {p.name for p in run.path.iterdir()} == {
+        "best", "latest", "metrics.jsonl", "checkpoint-2", "checkpoint-mine", "checkpoint-7",
+        "best-photos", "checkpoint-notes.txt", "checkpoint-9"}
+
+
+def test_runs_that_start_together_get_a_directory_each():
+    first, second = (RunDirectory.new(None, "laptop", False) for _ in range(2))
+    first.begin(0)
+    second.begin(0)
+    assert [str(run.path) for run in (first, second)] == ["out/laptop", "out/laptop-2"]
+
+
+def test_run_that_was_stopped_before_its_first_step_leaves_nothing(tmp_path):
+    run = RunDirectory.new(tmp_path / "deep" / "r", "laptop", False)
+    run.begin(0)
+    run.log(step=0, val_loss=4.2)
+    run.discard()
+    assert not run.path.exists()
+    run.begin(0)
+    save(run, 1)
+    run.discard()
+    assert run.checkpoint("best").name == "checkpoint-1"
+
+
+def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
+    run = RunDirectory.new(tmp_path, "laptop", False)
+    run.begin(0)
+    run.log(step=1, loss=float("nan"), grad_norm=float("inf"), seconds=0.5)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "step": 1, "loss": None, "grad_norm": None, "seconds": 0.5}
 
 
 def test_directory_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        Run.new(tmp_path / "file", "laptop", False)
+        RunDirectory.new(tmp_path / "file", "laptop", False)
     with pytest.raises(UserError, match="is a file"):
-        Run.new(tmp_path / "file" / "under", "laptop", False)
+        RunDirectory.new(tmp_path / "file" / "under", "laptop", False)
     with pytest.raises(UserError, match="cannot be written to"):
-        Run.new(runs.Path("/proc/nothing"), "laptop", False)
+        RunDirectory.new(runs.Path("/proc/nothing"), "laptop", False)
 
 
 def test_only_latest_and_best_are_kept(tmp_path):
-    run = Run.new(tmp_path / "r", "laptop", False)
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 10, is_best=True)
     assert (run.checkpoint("latest").name, run.checkpoint("best").name) == ("checkpoint-10",) * 2
@@ -75,25 +121,25 @@ def test_only_latest_and_best_are_kept(tmp_path):
 
 def test_newest_run_is_the_one_that_saved_last(tmp_path):
     with pytest.raises(UserError, match="there is no run under out/"):
-        Run.existing(None)
+        RunDirectory.existing(None)
     for number, name in enumerate(("b", "a", "c")):
-        run = Run.new(runs.OUT / name, "laptop", False)
+        run = RunDirectory.new(runs.OUT / name, "laptop", False)
         run.begin(0)
         save(run, 1)
         os.utime(run.path / "latest", (1000 + number % 2, 1000 + number % 2))
-    assert Run.existing(None).path.name == "a"
-    assert Run.existing(tmp_path / "out" / "b").path.name == "b"
+    assert RunDirectory.existing(None).path.name == "a"
+    assert RunDirectory.existing(tmp_path / "out" / "b").path.name == "b"
 
 
 def test_directory_without_a_run_is_refused(tmp_path):
     for path, message in ((tmp_path / "no", "there is no directory"), (tmp_path, "no checkpoint")):
         with pytest.raises(UserError, match=message):
-            Run.existing(path)
+            RunDirectory.existing(path)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "checkpoint-7", "", "."])
 def test_name_of_a_checkpoint_must_be_one(name, tmp_path):
-    run = Run.new(tmp_path / "r", "laptop", False)
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 1)
     (tmp_path / "elsewhere").mkdir()
@@ -103,7 +149,7 @@ def test_name_of_a_checkpoint_must_be_one(name, tmp_path):
 
 
 def test_state_comes_back(tmp_path):
-    run = Run.new(tmp_path / "r", "laptop", False)
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 3)
     state, tokenizer, path = run.load_state()
@@ -116,12 +162,12 @@ def test_state_comes_back(tmp_path):
 
 
 def test_metrics_of_steps_that_come_again_are_dropped(tmp_path):
-    run = Run.new(tmp_path / "r", "laptop", False)
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     for step in (10, 20, 20, 30):
         run.log(step=step, loss=np.float64(0.5).item())
     with open(run.path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 4')                         # a crash in the middle of a line
+        file.write('{"step": null}\n"\xe9"\n{"step": 4')     # and a crash in the middle of a line
     run.begin(20)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20, 20]
