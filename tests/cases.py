@@ -134,8 +134,8 @@ def cross_entropy(draw):
 
 
 def parameters(shapes, n):
-    """Random parameters of these shapes, of a size that makes every term count."""
-    return {name: n(*shape) / shape[0] ** 0.5 if len(shape) == 2 else n(*shape) * 0.5 + 0.5
+    """Random parameters of these shapes, of a size that makes every term count; n draws a shape."""
+    return {name: n(shape) / shape[0] ** 0.5 if len(shape) == 2 else n(shape) * 0.5 + 0.5
             for name, shape in shapes.items()}
 
 
@@ -168,7 +168,7 @@ def _composite(draw, forward, backward, part, options_of):
     n = normal(seed)
     B, T = draw(st.integers(1, 3)), config.block_size
     options = options_of(config, T) | {"dropout": config.dropout, "key": Key(seed, 7)}
-    p = _block_parameters(config, n, part)
+    p = _block_parameters(config, np.random.default_rng(seed).standard_normal, part)
     x = n(B, T, config.n_embd)
     with kinks() as kink:
         forward(x, p, **options)
@@ -214,7 +214,7 @@ def gpt(draw):
         gpt_backward(cross_entropy_backward(dloss, ce), cache, grads)
         return grads
 
-    p = parameters(config.shapes(), normal(seed))
+    p = parameters(config.shapes(), np.random.default_rng(seed).standard_normal)
     with kinks() as kink:
         forward(idx, targets, p)
     return Case(forward, backward, [idx, targets, p], vars(config), kink.far)

@@ -1,0 +1,182 @@
+"""Bugs around the model: what is done with the gradients."""
+
+import numpy as np
+
+from npgpt import GPT, GPTConfig
+from npgpt.layers import cross_entropy_forward
+from npgpt.training.optim import AdamW, clip_scale, gradient_norm
+from tests.gallery.bug import Bug
+
+BUGS = []
+CONFIG = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8)
+
+
+def model_and_batch():
+    gpt = GPT(CONFIG, dtype="float64")
+    idx, targets = np.random.default_rng(0).integers(7, size=(2, 4, 6))
+    return gpt, idx, targets
+
+
+def every_parameter_is_moved(gpt, grads):
+    optimizer = AdamW(gpt.params, gpt.device, 0.9, 0.99, 0.0)
+    optimizer.step(gpt.params, grads, 1e-2, np.float64(1), 1)
+
+
+def norms_are_left_out(gpt, grads):
+    for name in [n for n in grads if "ln_" not in n]:
+        gpt.params[name] -= 1e-2 * grads[name]
+
+
+def everything_moves(step):
+    """one step, after which no parameter is what it was."""
+    gpt, idx, targets = model_and_batch()
+    before = {name: array.copy() for name, array in gpt.params.items()}
+    _, grads = gpt.loss_and_grads(idx, targets)
+    step(gpt, grads)
+    assert [n for n in before if np.array_equal(before[n], gpt.params[n])] == []
+
+
+def the_loss_falls(step):
+    """the loss, which falls."""
+    gpt, idx, targets = model_and_batch()
+    before, grads = gpt.loss_and_grads(idx, targets)
+    step(gpt, grads)
+    assert gpt.loss(idx, targets) < before
+
+
+BUGS.append(Bug(
+    "The gradients of LayerNorm are computed and never applied",
+    "The optimiser goes through a list of parameters that was written by hand, and the norms are "
+    "not in it. All gradients are right, the loss falls, and LayerNorm stays at w = 1, b = 0 for "
+    "ever. One buffer for all parameters leaves no list to forget.",
+    right="w, m, v = params.flat[part], self.m[part], self.v[part]",
+    wrong='for name in [n for n in grads if "ln_" not in n]:',
+    correct=every_parameter_is_moved, broken=norms_are_left_out, source=AdamW.step,
+    check=everything_moves, blind=the_loss_falls,
+))
+
+
+def divided_by_the_whole_count(gpt, idx, targets, parts):
+    grads = gpt.params.on(np.zeros_like(gpt.params.flat))
+    count = (targets >= 0).sum()
+    for part in parts:
+        gpt.loss_and_grads(idx[part], targets[part], into=grads, count=count)
+    return grads.flat
+
+
+def mean_of_means(gpt, idx, targets, parts):
+    grads = gpt.params.on(np.zeros_like(gpt.params.flat))
+    for part in parts:
+        grads.flat += gpt.loss_and_grads(idx[part], targets[part])[1].flat / len(parts)
+    return grads.flat
+
+
+def accumulated_equals_whole(accumulate, hidden=True):
+    """parts of unequal size with ignored targets: their gradients are those of the whole."""
+    gpt, idx, targets = model_and_batch()
+    parts = [slice(0, 1), slice(1, 4)]
+    if hidden:
+        targets[0, 1:] = -1
+    else:
+        parts = [slice(0, 2), slice(2, 4)]
+    whole = gpt.loss_and_grads(idx, targets)[1].flat
+    np.testing.assert_allclose(accumulate(gpt, idx, targets, parts), whole, atol=1e-14)
+
+
+def equal_parts(accumulate):
+    """two halves of the same size with nothing ignored."""
+    accumulated_equals_whole(accumulate, hidden=False)
+
+
+BUGS.append(Bug(
+    "The mean of means is not the mean",
+    "Each part of a batch averages over its own targets, and the parts are averaged. If one part "
+    "has fewer targets, because some are ignored or because the last part is smaller, its tokens "
+    "weigh more. The count of the whole batch must be known before its first part is computed.",
+    right="loss = ((xp.log(total) - correct) * valid).sum() / count",
+    wrong="grads.flat += gpt.loss_and_grads(idx[part], targets[part])[1].flat / len(parts)",
+    correct=divided_by_the_whole_count, broken=mean_of_means,
+    source=cross_entropy_forward.__wrapped__,
+    check=accumulated_equals_whole, blind=equal_parts,
+))
+
+
+def clipped(grads, limit, device):
+    scale = clip_scale(gradient_norm(grads, device), limit, device)
+    grads.flat *= scale
+
+
+def clipped_copies(grads, limit, device):
+    scale = clip_scale(gradient_norm(grads, device), limit, device)
+    for g in grads.values():
+        g = g * scale
+
+
+def norm_is_within_its_limit(clip):
+    """the norm after clipping, which is at most the limit."""
+    gpt, idx, targets = model_and_batch()
+    _, grads = gpt.loss_and_grads(idx, targets)
+    clip(grads, 0.1, gpt.device)
+    assert gradient_norm(grads, gpt.device) <= 0.1
+
+
+def small_gradients_stay(clip):
+    """gradients below the limit, which stay as they are."""
+    gpt, idx, targets = model_and_batch()
+    _, grads = gpt.loss_and_grads(idx, targets)
+    before = grads.flat.copy()
+    clip(grads, 1e6, gpt.device)
+    assert np.array_equal(grads.flat, before)
+
+
+BUGS.append(Bug(
+    "Clipping that does nothing",
+    "`g = g * scale` in a loop gives the name g to a new array and leaves the gradient alone. "
+    "Nothing complains, and training is stable until the day it is not. A test must look at the "
+    "norm afterwards.",
+    right="grads.flat *= scale",
+    wrong="g = g * scale",
+    correct=clipped, broken=clipped_copies,
+    check=norm_is_within_its_limit, blind=small_gradients_stay,
+))
+
+
+def decay_by_group(gpt, grads):
+    AdamW(gpt.params, gpt.device, 0.9, 0.99, 0.1).step(gpt.params, grads, 1e-2, np.float64(1), 1)
+
+
+def decay_of_everything(gpt, grads):
+    decay_by_group(gpt, grads)
+    for array in gpt.params.values():
+        if array.ndim == 1:
+            array *= 1 - 1e-2 * 0.1
+
+
+def groups_decay_apart(step):
+    """a step with gradients of 0: matrices shrink, biases and norms stay."""
+    gpt, _, _ = model_and_batch()
+    before = {name: array.copy() for name, array in gpt.params.items()}
+    step(gpt, gpt.params.on(np.zeros_like(gpt.params.flat)))
+    for name, array in gpt.params.items():
+        factor = 1 - 1e-2 * 0.1 if array.ndim == 2 else 1
+        np.testing.assert_allclose(array, before[name] * factor, rtol=1e-14)
+
+
+def matrices_decay(step):
+    """that the matrices shrink."""
+    gpt, _, _ = model_and_batch()
+    before = gpt.params["wte.weight"].copy()
+    step(gpt, gpt.params.on(np.zeros_like(gpt.params.flat)))
+    assert np.all(np.abs(gpt.params["wte.weight"]) < np.abs(before))
+
+
+BUGS.append(Bug(
+    "LayerNorm and biases decay",
+    "Weight decay is applied to every parameter. It pulls LayerNorm's w towards 0, where it would "
+    "switch the layer off, and biases have no reason to be small. The loss ends a little higher "
+    "and no test of gradients can know.",
+    right="groups = (0, params.n_decayed, self.weight_decay), ",
+    wrong="array *= 1 - 1e-2 * 0.1",
+    correct=decay_by_group, broken=decay_of_everything, source=AdamW.step,
+    check=groups_decay_apart, blind=matrices_decay,
+))
