@@ -15,8 +15,8 @@ HEAD = """# A gallery of wrong gradients
 Each of these bugs was found in a public GPT, or its like, with backward passes written by hand.
 Most of those projects have tests. So each stands here with the check that catches it and a check
 that looks reasonable and does not: the second is why it lived. All of it is code in
-`tests/gallery/`, and the test suite proves that the one check sees the bug and the other does not. The page is written by
-`python -m tests.gallery.test_gallery`.
+`tests/gallery/`, and the test suite proves that the one check sees the bug and the other does not.
+The page is written by `python -m tests.gallery.test_gallery`.
 
 """
 
