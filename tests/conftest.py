@@ -8,12 +8,15 @@ import importlib
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("hundred", max_examples=100, **quiet)
 settings.register_profile("full", max_examples=1000, **quiet)
-settings.load_profile("hundred")
+settings.register_profile(      # for thousands of runs on broken code: see tests/mutants
+    "mutants", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "hundred"))
 
 GRADIENTS = {}       # (layer, method) -> examples, largest relative error
 

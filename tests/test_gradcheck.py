@@ -21,7 +21,9 @@ def product(a, b):
 def test_right_gradient_passes_and_its_error_is_reported(method):
     report = check_gradients(square, lambda dy, cache: 2 * cache[0] * dy, [np.ones(3)],
                              method=method)
-    assert report.directions == 2
+    assert (report.examples, report.directions) == (1, 2)
+    both = report + report
+    assert (both.examples, both.directions, both.error) == (2, 4, report.error)
     assert report.errors.keys() == {"x"}
     assert report.error < 1e-7
 
