@@ -405,7 +405,7 @@ BUGS.append(Bug(
     "A test compares with `np.allclose` and an absolute tolerance that once made it pass. The "
     "gradients of a mean over a batch are smaller than that, so zero would pass too. The error "
     "must be relative to the gradient, and the gradient not tiny.",
-    right="if not error <= tolerance:",
+    right="if error <= tolerance:",
     wrong="assert np.allclose(found, numeric, atol=1e-2)",
     correct=relative_to_the_gradient, broken=within_a_tolerance, source=check_gradients,
     check=zero_is_rejected, blind=right_is_accepted,
