@@ -71,6 +71,12 @@ def test_each_head_and_sequence_is_on_its_own():
     np.testing.assert_allclose(y[1:, 2:], alone)
 
 
+def test_without_a_probability_nothing_is_dropped():
+    q, k, v = heads()
+    np.testing.assert_array_equal(attention_forward(q, k, v, key=Key(1, 1))[0],
+                                  attention_forward(q, k, v)[0])
+
+
 def test_dropout_drops_the_probabilities_not_the_values():
     q, k, v = heads(Tk=50)
     p = 0.5

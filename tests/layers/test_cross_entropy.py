@@ -28,6 +28,12 @@ def test_ignored_targets_count_neither_above_nor_below_the_line():
     assert not cross_entropy_backward(1.0, cache)[~kept].any()
 
 
+def test_single_target_counts_as_one():
+    loss, cache = cross_entropy_forward(np.zeros((3, 4)), np.array([-1, 2, -1]))
+    assert loss == pytest.approx(math.log(4))
+    assert cross_entropy_backward(1.0, cache)[1].tolist() == [0.25, 0.25, -0.75, 0.25]
+
+
 def test_no_target_at_all_is_a_loss_of_zero():
     loss, cache = cross_entropy_forward(np.ones((2, 3)), np.full(2, -1))
     assert loss == 0

@@ -11,9 +11,10 @@ def mask(key, p=0.5, shape=(4, 1000)):
     return keep_mask(np, key, p, shape)
 
 
-def test_without_a_key_nothing_is_dropped():
+@pytest.mark.parametrize(("p", "key"), [(0.5, None), (0.0, KEY), (0, KEY)])
+def test_without_a_key_or_a_probability_nothing_is_dropped(p, key):
     x = np.ones((2, 3))
-    y, cache = dropout_forward(x, 0.5, None)
+    y, cache = dropout_forward(x, p, key)
     assert y is x
     assert dropout_backward(x, cache) is x
 
@@ -54,8 +55,33 @@ def test_a_part_of_the_batch_gets_its_part_of_the_mask():
     np.testing.assert_array_equal(mask(KEY._replace(row=2), 0.3, (3, 5, 7)), whole[2:5])
 
 
-def test_the_hash_stays_what_it_is():
-    """Computed once with Python's integers. With another, no old run could be resumed."""
-    words = np.packbits(mask(Key(seed=1337, step=10, row=1, site=(2, 0, 1)), 0.5, (2, 32)))
-    assert words.tolist() == [73, 222, 181, 122, 66, 137, 88, 214]
+def scrambled(z, salt=0):
+    """lowbias32 in Python's own integers."""
+    z ^= z >> 16
+    z = z * 0x7FEB352D + salt & 0xFFFFFFFF
+    z ^= z >> 15
+    z = z * 0x846CA68B & 0xFFFFFFFF
+    return z ^ z >> 16
 
+
+def bits(key, row, element):
+    """The hash that decides about one element, in Python's own integers."""
+    words = [0x9E3779B9, 0x85EBCA6B]
+    for part in (key.seed % 2**32, key.seed // 2**32, key.step, *key.site):
+        words = [scrambled(word ^ part) for word in words]
+    first, second = (scrambled(key.row + row ^ word) for word in words)
+    return scrambled(element ^ first, second)
+
+
+@pytest.mark.parametrize("key", [
+    Key(1337, 10, 1, (2, 0, 1)), Key(2**40 + 7, 0), Key(0, 2**32 - 1, 5, (3,)),
+])
+def test_mask_is_the_hash_that_is_documented(key):
+    """With another hash no old run could be resumed."""
+    expected = [[bits(key, row, element) for element in range(12)] for row in range(3)]
+    for p in (0.5, 0.1):
+        kept = mask(key, p, (3, 3, 4)).reshape(3, 12)
+        np.testing.assert_array_equal(kept, np.array(expected) >= p * 2**32)
+    exactly = expected[1][5] / 2**32          # an element at the threshold is kept
+    assert mask(key, exactly, (3, 3, 4))[1, 1, 1]
+    assert not mask(key, exactly + 2**-32, (3, 3, 4))[1, 1, 1]

@@ -27,6 +27,12 @@ def test_constant_row_gives_the_bias_and_a_finite_gradient():
     assert np.isfinite(dx).all() and not dw.any() and db.tolist() == [2.0] * 8
 
 
+def test_eps_is_added_to_the_variance():
+    """Of two channels 2e-3 apart the variance is 1e-6, and eps ten times as much."""
+    y, _ = layernorm_forward(np.array([1e-3, -1e-3]), np.ones(2), np.zeros(2))
+    np.testing.assert_allclose(y, np.array([1e-3, -1e-3]) / (1e-6 + 1e-5) ** 0.5, rtol=1e-12)
+
+
 def test_one_channel_gives_the_bias():
     y, cache = layernorm_forward(np.array([[3.0]]), np.array([2.0]), np.array([0.5]))
     assert y.tolist() == [[0.5]]

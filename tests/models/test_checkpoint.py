@@ -31,6 +31,14 @@ def test_what_is_read_is_what_was_written(variant, tmp_path):
     np.testing.assert_array_equal(read.params.flat, model.params.flat)
 
 
+def test_model_is_read_to_the_device_and_dtype_that_are_asked_for(tmp_path):
+    random_model().save_pretrained(tmp_path / "model")
+    assert GPT.from_pretrained(tmp_path / "model").params.flat.dtype == np.float32
+    assert GPT.from_pretrained(tmp_path / "model", dtype="float64").params.flat.dtype == np.float64
+    with pytest.raises(UserError, match="unknown device 'tpu'"):
+        GPT.from_pretrained(tmp_path / "model", device="tpu")
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "head_bias" not in v])
 def test_transformers_computes_the_same_logits(variant, tmp_path, torch, transformers):
     model = random_model(**variant)

@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,13 @@ def test_nothing_to_write_is_an_empty_text(gpt):
 
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]]))
+
+
+def test_without_options_the_distribution_is_the_models_own(gpt):
+    assert Sampling() == Sampling(500, 1.0, None, None, None)
+    defaults = inspect.signature(GPT.generate).parameters
+    assert [defaults[name].default for name in ("temperature", "top_k", "top_p", "seed")] == [
+        1.0, None, None, None]
 
 
 def test_temperature_sharpens():

@@ -24,11 +24,12 @@ def one(x):
     return np.float64(x)
 
 
-def test_steps_follow_the_paper_number_by_number():
+@pytest.mark.parametrize("size", [1.0, 1e-8])      # at 1e-8, ε is half of what is divided by
+def test_steps_follow_the_paper_number_by_number(size):
     """One parameter, three steps, in Python's own numbers, once with decay and once without."""
-    p, grads = state()
     for name, decay in (("wte.weight", 0.1), ("ln_f.bias", 0.0)):
         p, grads = state()
+        grads.flat[...] *= size
         optimizer = AdamW(p, CPU, 0.9, 0.99, 0.1)
         w, m, v = float(p[name].ravel()[3]), 0.0, 0.0
         for t in (1, 2, 3):
@@ -90,14 +91,15 @@ def test_gradients_that_are_not_finite_leave_the_parameters_alone(bad):
     p, grads = state("float32")
     optimizer = AdamW(p, CPU, 0.9, 0.99, 0.1)
     optimizer.step(p, grads, 1e-2, one(1), 1)
-    before = p.flat.copy()
+    before, m, v = p.flat.copy(), optimizer.m.copy(), optimizer.v.copy()
     grads.flat[17] = bad
     with np.errstate(invalid="ignore"):
         scale = clip_scale(gradient_norm(grads, CPU), 1.0, CPU)
         assert scale == 0
         optimizer.step(p, grads, 1e-2, scale, 2)
     np.testing.assert_array_equal(p.flat, before)
-    assert np.isfinite(optimizer.m).all() and np.isfinite(optimizer.v).all()
+    np.testing.assert_allclose(optimizer.m, m * np.float32(0.9), rtol=1e-5)    # they fade
+    np.testing.assert_allclose(optimizer.v, v * np.float32(0.99), rtol=1e-5)
     grads.flat[17] = 0
     optimizer.step(p, grads, 1e-2, one(1), 3)
     assert np.isfinite(p.flat).all() and not np.array_equal(p.flat, before)
@@ -135,12 +137,14 @@ def test_norm_of_huge_finite_gradients_is_finite():
 
 
 @pytest.mark.parametrize(("norm", "limit", "scale"), [
-    (0.5, 1.0, 1.0), (4.0, 1.0, 0.25), (1e6, 2.0, 2e-6), (4.0, 0.0, 1.0), (0.0, 1.0, 1.0),
+    (0.5, 1.0, 1.0), (4.0, 1.0, 1 / (4 + 1e-6)), (1e6, 2.0, 2 / (1e6 + 1e-6)), (4.0, 0.0, 1.0),
+    (0.0, 1.0, 1.0), (1e-6, 1e-7, 1e-7 / 2e-6),
     (math.inf, 1.0, 0.0), (math.nan, 1.0, 0.0), (math.nan, 0.0, 0.0),
 ])
 def test_clipping_keeps_the_norm_at_its_limit(norm, limit, scale):
     found = clip_scale(one(norm), limit, CPU)
-    assert found == pytest.approx(scale, rel=1e-6)
+    assert found.dtype == np.float64
+    assert found == pytest.approx(scale, rel=1e-12)
     if limit and math.isfinite(norm):
         assert found * norm <= limit
 
@@ -155,6 +159,12 @@ def test_rate_rises_falls_and_stays():
     assert learning_rate(109, c) == learning_rate(199, c) == 0.1
     rates = [learning_rate(step, c) for step in range(200)]
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+def test_rate_after_a_warm_up_that_is_all_there_is():
+    c = TrainingConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=5, lr_decay_iters=5)
+    assert learning_rate(4, c) == pytest.approx(5 / 6)
+    assert learning_rate(5, c) == 0.1
 
 
 def test_rate_without_warm_up_or_decay_is_constant():

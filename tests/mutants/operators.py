@@ -1,0 +1,135 @@
+"""Mutations of mathematics that mutmut does not make: each is a mistake that people do make.
+
+    a @ b        becomes  b @ a                    x.T, x.swapaxes(...)    becomes  x
+    x.mean(...)  becomes  x.sum(...), and back     keepdims=True           is dropped
+    a + b        becomes  a, and b;  a - b: a      x += y, x -= y          are dropped
+    a constant   is off by one part in a million   return da, db           becomes  return db, da
+
+`mutants_of(path)` yields them; `install` puts one in place of the code that runs.
+"""
+
+import ast
+import copy
+import types
+from dataclasses import dataclass
+
+MILLIONTH = 1 + 1e-6
+
+
+@dataclass
+class Mutant:
+    """A module's tree with one change in it."""
+
+    module: str
+    function: str        # or "constant"
+    line: str            # as it is
+    changed: str         # as the mutant has it
+    tree: ast.Module
+
+
+def mutants_of(module, source):
+    """Name and source of a module -> its mutants, one after another."""
+    count = _Change(None)
+    count.visit(ast.parse(source))
+    for number in range(count.seen):
+        tree = ast.parse(source)
+        change = _Change(number)
+        tree = ast.fix_missing_locations(change.visit(tree))
+        yield Mutant(module, change.function, change.line, change.changed, tree)
+
+
+def install(mutant, module):
+    """Give the functions and constants of an imported module the code of the mutant. Whoever holds
+    one of the functions, runs the new code."""
+    new = types.ModuleType(module.__name__)
+    new.__dict__.update(module.__dict__)
+    exec(compile(mutant.tree, module.__file__, "exec"), new.__dict__)
+    _replace(vars(module), vars(new), module)
+
+
+def _replace(old, new, module):
+    for name, value in list(new.items()):
+        before = old.get(name)
+        if isinstance(value, (int, float)) and isinstance(old, dict):
+            old[name] = value
+        elif isinstance(before, types.FunctionType) and before.__module__ == module.__name__:
+            before.__code__, before.__defaults__ = value.__code__, value.__defaults__
+        elif isinstance(before, type) and before.__module__ == module.__name__:
+            _replace(vars(before), vars(value), module)
+
+
+class _Change(ast.NodeTransformer):
+    """Makes the change with a number, or only counts how many could be made."""
+
+    def __init__(self, number):
+        self.number = number
+        self.seen = 0
+        self.function, self.line, self.changed = "constant", "", ""
+        self._function = "constant"
+        self._statement = None
+
+    def visit(self, node):
+        if isinstance(node, ast.FunctionDef):
+            outer, self._function = self._function, node.name
+            self._statement = node                # for its defaults; the body has its own
+            node = self._generic(node)
+            self._function = outer
+            return node
+        if isinstance(node, ast.stmt):
+            self._statement = node
+        for changed in self._changes(node):
+            if self.seen == self.number:
+                self.function = self._function
+                self.line = ast.unparse(self._statement).splitlines()[0]
+                self.seen += 1
+                self.changed = ast.unparse(changed)
+                return changed
+            self.seen += 1
+        return self._generic(node)
+
+    def _generic(self, node):
+        statement = self._statement
+        node = super().generic_visit(node)
+        self._statement = statement
+        return node
+
+    def _changes(self, node):
+        """What a node can become."""
+        match node:
+            case ast.BinOp(left, ast.MatMult(), right) if ast.dump(left) != ast.dump(right):
+                yield ast.BinOp(right, ast.MatMult(), left)
+            case ast.Attribute(value, "T"):
+                yield value
+            case ast.Call(ast.Attribute(value, "swapaxes")):
+                yield value
+            case ast.Call(ast.Attribute(value, "mean" | "sum" as name)):
+                other = copy.deepcopy(node)
+                other.func.attr = {"mean": "sum", "sum": "mean"}[name]
+                yield other
+            case ast.BinOp(left, ast.Add(), right):
+                yield from (left, right)
+            case ast.BinOp(left, ast.Sub(), right):
+                yield left
+            case ast.AugAssign(_, ast.Add() | ast.Sub()):
+                yield ast.Pass()
+            case ast.Return(ast.Tuple(elts)):
+                for i in range(len(elts) - 1):
+                    swapped = [*elts[:i], elts[i + 1], elts[i], *elts[i + 2:]]
+                    yield ast.Return(ast.Tuple(swapped, ast.Load()))
+            case ast.Assign([ast.Name()], value) if self._function == "constant" and _number(value):
+                other = copy.deepcopy(node)
+                other.value = ast.BinOp(value, ast.Mult(), ast.Constant(MILLIONTH))
+                yield other
+        if isinstance(node, ast.Call) and any(k.arg == "keepdims" for k in node.keywords):
+            other = copy.deepcopy(node)
+            other.keywords = [k for k in node.keywords if k.arg != "keepdims"]
+            yield other
+        if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value:
+            yield ast.Constant(node.value * MILLIONTH)
+
+
+def _number(node):
+    """Whether a module's constant is arithmetic on numbers, and not all of them whole."""
+    parts = list(ast.walk(node))
+    return any(isinstance(p, ast.Constant) and isinstance(p.value, float) for p in parts) or any(
+        isinstance(p, ast.Attribute) and p.attr in ("sqrt", "pi") for p in parts)
