@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("hundred", max_examples=100, **quiet)
-settings.register_profile("full", max_examples=1000, **quiet)
+settings.register_profile("hundred", max_examples=100, derandomize=True, **quiet)
+settings.register_profile("full", max_examples=1000, derandomize=True, **quiet)
+settings.register_profile("search", max_examples=1000, **quiet)      # other examples each time
 settings.register_profile(      # for thousands of runs on broken code: see tests/mutants
     "mutants", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
 )
