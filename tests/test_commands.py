@@ -126,6 +126,23 @@ def test_training_is_the_few_lines_that_it_claims_to_be(home):
     for name, array in model.params.items():
         np.testing.assert_allclose(written[name], array, rtol=0, atol=1e-6)
 
+    # The last evaluation: 8 windows spread over each split, then all of the validation split.
+    ids = data.tokenizer.encode(TEXT)
+    splits = {"train_loss": (ids[:1584], 8), "val_loss": (ids[1584:], 8),
+              "whole_val_loss": (ids[1584:], None)}
+    recorded = {}
+    for line in metrics(home / "out/laptop"):
+        recorded |= line
+    losses = {}
+    for name, (split, windows) in splits.items():
+        starts = range(0, len(split) - 16, 16)
+        if windows:
+            starts = [starts[round(i * (len(starts) - 1) / (windows - 1))] for i in range(windows)]
+        rows = np.array([split[start:start + 17] for start in starts])
+        losses[name] = float(model.loss(rows[:, :-1], rows[:, 1:]))
+        assert recorded[name] == pytest.approx(losses[name], rel=1e-5)
+    assert len({round(loss, 4) for loss in losses.values()}) == 3       # and they can be told apart
+
 
 def test_same_seed_same_bits_and_another_seed_others(home):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
