@@ -16,6 +16,7 @@ from npgpt.backend import get_device, to_host
 from npgpt.bundle import command_line
 from npgpt.errors import RunError, run_command
 from npgpt.layers import Key
+from npgpt.training.estimate import LESS_MEMORY, size
 from npgpt.training.interrupt import Interrupt
 from npgpt.training.optim import clip_scale, gradient_norm, learning_rate
 from npgpt.training.progress import Progress
@@ -29,7 +30,7 @@ def main(arguments=None):
     """Train as the command line says -> exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with np.errstate(all="ignore"):       # a step that overflows is counted below, not warned of
-        return run_command("train.py", lambda: train(arguments))
+        return run_command("train.py", lambda: train(arguments), LESS_MEMORY)
 
 
 def default_config(device):
@@ -83,6 +84,8 @@ def train(arguments):
         whole = mean_loss(run, run.data.val)
         run.directory.log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
         progress.say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
+        if held := run.device.held():
+            progress.say(f"memory held: {size(held)} at most")
         progress.say(f"the model is in {run.directory.checkpoint('best')}; to read what it writes: "
                      f"{command_line('sample')} --out-dir {run.directory.path}")
     return 0

@@ -19,8 +19,9 @@ class RunError(RuntimeError):
     """The run could not go on; the message says why and what is left."""
 
 
-def run_command(name, main):
+def run_command(name, main, less_memory="a smaller model takes less"):
     """Call main() -> exit status or None; what it raises by design becomes one line on stderr.
+    less_memory: what to do where memory runs out, in words.
 
     What is not listed here is a bug in npgpt, and shows itself with a traceback.
     """
@@ -39,7 +40,7 @@ def run_command(name, main):
     except RunError as error:
         status, message = 3, str(error)
     except MemoryError as error:
-        status, message = 3, f"out of memory ({error}); a smaller model or batch takes less"
+        status, message = 3, f"out of memory ({error}): {less_memory}"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, message = 3, f"{where}{error.strerror or error}"

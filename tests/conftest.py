@@ -10,6 +10,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from npgpt import backend
+from tests import double, on_device
+
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("hundred", max_examples=100, derandomize=True, **quiet)
 settings.register_profile("full", max_examples=1000, derandomize=True, **quiet)
@@ -18,6 +21,31 @@ settings.register_profile(      # for thousands of runs on broken code: see test
     "mutants", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "hundred"))
+
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "double", "gpu"), default="cpu",
+                     help="where every layer computes: see tests/on_device.py")
+
+
+def pytest_configure(config):
+    name = config.getoption("--device")
+    if name == "double":
+        config.add_cleanup(double.install())
+    if name != "cpu":
+        on_device.move_every_layer(backend.get_device("gpu"))
+
+
+@pytest.fixture
+def device(request):
+    """The GPU's Device: CuPy's with --device gpu, else the double's, while a test runs."""
+    if request.config.getoption("--device") == "gpu":
+        yield backend.get_device("gpu")
+    else:
+        with double.installed() as gpu:
+            yield gpu
+
 
 GRADIENTS = {}       # (layer, method) -> examples, largest relative error
 

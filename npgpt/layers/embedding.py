@@ -3,13 +3,13 @@
     y[n] = w[idx[n]]                      y  = onehot(idx) @ w
     dw[v] = sum of dy[n] where idx[n] = v    dw = onehot(idx).T @ dy
 
-A token that occurs several times collects a gradient from each place. There is no gradient for
-idx: whole numbers do not change by a little.
+A token that occurs several times collects a gradient from each place. A matrix of zeros and ones
+adds them up, always in the same order. For a vocabulary larger than the batch it is smaller to ask
+which places hold the same token: the row of such a place is then that token's whole gradient. There
+is no gradient for idx: whole numbers do not change by a little.
 """
 
 from npgpt.backend import array_module
-
-ONE_HOT_LIMIT = 1024   # up to this many rows, multiplying by the one-hot matrix is fastest
 
 
 def embedding_forward(idx, w):
@@ -22,9 +22,10 @@ def embedding_backward(dy, cache):
     idx, (V, C) = cache
     xp = array_module(dy)
     idx, dy = idx.reshape(-1), dy.reshape(-1, C)                 # (N,), (N, C)
-    if V <= ONE_HOT_LIMIT:
+    if V <= idx.size:
         onehot = xp.arange(V)[:, None] == idx                    # (V, N), already transposed
         return onehot.astype(dy.dtype) @ dy
+    same = idx[:, None] == idx                                   # (N, N)
     dw = xp.zeros((V, C), dtype=dy.dtype)
-    xp.add.at(dw, idx, dy)      # dw[idx] += dy would keep only the last of each repeated token
+    dw[idx] = same.astype(dy.dtype) @ dy      # a token that repeats: the same row, written again
     return dw

@@ -43,7 +43,12 @@ class TrainingConfig(Options):
     data: str | None = option(None, "shakespeare, pydocs or the path of a UTF-8 text (default: "
                               "shakespeare, or pydocs where that cannot be had)")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "gpu"))
-    dtype: str = option("float32", "numbers to compute with", choices=("float32",))
+    dtype: str | None = option(
+        None, "what products of matrices are computed in; tf32 and bfloat16 need a GPU (default: "
+        "tf32 where there is one that has it, else float32)",
+        choices=("float32", "tf32", "bfloat16"),
+    )
+    fused: bool = option(False, "a GPU's fused kernels, which no GPU has run yet")
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,7 +66,8 @@ class TrainingConfig(Options):
 
 
 # The text of a resumed run may have moved; its hash tells that it is the same.
-RESUMABLE = {"data", "max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype"}
+RESUMABLE = {"data", "max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype",
+             "fused"}
 MODEL_FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
 TRAINING_FIELDS = {f.name: f for f in dataclasses.fields(TrainingConfig)}
 FIELDS = MODEL_FIELDS | TRAINING_FIELDS

@@ -7,6 +7,7 @@ from npgpt.layers import Key
 from npgpt.models.parameters import count
 
 FLOAT = 4      # bytes
+LESS_MEMORY = "lower --batch-size (and raise --grad-accum), --block-size or --n-embd"
 
 
 def memory_needed(model, training):
@@ -37,7 +38,7 @@ def check_memory(needed, device):
     if available is not None and needed > available:
         raise UserError(
             f"training needs about {size(needed)} of memory and {size(available)} are free; "
-            "lower --batch-size (and raise --grad-accum), --block-size or --n-embd"
+            f"{LESS_MEMORY}"
         )
 
 

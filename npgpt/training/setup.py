@@ -13,11 +13,12 @@ from npgpt.models.gpt import GPT
 from npgpt.models.parameters import Parameters
 from npgpt.text.data import Dataset, Text, load_text
 from npgpt.training import estimate
-from npgpt.training.config import FIELDS, TrainingConfig, read_command_line
+from npgpt.training.config import FIELDS, TRAINING_FIELDS, TrainingConfig, read_command_line
 from npgpt.training.optim import AdamW
 from npgpt.training.run import TENSORS, RunDirectory
 
-FORMAT = 1     # of training.json
+FORMAT = 1           # of training.json
+ADDED = {"fused"}    # values that its first checkpoints lack
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Training:
         left = estimate.run_seconds(trial, c, self.step)
         note = {"note": self.text.note} if self.text.note else {}
         return note | {
-            "npgpt": f"config {self.config_name} on {self.device.description}",
+            "npgpt": f"config {self.config_name} on {self.device.description}, "
+                     f"{c.dtype or self.device.default_dtype}",
             "data": f"{self.text.name}: {len(self.text.text):,} characters, "
                     f"{model.vocab_size} of them distinct",
             "sha256": self.text.sha256,
@@ -101,9 +103,8 @@ def prepare(arguments, default_config):
 
 
 def _new(request):
-    config = request.training()
+    device, config = _device(request, request.training())
     architecture = request.model(vocab_size=1)              # the text tells how many there are
-    device = get_device(config.device)
     text = load_text(config.data)
     data = Dataset(text.text, architecture.block_size, device)
     architecture = replace(architecture, vocab_size=data.tokenizer.vocab_size)
@@ -127,7 +128,7 @@ def _resumed(request):
         raise UserError(f"the run in {directory.path} has done its {state['step']} steps; a larger "
                         "--max-iters goes on")
 
-    device = get_device(config.device)
+    device, config = _device(request, config)
     model = GPT.from_pretrained(checkpoint, device=device)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
@@ -141,6 +142,29 @@ def _resumed(request):
     return Training(state["config_name"], config, directory, text, data, model, grads, optimizer,
                     state["step"], state["seconds"], math.inf if best is None else best,
                     state["step"])
+
+
+def _device(request, config):
+    """-> the device, set to compute as the configuration says, and the configuration. What comes
+    from a checkpoint and this device cannot do, since it was another one then, is left out."""
+    device = get_device(config.device)
+    fits = {"dtype": config.dtype in (None, *device.dtypes),
+            "fused": not config.fused or device.name != "cpu"}
+    for name in (name for name, fit in fits.items() if not fit):
+        if not request.resume or name in request.flags:
+            raise UserError(f"--{name} {getattr(config, name)} cannot be had on "
+                            f"{device.description}".replace("--fused True", "--fused"))
+        config = replace(config, **{name: TRAINING_FIELDS[name].default})
+
+    dtype = config.dtype or device.default_dtype
+    device.compute_in(dtype)
+    if dtype == "bfloat16":
+        from npgpt.kernels import bfloat16
+        bfloat16.install(device)
+    if config.fused:
+        from npgpt import kernels
+        kernels.install(device)
+    return device, config
 
 
 def _buffers(model, config):
@@ -160,5 +184,5 @@ def _check_state(state, checkpoint):
                             f"{state.get(name)!r}")
     if state["format"] > FORMAT:
         raise UserError(f"{checkpoint} was written by a newer npgpt; update this one")
-    if state["step"] < 1 or not state["values"].keys() >= FIELDS.keys():
+    if state["step"] < 1 or not state["values"].keys() >= FIELDS.keys() - ADDED:
         raise UserError(f"{checkpoint / 'training.json'} is damaged: values are missing")

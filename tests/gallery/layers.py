@@ -255,8 +255,8 @@ BUGS.append(Bug(
     "Of a token that occurs twice one gradient is kept",
     "`dw[idx] += dy` looks like a sum, but NumPy reads, adds and writes the whole selection at "
     "once, so the last write wins. Common characters occur dozens of times in a batch and lose "
-    "most of their gradient. `np.add.at`, or a product with the one-hot matrix, adds them all.",
-    right="xp.add.at(dw, idx, dy)",
+    "most of their gradient. A product with the one-hot matrix adds them all.",
+    right="return onehot.astype(dy.dtype) @ dy",
     wrong="dw[idx] += dy",
     correct=embedding_backward, broken=last_one_wins, source=embedding_layer,
     check=repeated_tokens, blind=distinct_tokens,

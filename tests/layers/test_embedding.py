@@ -1,19 +1,20 @@
 import numpy as np
 import pytest
 
-from npgpt.layers import embedding, embedding_backward, embedding_forward
+from npgpt.layers import embedding_backward, embedding_forward
 
 
-def test_rows_of_the_table():
-    w = np.arange(8.0).reshape(4, 2)
-    y, _ = embedding_forward(np.array([[3, 0, 3]]), w)
-    assert y.tolist() == [[[6.0, 7.0], [0.0, 1.0], [6.0, 7.0]]]
+def test_looks_rows_up():
+    w = np.arange(12.0).reshape(4, 3)
+    y, _ = embedding_forward(np.array([[2, 0]]), w)
+    assert y.tolist() == [[[6, 7, 8], [0, 1, 2]]]
 
 
-@pytest.mark.parametrize("limit", [0, 1024])      # summed by position; a one-hot product
-def test_repeated_tokens_collect_every_gradient(limit, monkeypatch):
-    monkeypatch.setattr(embedding, "ONE_HOT_LIMIT", limit)
-    idx = np.array([[1, 3, 1], [1, 0, 3]])
-    _, cache = embedding_forward(idx, np.zeros((4, 2)))
-    dw = embedding_backward(np.arange(12.0).reshape(2, 3, 2), cache)
-    assert dw.tolist() == [[8, 9], [0 + 4 + 6, 1 + 5 + 7], [0, 0], [2 + 10, 3 + 11]]
+@pytest.mark.parametrize("V", [4, 5, 6, 100])      # up to the five tokens, and beyond
+def test_repeated_tokens_collect_every_gradient(V):
+    idx = np.array([[1, 1, 3, 3, 3]])
+    _, cache = embedding_forward(idx, np.zeros((V, 2)))
+    dw = embedding_backward(np.arange(10.0).reshape(1, 5, 2), cache)
+    assert dw.shape == (V, 2)
+    assert dw[[1, 3]].tolist() == [[2, 4], [18, 21]]
+    assert np.count_nonzero(dw) == 4

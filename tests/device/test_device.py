@@ -1,0 +1,226 @@
+"""Everything that training does on a GPU: on the double, and with `--device gpu` on a GPU itself.
+
+The double computes with NumPy, so what it answers is what the CPU answers, to the last bit. A GPU
+rounds in another order, and is held to 1e-10 in float64 and 1e-5 in float32.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import train
+from npgpt import GPT, GPTConfig
+from npgpt.backend import Device, get_device
+from npgpt.gradcheck import check_gradients
+from npgpt.layers import Key
+from npgpt.models import checkpoint
+from npgpt.text.data import Dataset
+from npgpt.training.optim import AdamW, clip_scale, gradient_norm
+from tests import double
+from tests.cases import CASES, configs
+from tests.on_device import back, moved
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
+TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
+        "--dropout=0.1", "--eval-iters=2", "--log-interval=100", "--eval-interval=100"]
+BASE = {"vocab_size": 13, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.3}
+
+
+def agree(found, expected, device, tolerance):
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        found, expected = tuple(found.values()), tuple(expected.values())
+    if isinstance(expected, tuple):
+        assert len(found) == len(expected)
+        for f, e in zip(found, expected):
+            agree(f, e, device, tolerance)
+    elif expected is None:
+        assert found is None
+    else:
+        assert isinstance(found, device.arrays), type(found)
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        scale = max(1, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(device.to_host(found), expected, rtol=0, atol=tolerance * scale)
+
+
+def tolerance(device, dtype="float64"):
+    return 0 if device.xp is double.cupy else TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_backward_answer_as_on_the_cpu_and_wait_for_nothing(name, device):
+    @given(CASES[name]())
+    @settings(max_examples=30)
+    def check(case):
+        y, cache = case.forward(*case.inputs)
+        dy = np.random.default_rng(1).standard_normal(np.shape(y))
+        expected = case.backward(np.asarray(dy), cache)
+
+        inputs, dy = moved(case.inputs, device), device.to_device(dy)
+        case.options.update(moved(case.options, device))     # the mask
+        with double.no_waiting():
+            y_there, cache = case.forward(*inputs)
+            found = case.backward(dy, cache)
+        agree(y_there, np.asarray(y), device, tolerance(device))
+        agree(found, expected, device, tolerance(device))
+
+    check()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_is_the_derivative_of_the_forward_on_the_device(name, device):
+    @given(CASES[name]())
+    @settings(max_examples=10)
+    def check(case):
+        case.options.update(moved(case.options, device))     # the mask
+
+        def forward(*inputs):
+            y, cache = case.forward(*moved(inputs, device))
+            return device.to_host(y), cache
+
+        def backward(dy, cache):
+            return back(case.backward(moved(dy, device), cache), device)
+
+        check_gradients(forward, backward, case.inputs, directions=1)
+
+    check()
+
+
+def step_of_training(gpt, data, optimizer, grads, step):
+    """What train.py does in a step -> loss, norm; on the device."""
+    grads.flat[...] = 0
+    idx, targets = data.batch(3, step, 4)
+    loss, _ = gpt.loss_and_grads(idx, targets, Key(3, step), into=grads, count=4 * 6)
+    norm = gradient_norm(grads, gpt.device)
+    scale = clip_scale(norm, 1.0, gpt.device)
+    optimizer.step(gpt.params, grads, 1e-2, scale, step + 1)
+    return loss, norm
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_steps_of_training_are_those_of_the_cpu_and_wait_for_nothing(dtype, device):
+    ended = []
+    for place in (get_device("cpu"), device):
+        data = Dataset("abcdefghijklm" * 20, 6, place)
+        gpt = GPT(GPTConfig(**BASE), device=place, dtype=dtype)
+        grads = gpt.params.on(place.xp.zeros_like(gpt.params.flat))
+        optimizer = AdamW(gpt.params, place, 0.9, 0.99, 0.1)
+        with double.no_waiting():
+            for step in range(5):
+                loss, norm = step_of_training(gpt, data, optimizer, grads, step)
+        ended.append((loss, norm, gpt.params.flat, optimizer.m, optimizer.v))
+    on_cpu, there = ended
+    # The norm is summed in parts of another length, so even the double rounds otherwise.
+    agree(there, tuple(map(np.asarray, on_cpu)), device, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "head_bias": True},
+                                     {"attn_bias": False, "activation": "relu"}])
+def test_loss_evaluation_and_text_are_those_of_the_cpu(options, device):
+    here, there = (GPT(GPTConfig(**BASE | options), device=d) for d in ("cpu", device))
+    idx = np.random.default_rng(0).integers(13, size=(3, 6))
+    agree(there.logits(idx), here.logits(idx), device, tolerance(device, "float32"))
+    agree(there.loss(idx, idx), np.asarray(here.loss(idx, idx)), device,
+          tolerance(device, "float32"))
+    np.testing.assert_array_equal(there.generate(idx, 10, temperature=0.8, top_k=5, seed=4),
+                                  here.generate(idx, 10, temperature=0.8, top_k=5, seed=4))
+
+
+def test_model_saved_on_the_device_is_read_on_the_cpu(device, tmp_path):
+    there = GPT(GPTConfig(**BASE), device=device)
+    there.save_pretrained(tmp_path / "m")
+    here = GPT.from_pretrained(tmp_path / "m")
+    np.testing.assert_array_equal(here.params.flat, device.to_host(there.params.flat))
+    assert (tmp_path / "m" / checkpoint.WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("vocab_size", [5, 1000])
+def test_repeated_step_is_the_same_to_the_last_bit(vocab_size, device):
+    @given(configs(vocab_size))
+    @settings(max_examples=10)
+    def check(config):
+        gpt = GPT(config, device=device)
+        idx = np.random.default_rng(0).integers(vocab_size, size=(3, config.block_size))
+        first, second = (device.to_host(gpt.loss_and_grads(idx, idx, Key(1, 1))[1].flat)
+                         for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+
+    check()
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, device):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.txt").write_text(TEXT)
+    return tmp_path
+
+
+def run(capsys, *words):
+    status = train.main(["--data=fox.txt", *TINY, *words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line["val_loss"] for line in map(json.loads, lines) if "val_loss" in line]
+
+
+def test_training_is_that_of_the_cpu(home, capsys):
+    for name in ("cpu", "gpu"):
+        status, _, err = run(capsys, "--device", name, "--config=laptop", "--dtype=float32",
+                             "--max-iters=20", "--out-dir", name)
+        assert (status, err) == (0, "")
+    np.testing.assert_allclose(losses(home / "gpu"), losses(home / "cpu"), rtol=1e-4)
+
+
+def test_run_begun_on_the_device_goes_on_on_the_cpu_and_back(home, capsys):
+    assert run(capsys, "--device=gpu", "--max-iters=10", "--out-dir=r")[0] == 0
+    for name, steps in (("cpu", 20), ("gpu", 30)):
+        status, out, err = run(capsys, "--resume", "--device", name, "--max-iters", str(steps),
+                               "--out-dir=r")
+        assert (status, err) == (0, ""), err
+        assert (", float32\n" if name == "cpu" else ", tf32\n") in out
+    assert losses(home / "r")[-1] < losses(home / "r")[0]
+
+
+def test_number_of_waits_does_not_grow_with_the_number_of_steps(home, capsys, device):
+    if device.xp is not double.cupy:
+        pytest.skip("CuPy does not count its waits; the double does")
+    counted = []
+    for steps in (2, 40):
+        before = double.waits()
+        assert run(capsys, "--device=gpu", f"--max-iters={steps}", f"--out-dir={steps}")[0] == 0
+        counted.append(double.waits() - before)
+    assert counted[0] == counted[1] > 0
+
+
+def test_header_and_end_tell_device_precision_and_memory(home, capsys, device: Device):
+    _, out, _ = run(capsys, "--device=gpu", "--max-iters=1")
+    assert f"on {device.description}, {device.default_dtype}\n" in out
+    assert "memory held: " in out
+
+
+def test_what_a_device_cannot_compute_in_is_refused(home, capsys):
+    for words in (["--dtype=tf32"], ["--dtype=bfloat16"], ["--fused"]):
+        status, out, err = run(capsys, "--device=cpu", *words)
+        assert (status, out) == (2, "") and words[0].partition("=")[0] in err
+        assert err.count("\n") == 1 and not (home / "out").exists()
+
+
+def test_out_of_memory_names_the_size_and_the_knobs(home, capsys, monkeypatch, device):
+    if device.xp is not double.cupy:
+        pytest.skip("a GPU is not filled for a test")
+    monkeypatch.setattr(double.array, "MEMORY", 100_000)
+    status, _, err = run(capsys, "--device=gpu")
+    assert status == 2 and "training needs about" in err and "--batch-size" in err
+    monkeypatch.setattr("npgpt.training.estimate.check_memory", lambda needed, device: None)
+    monkeypatch.setattr(double.array, "MEMORY", 15_000)
+    status, _, err = run(capsys, "--device=gpu")
+    assert status == 3 and "Out of memory allocating" in err and "--batch-size" in err
+    assert err.count("\n") == 1

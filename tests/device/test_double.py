@@ -1,0 +1,148 @@
+"""The double is as strict as CuPy: its rules, and its lists beside CuPy's own where that is there."""
+
+import importlib.util
+import inspect
+import os
+
+import numpy as np
+import pytest
+
+from tests import double
+from tests.double import HiddenWait, OutOfMemoryError, array, cupy, no_waiting, waits
+
+X = cupy.asarray(np.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize("mix", [
+    lambda: X + np.ones(3),
+    lambda: np.ones(3) + X,
+    lambda: X.__iadd__(np.ones(3)),
+    lambda: X @ np.ones(3),
+    lambda: X == np.ones(3),
+    lambda: cupy.maximum(X, np.ones(3)),
+    lambda: cupy.where(X > 1, X, np.ones(3)),
+    lambda: cupy.concatenate([X, np.ones((1, 3))]),
+    lambda: X.__setitem__(0, np.ones(3)),
+    lambda: X[np.zeros(1, int)],
+    lambda: X[[0, 1]],
+    lambda: X + [1, 2, 3],
+])
+def test_arrays_of_host_and_device_do_not_mix(mix):
+    with pytest.raises(TypeError):
+        mix()
+
+
+@pytest.mark.parametrize("function", [
+    np.exp, np.sum, np.asarray, np.stack, np.copy, lambda x: np.add(x, 1), lambda x: np.ones(3) @ x,
+])
+def test_functions_of_numpy_do_not_take_arrays_of_the_device(function):
+    with pytest.raises(TypeError):
+        function(X)
+
+
+def test_numbers_mix_and_keep_the_dtype():
+    x = X.astype("float32")
+    assert (x * 2.5).dtype == (2 - x).dtype == cupy.where(x > 1, x, 0).dtype == np.float32
+    assert (x * np.float64(2)).dtype == np.float64           # a scalar of NumPy has a type
+    assert cupy.asnumpy(X * 2).tolist() == [[0, 2, 4], [6, 8, 10]]
+
+
+@pytest.mark.parametrize("name", ["errstate", "vecdot", "insert", "block", "einsum_path"])
+def test_what_cupy_lacks_the_double_lacks(name):
+    assert not hasattr(cupy, name)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: cupy.exp(X, where=X > 1),
+    lambda: X.sum(initial=1.0),
+    lambda: X.max(where=X > 1, initial=0),
+    lambda: cupy.add.at(X, 0, 1),            # atomic on a GPU: another order, another sum
+    lambda: cupy.copyto(X, 0, foo=1),
+])
+def test_arguments_that_cupy_lacks_are_refused(call):
+    with pytest.raises((TypeError, AttributeError)):
+        call()
+
+
+@pytest.mark.parametrize("reading", [
+    lambda: float(X[0, 0]), lambda: int(X[0, 0]), lambda: bool(X[0, 0]), lambda: X[0, 0].item(),
+    lambda: X.tolist(), lambda: X.get(), lambda: cupy.asnumpy(X), lambda: repr(X), lambda: str(X),
+    lambda: f"{X[0, 0]}", lambda: X[X > 1], lambda: X.__setitem__(X < 0, 0.0),
+    lambda: range(10)[cupy.asarray(1)], lambda: 1 if X[0, 0] == 0 else 2,
+    lambda: cupy.cuda.get_current_stream().synchronize(),
+])
+def test_what_waits_for_the_device_is_counted_and_can_be_forbidden(reading):
+    before = waits()
+    reading()
+    assert waits() == before + 1
+    with no_waiting(), pytest.raises(HiddenWait):
+        reading()
+
+
+def test_what_computes_waits_for_nothing():
+    with no_waiting():
+        y = cupy.exp(X - X.max(-1, keepdims=True))
+        y /= y.sum(-1, keepdims=True)
+        cupy.copyto(y, 0, where=y < 0.1)
+        y[cupy.asarray([0, 1]), cupy.asarray([2, -1])] -= 1      # -1 wraps, and so does 5
+        assert y[cupy.asarray([5])].shape == (1, 3)
+        assert len(y) == 2 and y.shape == (2, 3) and y.sum().shape == ()
+
+
+def test_a_view_is_a_view():
+    x = cupy.zeros((2, 3))
+    x[0, 1][...] = 5
+    row = x[1]
+    row += 1
+    x.T[2] = 7
+    assert x.tolist() == [[0, 5, 7], [1, 1, 7]]
+
+
+def test_memory_is_not_cleared_and_runs_out(monkeypatch):
+    assert np.isnan(cupy.empty(3).get()).all()
+    monkeypatch.setattr(array, "MEMORY", 1000)
+    assert cupy.zeros(125).nbytes == 1000
+    with pytest.raises(OutOfMemoryError, match="allocating 1,008 bytes"):
+        cupy.zeros(126)
+
+
+def test_bfloat16_is_for_products_of_two_matrices():
+    x = X.astype(array.BFLOAT16)
+    assert (x @ x.T).dtype == array.BFLOAT16
+    with pytest.raises(TypeError, match="stacks"):
+        x[None] @ x.T[None]
+
+
+def test_the_double_goes_as_it_came():
+    before = importlib.util.find_spec("cupy")
+    with double.installed() as gpu:
+        assert gpu.xp is cupy
+    assert importlib.util.find_spec("cupy") == before
+
+
+@pytest.fixture(scope="module")
+def real_cupy():
+    if importlib.util.find_spec("cupy") is None:
+        if os.environ.get("NPGPT_REQUIRE_CUPY"):
+            raise ImportError("CuPy is missing")
+        pytest.skip('CuPy is not installed: pip install -e ".[cuda12]"')
+    return importlib.import_module("cupy")
+
+
+def test_every_function_of_the_double_is_one_of_cupys_with_these_arguments(real_cupy):
+    for name, accepted in cupy.FUNCTIONS.items():
+        function = getattr(real_cupy, name)
+        if accepted == cupy.UFUNC:
+            assert isinstance(function, real_cupy.ufunc), name
+        elif name != "einsum":                       # says **kwargs
+            assert set(accepted.split()) <= set(inspect.signature(function).parameters), name
+    for name, accepted in array.METHODS.items():
+        signature = getattr(real_cupy.ndarray, name).__doc__.partition("\n")[0]
+        assert all(argument in signature for argument in accepted.split()), (name, signature)
+
+
+def test_what_the_double_lacks_cupy_lacks(real_cupy):
+    for name in ("errstate", "vecdot", "insert", "block", "einsum_path"):
+        assert not hasattr(real_cupy, name)
+    for name in ("sum", "max"):
+        assert "where" not in inspect.signature(getattr(real_cupy, name)).parameters

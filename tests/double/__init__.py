@@ -1,0 +1,41 @@
+"""A double of CuPy: an array module that runs without a GPU and is as strict as one.
+
+Once it is installed, `import cupy` finds it, and `--device gpu` runs on it from end to end.
+"""
+
+import sys
+from contextlib import contextmanager
+
+from npgpt import backend
+from tests.double import cupy
+from tests.double.array import HiddenWait, OutOfMemoryError, no_waiting, waits
+
+__all__ = ["HiddenWait", "OutOfMemoryError", "cupy", "install", "installed", "no_waiting", "waits"]
+
+
+def install():
+    """Let `import cupy` find the double -> function that restores what was before."""
+    registry = backend._makers, backend._devices, backend._modules
+    saved = [dict(part) for part in registry]
+    module = sys.modules.get("cupy")
+    sys.modules["cupy"] = cupy
+    backend._devices.pop("gpu", None)
+
+    def restore():
+        for part, before in zip(registry, saved):
+            part.clear()
+            part.update(before)
+        del sys.modules["cupy"]
+        if module is not None:
+            sys.modules["cupy"] = module
+    return restore
+
+
+@contextmanager
+def installed():
+    """-> the GPU's Device, on the double, while it is entered."""
+    restore = install()
+    try:
+        yield backend.get_device("gpu")
+    finally:
+        restore()

@@ -1,0 +1,122 @@
+"""The double of the module `cupy`: as much of it as npgpt uses, by CuPy's rules (see array.py).
+
+A function that is not here raises AttributeError, as one does that CuPy lacks; `FUNCTIONS` lists
+the arguments that CuPy's have. tests/device/test_double.py compares the list with CuPy itself where
+it is installed.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from tests.double import array
+from tests.double.array import OutOfMemoryError, check_arguments, ndarray, product, unwrap, wrap
+from tests.double.raw_module import RawModule
+
+__version__ = "14.0.0"
+__all__ = ["RawModule", "asarray", "asnumpy", "cuda", "empty", "matmul", "ndarray"]
+
+UFUNC = "out casting dtype"
+FUNCTIONS = {
+    **dict.fromkeys(
+        ("exp", "log", "sqrt", "square", "tanh", "sin", "cos", "maximum", "minimum", "isfinite",
+         "add", "subtract", "multiply", "divide", "power", "negative", "absolute", "logical_and",
+         "logical_or", "logical_not"), UFUNC),
+    "sum": "a axis dtype out keepdims", "mean": "a axis dtype out keepdims",
+    "max": "a axis out keepdims", "min": "a axis out keepdims",
+    "argmax": "a axis dtype out keepdims",
+    "copyto": "dst src casting where", "where": "condition x y",
+    "zeros": "shape dtype order", "ones": "shape dtype order",
+    "full": "shape fill_value dtype order",
+    "zeros_like": "a dtype order", "ones_like": "a dtype order", "empty_like": "dtype order",
+    "arange": "start stop step dtype", "eye": "N M k dtype order", "triu": "m k",
+    "concatenate": "tup axis out dtype casting", "stack": "tup axis out dtype casting",
+    "split": "ary indices_or_sections axis", "reshape": "a newshape order copy",
+    "transpose": "a axes", "swapaxes": "a axis1 axis2", "broadcast_to": "array shape",
+    "einsum": "optimize", "take_along_axis": "a indices axis",
+    "cumsum": "a axis dtype out",
+}
+
+
+def _function(name, accepted):
+    def function(*args, **kwargs):
+        check_arguments(name, kwargs, accepted)
+        kwargs = {key: unwrap(value) for key, value in kwargs.items()}
+        return wrap(getattr(np, name)(*map(unwrap, args), **kwargs))
+    function.__name__ = name
+    return function
+
+
+for _name, _accepted in FUNCTIONS.items():
+    globals()[_name] = _function(_name, _accepted.split())
+for _name in ("float32", "float64", "complex64", "complex128", "int32", "int64", "uint8", "uint32",
+              "uint64", "bool_", "inf", "pi", "newaxis", "dtype"):
+    globals()[_name] = getattr(np, _name)
+
+matmul = product
+
+
+def empty(shape, dtype=float, order="C"):
+    """Memory as it was found: not zeros, so that nobody counts on them."""
+    host = np.empty(shape, dtype, order)
+    host.view(np.uint8).reshape(-1)[...] = 0xFF if host.size else 0      # no number, in a float
+    return ndarray(host)
+
+
+def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    """Host or device -> device. What is there already is returned itself."""
+    if isinstance(a, ndarray):
+        return a if dtype in (None, a.dtype) else a.astype(dtype)
+    return ndarray(np.array(a, dtype=dtype, order=order))
+
+
+def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
+    """Device -> host."""
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+class _Pool:
+    """The memory pool. The double gives memory back to Python, so the pool holds nothing."""
+
+    @staticmethod
+    def total_bytes():
+        return 5 * 10**8
+
+    @staticmethod
+    def free_bytes():
+        return 0
+
+
+def get_default_memory_pool():
+    return _Pool
+
+
+class _CUDARuntimeError(RuntimeError):
+    pass
+
+
+class MathMode:
+    """What cuBLAS was told last: 3 is TF32."""
+
+    mode = 0
+
+    @classmethod
+    def set(cls, handle, mode):
+        cls.mode = mode
+
+
+cuda = SimpleNamespace(
+    OutOfMemoryError=OutOfMemoryError,
+    Stream=SimpleNamespace(null=None),
+    get_current_stream=lambda: SimpleNamespace(synchronize=lambda: array.wait("synchronize")),
+    get_cublas_handle=lambda: 1,
+    cublas=SimpleNamespace(setMathMode=MathMode.set),
+    runtime=SimpleNamespace(
+        CUDARuntimeError=_CUDARuntimeError,
+        driverGetVersion=lambda: 12090,
+        runtimeGetVersion=lambda: 12090,
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda n: {"name": b"test double", "major": 9, "minor": 0},
+        memGetInfo=lambda: (array.MEMORY, array.MEMORY),
+    ),
+)
