@@ -1,7 +1,7 @@
 """The same GPT in PyTorch: the yardstick that tests agree with and benchmarks race against.
 
-Modules bear npgpt's names and weights are (in, out), so parameters go across by name. Dropout is
-left out. Never imported by npgpt itself.
+Modules bear npgpt's names and weights are (in, out), so parameters go across by name. As built it
+evaluates; after `.train()` it drops where npgpt does. Never imported by npgpt itself.
 """
 
 import torch
@@ -24,7 +24,7 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.n_head = c.n_head
+        self.n_head, self.dropout = c.n_head, c.dropout
         self.c_attn = Linear(c.n_embd, 3 * c.n_embd, c.attn_bias)
         self.c_proj = Linear(c.n_embd, c.n_embd)
 
@@ -32,8 +32,9 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)
                    for part in self.c_attn(x).split(C, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
+        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), p)
 
 
 class MLP(nn.Module):
@@ -41,10 +42,11 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = Linear(c.n_embd, 4 * c.n_embd)
         self.c_proj = Linear(4 * c.n_embd, c.n_embd)
+        self.dropout = c.dropout
         self.act = F.relu if c.activation == "relu" else lambda x: F.gelu(x, approximate="tanh")
 
     def forward(self, x):
-        return self.c_proj(self.act(self.c_fc(x)))
+        return F.dropout(self.c_proj(self.act(self.c_fc(x))), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -71,6 +73,7 @@ class TorchGPT(nn.Module):
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=c.head_bias)
         if c.tie_weights:
             self.lm_head.weight = self.wte.weight
+        self.eval()
 
     def take(self, params):
         """Copy a mapping of names to NumPy arrays into the parameters -> self."""
@@ -82,6 +85,7 @@ class TorchGPT(nn.Module):
     def forward(self, idx, targets=None):
         """idx (B, T) -> logits (B, T, V); with targets (B, T), -1 left out -> loss."""
         x = self.wte(idx) + self.wpe.weight[:idx.shape[1]]
+        x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
             x = block(x)
         logits = self.lm_head(self.ln_f(x))

@@ -10,26 +10,34 @@ from functools import wraps
 
 import numpy as np
 
-from npgpt.layers import LAYERS, Key
+from npgpt.layers import LAYERS
 
 
 def move_every_layer(device):
     """From now on each layer's forward and backward compute on the device."""
     for forward, backward in LAYERS.values():
-        for kind in (np.ndarray, np.generic):
-            forward.register(kind, _forward_on(device, forward))
-            backward.register(kind, _backward_on(device, backward))
+        there = [function.dispatch(device.arrays[0]) for function in (forward, backward)]
+        for kind in (np.ndarray, np.generic, float):
+            forward.register(kind, _forward_on(device, there[0]))
+            backward.register(kind, _backward_on(device, there[1]))
 
 
 def _forward_on(device, forward):
-    def there(*args, **kwargs):
-        y, cache = forward(*moved(args, device), **moved(kwargs, device))
-        return device.to_host(y), cache
-    return wraps(forward)(there)
+    def through(x, *args, **kwargs):
+        there = moved(x, device)
+        y, cache = forward(there, *moved(args, device), **moved(kwargs, device))
+        return x if y is there else device.to_host(y), cache     # dropout hands x on as it is
+    return wraps(forward)(through)
 
 
 def _backward_on(device, backward):
-    return wraps(backward)(lambda dy, cache: back(backward(moved(dy, device), cache), device))
+    def through(dy, cache):
+        there = moved(dy, device)
+        found = backward(there, cache)
+        if isinstance(found, tuple):
+            return tuple(dy if x is there else back(x, device) for x in found)
+        return dy if found is there else back(found, device)
+    return wraps(backward)(through)
 
 
 def moved(x, device):

@@ -116,7 +116,8 @@ def gpt_backward(dlogits, cache, grads):
     wte, wpe, drop, blocks, ln_f, lm_head, config = cache
 
     def add(dp, prefix=""):
-        for name, d in dp.items():
+        while dp:                                    # each is dropped as soon as it is added
+            name, d = dp.popitem()
             grads[prefix + name] += d
 
     dx, dhead, dbias = linear_backward(dlogits, lm_head)

@@ -63,7 +63,7 @@ class Training:
             "sha256": self.text.sha256,
             "model": f"{self.model.params.flat.size:,} parameters: layers {model.n_layer}, "
                      f"heads {model.n_head}, channels {model.n_embd}, context {model.block_size}",
-            "memory": f"about {estimate.size(estimate.memory_needed(model, c))}",
+            "memory": f"about {estimate.size(estimate.memory_needed(model, c, self.device))}",
             "time": f"about {estimate.duration(left)} for {c.max_iters - self.step:,} steps "
                     f"of {self.tokens_in_step:,} tokens",
             "writes": str(self.directory.path),
@@ -108,7 +108,7 @@ def _new(request):
     text = load_text(config.data)
     data = Dataset(text.text, architecture.block_size, device)
     architecture = replace(architecture, vocab_size=data.tokenizer.vocab_size)
-    estimate.check_memory(estimate.memory_needed(architecture, config), device)
+    estimate.check_memory(estimate.memory_needed(architecture, config, device), device)
     directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device)
     return Training(request.config_name, config, directory, text, data, model,
@@ -132,7 +132,7 @@ def _resumed(request):
     model = GPT.from_pretrained(checkpoint, device=device)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
-    estimate.check_memory(estimate.memory_needed(model.config, config), device)
+    estimate.check_memory(estimate.memory_needed(model.config, config, device), device)
     data = Dataset(text.text, model.config.block_size, device, tokenizer)
     grads, optimizer = _buffers(model, config)
     shapes = {name: array.shape for name, array in optimizer.state.items()}
@@ -156,15 +156,20 @@ def _device(request, config):
                             f"{device.description}".replace("--fused True", "--fused"))
         config = replace(config, **{name: TRAINING_FIELDS[name].default})
 
-    dtype = config.dtype or device.default_dtype
+    return compute_with(device, config.dtype or device.default_dtype, config.fused), config
+
+
+def compute_with(device, dtype, fused):
+    """The device, set to take float32 arrays through a precision of its own, and through fused
+    kernels or the layers' plain code. float64 stays what it is."""
     device.compute_in(dtype)
     if dtype == "bfloat16":
         from npgpt.kernels import bfloat16
         bfloat16.install(device)
-    if config.fused:
+    if fused:
         from npgpt import kernels
         kernels.install(device)
-    return device, config
+    return device
 
 
 def _buffers(model, config):

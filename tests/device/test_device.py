@@ -5,6 +5,7 @@ rounds in another order, and is held to 1e-10 in float64 and 1e-5 in float32.
 """
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_steps_of_training_are_those_of_the_cpu_and_wait_for_nothing(dtype, devi
         gpt = GPT(GPTConfig(**BASE), device=place, dtype=dtype)
         grads = gpt.params.on(place.xp.zeros_like(gpt.params.flat))
         optimizer = AdamW(gpt.params, place, 0.9, 0.99, 0.1)
-        with double.no_waiting():
+        with double.no_waiting() if place is device else nullcontext():
             for step in range(5):
                 loss, norm = step_of_training(gpt, data, optimizer, grads, step)
         ended.append((loss, norm, gpt.params.flat, optimizer.m, optimizer.v))

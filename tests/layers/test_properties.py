@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npgpt.backend import to_host
 from npgpt.layers import LAYERS
 from tests.cases import CASES
 
 
 def arrays(value):
-    """Every array in a nest of tuples, lists and mappings."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return [np.asarray(value)]
+    """Every array in a nest of tuples, lists and mappings, as one of NumPy."""
     if isinstance(value, dict):
         value = value.values()
-    return [a for v in value for a in arrays(v)] if hasattr(value, "__iter__") and not isinstance(
-        value, str) else []
+    elif not isinstance(value, (list, tuple)):
+        return [np.asarray(to_host(value))] if hasattr(value, "dtype") else []
+    return [a for v in value for a in arrays(v)]
 
 
 def same(a, b):

@@ -16,38 +16,52 @@ from npgpt.training.estimate import (
     size,
     step_seconds,
 )
-from npgpt.training.optim import AdamW
+from npgpt.training.optim import AdamW, clip_scale, gradient_norm
+from tests import double
+
+CPU = get_device("cpu")
 
 
 @pytest.mark.parametrize("options", [
     {}, {"dropout": 0.1}, {"activation": "relu"}, {"vocab_size": 2000}, {"block_size": 128},
+    {"block_size": 4, "n_embd": 512},
     {"n_embd": 256, "n_layer": 1}, {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256},
     {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256, "dropout": 0.1},
- {"tie_weights": False, "n_head": 8},
+    {"tie_weights": False, "n_head": 8},
 ])
-def test_memory_is_what_a_step_takes(options):
-    """Measured: the peak of everything NumPy allocates, for the model and one step."""
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_memory_is_what_a_step_takes(options, name):
+    """Measured: the peak of everything NumPy allocates, for the model and one step. The GPU is the
+    double, whose arrays are NumPy's."""
+    with double.installed() as gpu:
+        device = gpu if name == "gpu" else CPU
+        found, expected = _memory_of_a_step(options, device)
+    assert expected == pytest.approx(found, rel=0.1)
+
+
+def _memory_of_a_step(options, device):
     model = GPTConfig(**{"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4,
                          "n_embd": 128} | options)
     training = TrainingConfig(batch_size=8)
     rng = np.random.default_rng(0)
     idx, targets = rng.integers(65, size=(2, 8, model.block_size))
     tracemalloc.start()
-    gpt = GPT(model)
-    optimizer = AdamW(gpt.params, gpt.device, 0.9, 0.99, 0.1)
-    grads = gpt.params.on(np.zeros_like(gpt.params.flat))
+    gpt = GPT(model, device=device)
+    optimizer = AdamW(gpt.params, device, 0.9, 0.99, 0.1)
+    grads = gpt.params.on(device.xp.zeros_like(gpt.params.flat))
     gpt.loss_and_grads(idx, targets, Key(1, 1), grads)
-    optimizer.step(gpt.params, grads, 1e-3, np.float64(1), 1)
+    scale = clip_scale(gradient_norm(grads, device), 1.0, device)
+    optimizer.step(gpt.params, grads, 1e-3, scale, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert memory_needed(model, training) == pytest.approx(peak, rel=0.1)
+    return peak, memory_needed(model, training, device)
 
 
 def test_memory_grows_with_the_batch_and_not_with_accumulation():
     model = GPTConfig(vocab_size=65, block_size=64, n_layer=3, n_head=4, n_embd=128)
-    small, large = (memory_needed(model, TrainingConfig(batch_size=n)) for n in (8, 16))
+    small, large = (memory_needed(model, TrainingConfig(batch_size=n), CPU) for n in (8, 16))
     assert 1.3 * small < large < 2 * small
-    many = memory_needed(model, TrainingConfig(batch_size=8, grad_accum=9))
+    many = memory_needed(model, TrainingConfig(batch_size=8, grad_accum=9), CPU)
     assert many == pytest.approx(small, rel=1e-3)
 
 

@@ -1,0 +1,256 @@
+"""Everything that needs a GPU, in one command of under eight minutes: `python -m benchmarks.gpu`.
+
+    tests       the layers' own tests, the models' and those of tests/device, on CuPy's arrays
+    parity      loss and gradients of a GPT with dropout on the CPU and on the GPU
+    repeats     a hundred times the same step, each hashed
+    steps       time and memory of a training step, beside PyTorch where it is installed
+    training    the baby configuration until the loss that nanoGPT reports as its best
+
+It ends with a Markdown table for docs/performance.md. Each measurement is a process of its own, and
+the two sides take turns. With --double all of it runs on the double of the tests, on tiny sizes:
+that shows that the script works, and its times mean nothing.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from npgpt import GPT, GPTConfig
+from npgpt.backend import get_device
+from npgpt.bundle import bundled
+from npgpt.layers import Key
+from npgpt.training.config import read_toml
+from npgpt.training.optim import AdamW, clip_scale, gradient_norm
+from npgpt.training.setup import compute_with
+
+NANOGPT_LOSS = 1.4697        # nats per character: the best validation loss of its baby GPT
+TINY = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "batch_size": 4}
+SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/training/test_optim.py",
+         "tests/device", "tests/kernels"]
+ROUNDS, WARM_UP, STEPS = 3, 5, 20
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--double", action="store_true", help="on the double, tiny")
+    parser.add_argument("--only", choices=STAGES, action="append", help="one stage, or several")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.double:
+        from tests import double
+        double.install()
+    if arguments.measure:
+        return print(json.dumps(MEASURES[arguments.measure.pop("side")](**arguments.measure)))
+    if arguments.train:
+        import train
+        return train.main(arguments.train)
+
+    gpu, rows = get_device("gpu"), []
+    for name in arguments.only or STAGES:
+        began = time.perf_counter()
+        print(f"=== {name}", flush=True)
+        rows += STAGES[name](arguments.double)
+        print(f"--- {name}: {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"\n{time.strftime('%Y-%m-%d')}, {gpu.description}, {_torch_version()}\n")
+    print("| what | found | bar |\n| --- | --- | --- |")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    return 0
+
+
+def tests(tiny):
+    """The suite, with fewer examples each."""
+    command = [sys.executable, "-m", "pytest", "--hypothesis-profile=mutants", "-p",
+               "no:cacheprovider", f"--device={'double' if tiny else 'gpu'}",
+               *(SUITE[-2:] if tiny else SUITE)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    print(result.stdout[-4000:])
+    return [("tests of layers, models and training on CuPy's arrays",
+             result.stdout.strip().splitlines()[-1].strip("= "), "all pass")]
+
+
+def parity(tiny):
+    """The largest difference of any gradient, relative to the largest gradient of its parameter."""
+    rows = []
+    for dtype, bar in (("float64", 1e-10), ("float32", 1e-5)):
+        c = _configuration(tiny, dropout=0.2, n_layer=2)
+        found = {}
+        for name in ("cpu", "gpu"):
+            gpt, idx = _model(c, name, dtype), _tokens(c, rows=4)
+            loss, grads = gpt.loss_and_grads(idx, idx, Key(1, 1))
+            found[name] = {"loss": loss} | dict(grads)
+        to_host = get_device("gpu").to_host
+        worst = max(
+            np.abs(to_host(there) - found["cpu"][name]).max() / np.abs(found["cpu"][name]).max()
+            for name, there in found["gpu"].items()
+        )
+        rows.append((f"gradients, CPU against GPU, dropout on, {dtype}", f"{worst:.1e}",
+                     f"{bar:.0e}{'' if worst <= bar else ' **missed**'}"))
+    return rows
+
+
+def repeats(tiny):
+    """How many different gradients a hundred repetitions of a step have."""
+    rows = []
+    for vocab_size in (65, 50257 if not tiny else 500):
+        c = _configuration(tiny, dropout=0.2, n_layer=2, vocab_size=vocab_size)
+        gpt, idx = _model(c, "gpu"), _tokens(c, rows=4)
+        hashes = {hashlib.sha256(gpt.device.to_host(
+            gpt.loss_and_grads(idx, idx, Key(1, 1))[1].flat).tobytes()).digest()
+            for _ in range(100)}
+        rows.append((f"different gradients in 100 repeats, vocabulary {vocab_size:,}",
+                     str(len(hashes)), "1"))
+    return rows
+
+
+def steps(tiny):
+    """Milliseconds and memory of a training step at the baby's size."""
+    ours = [{"side": "npgpt", "dtype": dtype, "fused": fused}
+            for dtype in ("float32", "tf32", "bfloat16") for fused in (False, True)]
+    theirs = [{"side": "torch", "dtype": dtype, "compiled": compiled}
+              for dtype in ("float32", "tf32", "bfloat16") for compiled in (False, True)]
+    if tiny or importlib.util.find_spec("torch") is None:
+        theirs = []
+    found = {}
+    for _ in range(1 if tiny else ROUNDS):                   # both sides take turns
+        for what in ours + theirs:
+            result = _in_process(tiny, "--measure", json.dumps(what | {"tiny": tiny}))
+            found.setdefault(json.dumps(what), []).append(json.loads(result.splitlines()[-1]))
+    rows = []
+    for what in ours + theirs:
+        results = found[json.dumps(what)]
+        name = " ".join([what["side"], what["dtype"], *(["fused"] if what.get("fused") else []),
+                         *(["torch.compile"] if what.get("compiled") else [])])
+        seconds = statistics.median(result["seconds"] for result in results)
+        peak = max(result["bytes"] for result in results)
+        rows.append((f"training step, {name}", f"{1000 * seconds:.2f} ms, {peak / 1e9:.2f} GB",
+                     "11 ms" if name == "npgpt tf32" else ""))
+    return rows
+
+
+def measure_npgpt(dtype, fused, tiny):
+    """-> seconds for a step, in the loop's own functions; bytes held."""
+    c = _configuration(tiny)
+    gpu = compute_with(get_device("gpu"), dtype, fused)
+    gpt = _model(c, "gpu")
+    grads = gpt.params.on(gpu.xp.zeros_like(gpt.params.flat))
+    optimizer = AdamW(gpt.params, gpu, 0.9, 0.99, 0.1)
+    idx = gpu.to_device(_tokens(c, c["batch_size"]))
+
+    def step(number):
+        grads.flat[...] = 0
+        gpt.loss_and_grads(idx, idx, Key(1, number), into=grads)
+        scale = clip_scale(gradient_norm(grads, gpu), 1.0, gpu)
+        optimizer.step(gpt.params, grads, 1e-3, scale, number + 1)
+
+    return {"seconds": _seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.held()}
+
+
+def measure_torch(dtype, compiled, tiny):
+    """The same in PyTorch: its fused AdamW, its attention, autocast for bfloat16."""
+    import torch
+
+    from benchmarks.torch_gpt import TorchGPT
+
+    c = _configuration(tiny)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
+    model = TorchGPT(_architecture(c)).cuda().train()
+    loss_of = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), fused=True)
+    idx = torch.as_tensor(_tokens(c, c["batch_size"])).cuda()
+
+    def step(number):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = loss_of(idx, idx)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return {"seconds": _seconds_of(step, torch.cuda.synchronize, tiny),
+            "bytes": torch.cuda.max_memory_allocated()}
+
+
+def training(tiny):
+    """Wall-clock time until the validation loss that nanoGPT reports, in bfloat16 and in TF32."""
+    rows, bar = [], 4.0 if tiny else NANOGPT_LOSS
+    for dtype in ("tf32", "bfloat16"):
+        with tempfile.TemporaryDirectory() as folder:
+            words = [f"--{n.replace('_', '-')}={v}" for n, v in TINY.items()] if tiny else []
+            words += ["--max-iters=30", "--eval-interval=10", "--data=pydocs"] if tiny else []
+            _in_process(tiny, "--train", "--device=gpu", "--dtype", dtype, "--out-dir", folder,
+                        *words)
+            lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+            evaluated = [line for line in lines if "val_loss" in line]
+        best = min(line["val_loss"] for line in evaluated)
+        reached = next((line["seconds"] for line in evaluated if line["val_loss"] <= bar), None)
+        when = f"after {reached:.0f} s" if reached else f"never, at best {best:.4f}"
+        rows.append((f"baby, {dtype}: validation loss {bar} reached", when, "60 s"))
+    return rows
+
+
+STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, training)}
+MEASURES = {"npgpt": measure_npgpt, "torch": measure_torch}
+
+
+def _configuration(tiny, **changes):
+    """name -> value, of the baby."""
+    folder = bundled("configs")
+    values = read_toml(folder / "laptop.toml") | read_toml(folder / "baby.toml")
+    return {"vocab_size": 65} | values | (TINY if tiny else {}) | changes
+
+
+def _architecture(c):
+    return GPTConfig(**{name: c[name] for name in GPTConfig.__dataclass_fields__ if name in c})
+
+
+def _model(c, device, dtype="float32"):
+    return GPT(_architecture(c), device=device, dtype=dtype)
+
+
+def _tokens(c, rows):
+    return np.random.default_rng(0).integers(c["vocab_size"], size=(rows, c["block_size"]))
+
+
+def _seconds_of(step, synchronize, tiny):
+    """Seconds for one step, after some to warm up."""
+    warm_up, count = (1, 2) if tiny else (WARM_UP, STEPS)
+    for number in range(warm_up):
+        step(number)
+    synchronize()
+    began = time.perf_counter()
+    for number in range(count):
+        step(number)
+    synchronize()
+    return (time.perf_counter() - began) / count
+
+
+def _in_process(double, *words):
+    """This script again, in a process of its own -> what it printed."""
+    command = [sys.executable, "-m", "benchmarks.gpu", *(["--double"] if double else []), *words]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(words)} failed with status {result.returncode}")
+    return result.stdout
+
+
+def _torch_version():
+    try:
+        return f"PyTorch {importlib.metadata.version('torch')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "no PyTorch"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
