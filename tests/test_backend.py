@@ -6,6 +6,7 @@ import pytest
 
 from npgpt import UserError, backend
 from npgpt.backend import Device, array_module, get_device, register, to_host
+from tests import double
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def registry(monkeypatch):
         monkeypatch.setattr(backend, name, dict(getattr(backend, name)))
 
 
-def fake_cupy(driver=12040, devices=1, runtime=12090, error=False):
+def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9):
     """A module with as much of CuPy as choosing a device asks for."""
     class CUDARuntimeError(RuntimeError):
         pass
@@ -32,8 +33,11 @@ def fake_cupy(driver=12040, devices=1, runtime=12090, error=False):
     cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=count,
         driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
-        getDeviceProperties=lambda n: {"name": b"NVIDIA Test"}, memGetInfo=lambda: (5, 10),
+        getDeviceProperties=lambda n: {"name": b"NVIDIA Test", "major": capability},
+        memGetInfo=lambda: (5, 10),
     ))
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
+        free_bytes=lambda: 2, total_bytes=lambda: 3)
     return cupy
 
 
@@ -111,9 +115,23 @@ def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
     gpu = get_device("auto")
     assert gpu.name == "gpu" and gpu.xp is cupy
     assert gpu.description == "NVIDIA Test, CUDA 12.4, CuPy 14.0.0"
-    assert gpu.memory() == 5
+    assert gpu.memory() == 7 and gpu.held() == 3           # the pool's free memory counts too
+    assert gpu.default_dtype == "tf32" and "bfloat16" in gpu.dtypes
     assert array_module(cupy.ndarray()) is cupy
     assert gpu.slices(0, 10**7) == [slice(0, 10**7)]       # one launch for each operation
+
+
+def test_old_gpu_has_float32_alone(registry, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(capability=7))
+    gpu = get_device("gpu")
+    assert gpu.dtypes == (gpu.default_dtype,) == ("float32",)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [("float32", 0), ("tf32", 3), ("bfloat16", 3)])
+def test_precision_is_told_to_cublas(dtype, mode):
+    with double.installed() as gpu:
+        gpu.compute_in(dtype)
+        assert double.cupy.MathMode.mode == mode
 
 
 def test_array_of_cupy_is_known_before_the_device_is_asked_for(registry, monkeypatch):
