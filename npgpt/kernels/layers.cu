@@ -109,8 +109,8 @@ __global__ void layernorm_backward_dx(
 //     dw = sum(dy * xhat)        db = sum(dy)        over the N tokens
 //
 // Here the sum runs down the columns. One warp has 32 columns, a lane each, and walks down a group
-// of rows: neighbouring lanes again read neighbouring numbers, and no lane needs another. A warp for
-// all N rows would leave most of the GPU idle, so the rows are cut into G groups, each with its own
+// of rows: neighbouring lanes again read neighbouring numbers, and no lane needs another. One group
+// of all N rows would leave most of the GPU idle, so they are cut into G groups, each with its own
 // row of `partial`. Adding atomically into one row would need no second sum, but in an order that
 // changes from run to run, and with it the last digits of the gradient.
 template <typename Real>

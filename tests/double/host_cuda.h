@@ -1,14 +1,14 @@
 // Enough of CUDA C++ for g++ to compile layers.cu as it stands and run it on the host, a warp at a
 // time. Arithmetic and indexing are the kernel's own; time and memory are not those of a GPU.
 //
-// The 32 lanes of a warp are 32 fibers in one thread. They run in turn, each up to its next shuffle,
+// The 32 lanes of a warp are 32 fibers in one thread. They run in turn, each to its next shuffle,
 // where it puts its value in a slot and lets the others go on; when its turn comes again, all have
 // put theirs, and it takes the one it wants. The slots are double: in that same turn it may reach
 // its next shuffle, before a later lane has taken what it put there for this one.
 //
 // What a GPU leaves undefined is an error here: a lane that has returned while others shuffle, a
-// shuffle that names other lanes than all 32, lanes that are in different shuffles, and a block that
-// is not whole warps. __syncthreads, shared memory and atomics are not there: a kernel
+// shuffle that names other lanes than all 32, lanes that are in different shuffles, a block that is
+// not whole warps. __syncthreads, shared memory and atomics are not there: a kernel
 // that uses them does not compile.
 
 #include <math.h>
