@@ -1,11 +1,13 @@
 """Settings for the whole suite.
 
 The yardsticks, torch and transformers, are an extra. Tests that need them are skipped where they
-are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as it is in CI: then they fail.
+are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as it is in CI: then they fail. The same goes
+for g++, which runs the CUDA kernels on the host.
 """
 
 import importlib
 import os
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -91,3 +93,10 @@ def torch():
 @pytest.fixture(scope="session")
 def transformers(torch):
     return _yardstick("transformers")
+
+
+@pytest.fixture(scope="session")
+def host_compiler():
+    if shutil.which("g++") is None:
+        required = os.environ.get("NPGPT_REQUIRE_YARDSTICKS")
+        (pytest.fail if required else pytest.skip)("g++ is not installed")

@@ -1,0 +1,40 @@
+"""layers.cu from text to functions: the only place that knows how CuPy compiles and launches."""
+
+from importlib import resources
+
+BLOCK = 256      # threads in a block: 8 warps
+C_TYPES = {"float32": "float", "float64": "double"}
+KERNELS = (
+    "layernorm_forward", "layernorm_backward_dx", "layernorm_backward_dwdb",
+    "gelu_forward", "gelu_backward",
+)
+OPTIONS = ("--std=c++17",)
+EXPRESSIONS = {(kernel, dtype): f"{kernel}<{c_type}>"       # what C++ knows each one by
+               for kernel in KERNELS for dtype, c_type in C_TYPES.items()}
+
+
+def source():
+    """-> the text of layers.cu."""
+    return resources.files("npgpt.kernels").joinpath("layers.cu").read_text(encoding="utf-8")
+
+
+def compile_kernels(xp):
+    """-> launch(kernel, dtype, threads, *args), which asks the device to run a kernel in at least
+    that many threads. Scalars among args have the very type that the kernel declares: CuPy passes
+    their bytes on as they are."""
+    module = xp.RawModule(
+        code=source(), options=OPTIONS, name_expressions=list(EXPRESSIONS.values())
+    )
+    functions = {key: module.get_function(name) for key, name in EXPRESSIONS.items()}
+
+    def launch(kernel, dtype, threads, *args):
+        blocks = -(-threads // BLOCK)
+        functions[kernel, dtype.name]((blocks,), (BLOCK,), args)
+
+    return launch
+
+
+def takes(*arrays):
+    """Whether the kernels take these arrays: all of one dtype, known to them, and none empty."""
+    dtype = arrays[0].dtype
+    return dtype.name in C_TYPES and all(a.dtype == dtype and a.ndim and a.size for a in arrays)

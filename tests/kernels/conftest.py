@@ -1,0 +1,21 @@
+import pytest
+
+REGISTERS = {}       # (kernel, architecture) -> registers of a thread
+
+
+@pytest.fixture(scope="session")
+def register_table():
+    return REGISTERS
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Registers of a thread: a kernel a line, an architecture a column."""
+    if not REGISTERS:
+        return
+    architectures = list(dict.fromkeys(architecture for _, architecture in REGISTERS))
+    terminalreporter.write_line("")
+    terminalreporter.write_line(f"{'registers of a thread':32}" + "".join(
+        f"{architecture:>8}" for architecture in architectures))
+    for kernel in dict.fromkeys(kernel for kernel, _ in REGISTERS):
+        terminalreporter.write_line(f"{kernel:32}" + "".join(
+            f"{REGISTERS[kernel, architecture]:8}" for architecture in architectures))

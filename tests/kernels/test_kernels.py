@@ -1,0 +1,244 @@
+"""The fused kernels compute what the plain layers do: on the test double, which runs the very text
+of layers.cu on the host. Each launch is watched for writes outside an array, for shuffles that a
+GPU leaves undefined and for arguments of the wrong type: see tests/double/raw_module.py.
+"""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgpt import UserError, backend, kernels, layers
+from npgpt.backend import Device, get_device, register
+from npgpt.gradcheck import check_gradients
+from npgpt.kernels import activations as fused_activations
+from npgpt.kernels import layernorm as fused_layernorm
+from npgpt.kernels.launch import EXPRESSIONS, OPTIONS, source
+from npgpt.layers import activations, layernorm
+from tests.layers import test_activations, test_layernorm
+
+PLAIN = {
+    "layernorm": (layernorm.layernorm_forward, layernorm.layernorm_backward),
+    "gelu": (activations.gelu_forward, activations.gelu_backward),
+}
+CACHES = {"layernorm": fused_layernorm.Cache, "gelu": fused_activations.Cache}
+CHANNELS = st.one_of(st.sampled_from([1, 31, 32, 33, 64, 65, 100]), st.integers(1, 100))
+DTYPES = st.sampled_from(["float32", "float64"])
+SEEDS = st.integers(0, 2**32 - 1)
+few = settings(max_examples=30)
+
+
+@pytest.fixture(scope="module")
+def device(host_compiler):
+    """The test double as a device, known to the backend while this file runs."""
+    from tests import double
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_makers", "_devices", "_modules"):
+            patch.setattr(backend, name, dict(getattr(backend, name)))
+        device = Device("double", double, (double.ndarray,), to_host=lambda x: x._host)
+        register(device)
+        yield device
+
+
+@pytest.fixture(scope="module")
+def fused(device):
+    """-> name of a layer -> its fused pair, as functions of NumPy arrays. So whatever tests a layer
+    can test them."""
+    functions = kernels.fused(device)
+
+    def hosted(name):
+        def forward(*inputs, **options):
+            inputs = map(device.to_device, inputs)
+            y, cache = functions[f"{name}_forward"](*inputs, **options)
+            return device.to_host(y), cache
+
+        def backward(dy, cache):
+            gradients = functions[f"{name}_backward"](device.to_device(dy), cache)
+            if isinstance(gradients, tuple):
+                return tuple(map(device.to_host, gradients))
+            return device.to_host(gradients)
+
+        return forward, backward
+
+    return {name: hosted(name) for name in PLAIN}
+
+
+def inputs_of(name, N, C, dtype, seed=0, shift=0.0):
+    """-> inputs of the layer, dy. The channels of a token are spread out, so that a rounding error
+    in one is none of the layer's making."""
+    rng = np.random.default_rng(seed)
+    x = rng.permuted(np.tile(np.arange(C), (N, 1)), axis=1) * (4 / C) - 2
+    x = (x + 0.1 * rng.standard_normal((N, C)) + shift).astype(dtype)
+    w, b, dy = (rng.standard_normal(shape).astype(dtype) for shape in (C, C, (N, C)))
+    return ([x, w, b] if name == "layernorm" else [x]), dy
+
+
+def results(pair, inputs, dy):
+    """-> y and the gradients, a list of arrays."""
+    forward, backward = pair
+    y, cache = forward(*inputs)
+    gradients = backward(dy, cache)
+    return [y, *(gradients if isinstance(gradients, tuple) else (gradients,))]
+
+
+def assert_close(found, expected, ulps=64):
+    """Each within that many units in the last place of the largest number of its array, or of 1."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        scale = max(np.abs(b).max(initial=0), 1)
+        np.testing.assert_allclose(a, b, rtol=0, atol=ulps * np.finfo(b.dtype).eps * scale)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@few
+@given(N=st.integers(1, 70), C=CHANNELS, dtype=DTYPES, seed=SEEDS)
+def test_fused_layer_equals_the_plain_one(name, fused, N, C, dtype, seed):
+    inputs, dy = inputs_of(name, N, C, dtype, seed)
+    assert_close(results(fused[name], inputs, dy), results(PLAIN[name], inputs, dy))
+
+
+@pytest.mark.parametrize("C", [1, 33])
+def test_groups_of_many_rows_add_up(fused, C):
+    """Beyond as many tokens as groups, a group of dw and db has more than one."""
+    for N in (fused_layernorm.GROUPS + 1, 2 * fused_layernorm.GROUPS + 88):
+        inputs, dy = inputs_of("layernorm", N, C, "float64")
+        assert_close(results(fused["layernorm"], inputs, dy),
+                     results(PLAIN["layernorm"], inputs, dy))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_variance_survives_a_large_mean(fused, dtype):
+    """In one pass, mean(x²) - mean², it would err by the square of the shift."""
+    inputs, dy = inputs_of("layernorm", 3, 64, dtype, shift=1000)
+    assert_close(results(fused["layernorm"], inputs, dy), results(PLAIN["layernorm"], inputs, dy),
+                 ulps=64 * 100)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@few
+@given(N=st.integers(1, 5), C=CHANNELS, seed=SEEDS)
+def test_fused_backward_is_the_derivative_of_the_fused_forward(name, fused, N, C, seed):
+    inputs, _ = inputs_of(name, N, C, "float64", seed)
+    check_gradients(*fused[name], inputs, method="central", directions=1)
+
+
+def own_tests():
+    """The tests of the two layers themselves, each with its arguments."""
+    for module in (test_layernorm, test_activations):
+        for name, test in inspect.getmembers(module, inspect.isfunction):
+            if not name.startswith("test_") or "relu" in name:
+                continue
+            marks = getattr(test, "pytestmark", [])
+            for values in marks[0].args[1] if marks else [()]:
+                values = values if isinstance(values, tuple) else (values,)
+                yield pytest.param(module, test, values, id="-".join(map(str, (name, *values))))
+
+
+@pytest.mark.parametrize(("module", "test", "values"), [*own_tests()])
+def test_fused_layer_passes_the_layers_own_tests(fused, monkeypatch, module, test, values):
+    for name, (forward, backward) in fused.items():
+        monkeypatch.setattr(module, f"{name}_forward", forward, raising=False)
+        monkeypatch.setattr(module, f"{name}_backward", backward, raising=False)
+    test(*values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_same_input_gives_the_same_bits(name, fused, dtype):
+    inputs, dy = inputs_of(name, 300, 65, dtype)
+    first, second = (results(fused[name], inputs, dy) for _ in range(2))
+    assert [a.tobytes() for a in first] == [a.tobytes() for a in second]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_leading_axes_stay(name, fused):
+    inputs, dy = inputs_of(name, 12, 5, "float32")
+    flat = results(fused[name], inputs, dy)
+    inputs[0] = inputs[0].reshape(2, 3, 2, 5)
+    deep = results(fused[name], inputs, dy.reshape(2, 3, 2, 5))
+    assert deep[0].shape == deep[1].shape == (2, 3, 2, 5)
+    assert [a.tobytes() for a in flat] == [a.tobytes() for a in deep]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_arrays_with_gaps_are_made_contiguous(name, device):
+    forward, backward = (kernels.fused(device)[f"{name}_{way}"] for way in ("forward", "backward"))
+    inputs, dy = inputs_of(name, 7, 5, "float64")
+    plain = results((forward, backward), map(device.to_device, inputs), device.to_device(dy))
+    gaps = [device.to_device(np.repeat(a, 2, axis=-1))[..., ::2] for a in (*inputs, dy)]
+    strided = results((forward, backward), gaps[:-1], gaps[-1])
+    for a, b in zip(plain, strided, strict=True):
+        assert device.to_host(a).tobytes() == device.to_host(b).tobytes()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("kind", ["complex", "mixed", "empty", "float32"])
+def test_what_the_kernels_do_not_take_goes_to_the_plain_layer(name, kind, fused):
+    inputs, dy = inputs_of(name, 4, 5, "float32")
+    if kind == "complex":
+        inputs = [a.astype(complex) * (1 + 0.1j) for a in inputs]
+        dy = dy.astype(complex)
+    elif kind == "empty":
+        inputs[0], dy = inputs[0][:0], dy[:0]
+    elif kind == "mixed":
+        inputs[0], dy = inputs[0].astype("float64"), dy.astype("float64")
+    _, cache = fused[name][0](*inputs)
+    takes_kernel = kind == "float32" or (kind, name) == ("mixed", "gelu")      # it has one input
+    assert isinstance(cache, CACHES[name]) == takes_kernel
+    assert_close(results(fused[name], inputs, dy), results(PLAIN[name], inputs, dy))
+
+
+def test_shapes_that_do_not_fit_are_refused_as_by_the_plain_layer(fused):
+    for name, (forward, backward) in fused.items():
+        inputs, dy = inputs_of(name, 2, 5, "float32")
+        with pytest.raises(ValueError, match="broadcast"):
+            backward(dy[:, :3], forward(*inputs)[1])
+    (x, w, b), _ = inputs_of("layernorm", 2, 5, "float32")
+    for parameters in ((w[:3], b), (w, b[:3])):
+        with pytest.raises(ValueError, match="broadcast"):
+            fused["layernorm"][0](x, *parameters)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_gradient_of_another_dtype_goes_to_the_plain_layer(name, fused):
+    inputs, dy = inputs_of(name, 4, 5, "float32")
+    dy = dy.astype("float64")
+    for a, b in zip(results(fused[name], inputs, dy), results(PLAIN[name], inputs, dy)):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_few_threads_take_many_elements_each(device):
+    """More elements than threads, as in a large model: each thread goes on to its next."""
+    module = device.xp.RawModule(code=source(), options=OPTIONS,
+                                 name_expressions=list(EXPRESSIONS.values()))
+    (x,), dy = inputs_of("gelu", 10, 100, "float64")
+    y, dx = (device.to_device(np.zeros_like(x)) for _ in range(2))
+    on_device, size = device.to_device(x), np.int64(x.size)
+    module.get_function("gelu_forward<double>")((3,), (32,), (on_device, size, y))
+    module.get_function("gelu_backward<double>")(
+        (3,), (32,), (device.to_device(dy), on_device, size, dx))
+    assert_close(map(device.to_host, (y, dx)), results(PLAIN["gelu"], [x], dy))
+
+
+def test_installed_functions_are_taken_for_arrays_of_the_device_alone(device):
+    class Array:                       # of this test's own, so that nothing has to be undone
+        pass
+
+    kernels.install(SimpleNamespace(name="double", xp=device.xp, arrays=(Array,)))
+    for name, pair in PLAIN.items():
+        for way, plain in zip(("forward", "backward"), pair):
+            dispatch = getattr(layers, f"{name}_{way}").dispatch
+            assert dispatch(Array).__module__.startswith("npgpt.kernels.")
+            assert dispatch(Array).__name__ == plain.__name__
+            assert dispatch(np.ndarray) is plain
+            assert dispatch(device.arrays[0]) is plain
+
+
+def test_device_without_cuda_is_refused():
+    with pytest.raises(UserError, match="device 'cpu' has none; use --device gpu"):
+        kernels.install(get_device("cpu"))
