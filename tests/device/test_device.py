@@ -207,6 +207,14 @@ def test_header_and_end_tell_device_precision_and_memory(home, capsys, device: D
     assert "memory held: " in out
 
 
+@pytest.mark.parametrize("words", [["--dtype=bfloat16"], ["--dtype=tf32"], ["--fused"]])
+def test_every_way_to_compute_trains(home, capsys, words, host_compiler):
+    status, _, err = run(capsys, "--device=gpu", "--config=laptop", "--max-iters=30",
+                         "--out-dir=r", *words)
+    assert (status, err) == (0, "")
+    assert losses(home / "r")[-1] < losses(home / "r")[0] - 0.5
+
+
 def test_what_a_device_cannot_compute_in_is_refused(home, capsys):
     for words in (["--dtype=tf32"], ["--dtype=bfloat16"], ["--fused"]):
         status, out, err = run(capsys, "--device=cpu", *words)

@@ -32,8 +32,8 @@ FUNCTIONS = {
     "arange": "start stop step dtype", "eye": "N M k dtype order", "triu": "m k",
     "concatenate": "tup axis out dtype casting", "stack": "tup axis out dtype casting",
     "split": "ary indices_or_sections axis", "reshape": "a newshape order copy",
-    "transpose": "a axes", "swapaxes": "a axis1 axis2", "broadcast_to": "array shape",
-    "einsum": "optimize", "take_along_axis": "a indices axis",
+    "ascontiguousarray": "a dtype", "transpose": "a axes", "swapaxes": "a axis1 axis2",
+    "broadcast_to": "array shape", "einsum": "optimize", "take_along_axis": "a indices axis",
     "cumsum": "a axis dtype out",
 }
 

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt import UserError, backend, kernels, layers
-from npgpt.backend import Device, get_device, register
+from npgpt import UserError, kernels, layers
+from npgpt.backend import get_device
 from npgpt.gradcheck import check_gradients
 from npgpt.kernels import activations as fused_activations
 from npgpt.kernels import layernorm as fused_layernorm
 from npgpt.kernels.launch import EXPRESSIONS, OPTIONS, source
 from npgpt.layers import activations, layernorm
+from tests import double
 from tests.layers import test_activations, test_layernorm
 
 PLAIN = {
@@ -32,16 +33,14 @@ few = settings(max_examples=30)
 
 
 @pytest.fixture(scope="module")
-def device(host_compiler):
-    """The test double as a device, known to the backend while this file runs."""
-    from tests import double
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("_makers", "_devices", "_modules"):
-            patch.setattr(backend, name, dict(getattr(backend, name)))
-        device = Device("double", double, (double.ndarray,), to_host=lambda x: x._host)
-        register(device)
-        yield device
+def device(request):
+    """The GPU with --device gpu, else the test double."""
+    if request.config.getoption("--device") == "gpu":
+        yield get_device("gpu")
+    else:
+        request.getfixturevalue("host_compiler")
+        with double.installed() as gpu:
+            yield gpu
 
 
 @pytest.fixture(scope="module")
@@ -229,14 +228,14 @@ def test_installed_functions_are_taken_for_arrays_of_the_device_alone(device):
     class Array:                       # of this test's own, so that nothing has to be undone
         pass
 
+    others = np.ndarray, device.arrays[0]
+    names = [f"{name}_{way}" for name in PLAIN for way in ("forward", "backward")]
+    before = [getattr(layers, name).dispatch(kind) for name in names for kind in others]
     kernels.install(SimpleNamespace(name="double", xp=device.xp, arrays=(Array,)))
-    for name, pair in PLAIN.items():
-        for way, plain in zip(("forward", "backward"), pair):
-            dispatch = getattr(layers, f"{name}_{way}").dispatch
-            assert dispatch(Array).__module__.startswith("npgpt.kernels.")
-            assert dispatch(Array).__name__ == plain.__name__
-            assert dispatch(np.ndarray) is plain
-            assert dispatch(device.arrays[0]) is plain
+    for name in names:
+        found = getattr(layers, name).dispatch(Array)
+        assert found.__module__.startswith("npgpt.kernels.") and found.__name__ == name
+    assert before == [getattr(layers, name).dispatch(kind) for name in names for kind in others]
 
 
 def test_device_without_cuda_is_refused():
