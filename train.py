@@ -12,13 +12,14 @@ import time
 
 import numpy as np
 
+from npgpt.allocator import keep_freed_memory
 from npgpt.backend import get_device, to_host
 from npgpt.bundle import command_line
 from npgpt.errors import RunError, run_command
 from npgpt.layers import Key
 from npgpt.training.estimate import LESS_MEMORY, size
 from npgpt.training.interrupt import Interrupt
-from npgpt.training.optim import clip_scale, gradient_norm, learning_rate
+from npgpt.training.optim import clip_scale, learning_rate, squared_norm
 from npgpt.training.progress import Progress
 from npgpt.training.setup import prepare
 
@@ -39,25 +40,35 @@ def default_config(device):
 
 
 def train(arguments):
+    keep_freed_memory()
     run = prepare(arguments, default_config)
-    c, xp = run.config, run.device.xp
+    return run.ranks.launch(lambda: loop(run))
+
+
+def loop(run):
+    """The whole of training, in every rank alike -> exit status."""
+    c, xp, ranks = run.config, run.device.xp, run.ranks
     unusable = xp.zeros((), dtype="int64")     # lives on the device, which no step waits for
 
     with Progress(c.max_iters, run.step) as progress:
         with Interrupt() as interrupt:
-            run.directory.begin(run.step)
+            if run.is_first:
+                run.directory.begin(run.step)
             progress.header(run.facts())
             began = time.perf_counter() - run.seconds
             if run.step == 0:
                 evaluate(run, progress)
             clock = time.perf_counter(), run.step
+            stopped = False
 
-            while run.step < c.max_iters and not interrupt.signal:
+            while run.step < c.max_iters and not stopped:
                 rate = learning_rate(run.step, c)
-                loss = compute_gradients(run)
-                norm = gradient_norm(run.grads, run.device)
+                loss, norm, stopped = gradients_of_batch(run, interrupt)
                 scale = clip_scale(norm, c.grad_clip, run.device)
-                run.optimizer.step(run.model.params, run.grads, rate, scale, run.step + 1)
+                for optimizer, share in zip(run.optimizers, run.shares):
+                    optimizer.step(run.model.params, run.grads_of[0], rate, scale, run.step + 1,
+                                   share)
+                ranks.barrier()                                  # all have moved their share
                 unusable = (unusable + 1) * (scale == 0)         # 0 again after a usable step
                 run.step += 1
                 run.seconds = time.perf_counter() - began
@@ -67,8 +78,8 @@ def train(arguments):
                     pace = (time.perf_counter() - clock[0]) / (run.step - clock[1])
                     clock = time.perf_counter(), run.step
                     speed = run.tokens_in_step / pace
-                    run.directory.log(step=run.step, loss=loss, learning_rate=rate, grad_norm=norm,
-                                      tokens_per_second=speed, seconds=run.seconds)
+                    run.log(step=run.step, loss=loss, learning_rate=rate, grad_norm=norm,
+                            tokens_per_second=speed, seconds=run.seconds)
                     progress.step(run.step, loss, speed, (c.max_iters - run.step) * pace)
                     if int(to_host(unusable)) >= MOST_UNUSABLE:
                         raise RunError(
@@ -80,30 +91,39 @@ def train(arguments):
                     clock = time.perf_counter(), run.step
 
         if run.step < c.max_iters:
-            return stop(run, progress, interrupt)
+            return stop(run, progress, interrupt) if run.is_first else 0
         whole = mean_loss(run, run.data.val)
-        run.directory.log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
+        run.log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
         progress.say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
         if held := run.device.held():
             progress.say(f"memory held: {size(held)} at most")
-        progress.say(f"the model is in {run.directory.checkpoint('best')}; to read what it writes: "
-                     f"{command_line('sample')} --out-dir {run.directory.path}")
+        if run.is_first:
+            progress.say(f"the model is in {run.directory.checkpoint('best')}; to read what it "
+                         f"writes: {command_line('sample')} --out-dir {run.directory.path}")
     return 0
 
 
-def compute_gradients(run):
-    """The gradients of the batch of step run.step into run.grads -> its loss, on the device. A
-    batch that comes in grad_accum parts is the same batch: each adds its share of one mean."""
+def gradients_of_batch(run, interrupt):
+    """The gradients of the batch of step run.step, each rank's share of them in run.grads_of[0] ->
+    loss and norm, on the device, and whether somebody asked to stop. A batch that comes in
+    grad_accum parts, and these in rows for each rank, is the same batch: each adds its share of one
+    mean."""
     c = run.config
     rows = c.batch_size * c.grad_accum
+    start, stop = run.ranks.rows(c.batch_size)
     run.grads.flat[...] = 0
     loss = 0
-    for row in range(0, rows, c.batch_size):
-        idx, targets = run.data.batch(c.seed, run.step, rows, row, row + c.batch_size)
-        part, _ = run.model.loss_and_grads(idx, targets, Key(c.seed, run.step, row),
-                                           into=run.grads, count=run.tokens_in_step)
-        loss = loss + part
-    return loss
+    for part in range(0, rows, c.batch_size):
+        idx, targets = run.data.batch(c.seed, run.step, rows, part + start, part + stop)
+        part_loss, _ = run.model.loss_and_grads(idx, targets, Key(c.seed, run.step, part + start),
+                                                into=run.grads, count=run.tokens_in_step)
+        loss = loss + part_loss
+
+    mine = [span for share in run.shares for span in share]
+    run.ranks.add_up([grads.flat for grads in run.grads_of], mine)
+    squares = squared_norm(run.grads_of[0], run.device, mine)
+    loss, squares, stopped = run.ranks.sum(loss, squares, interrupt.signal is not None)
+    return loss, run.device.xp.sqrt(squares), stopped
 
 
 def evaluate(run, progress):
@@ -111,14 +131,15 @@ def evaluate(run, progress):
     windows = run.config.eval_iters * run.config.batch_size
     train_loss, val_loss = (mean_loss(run, split, windows)
                             for split in (run.data.train, run.data.val))
-    run.directory.log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
+    run.log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
     if not math.isfinite(val_loss):
         raise RunError(f"the validation loss at step {run.step} is not finite; "
                        f"{run.checkpoints()}. Try a lower --learning-rate")
-    tokenizer = run.data.tokenizer
-    sample = run.model.generate(tokenizer.start[None], SAMPLE_TOKENS, temperature=0.8,
-                                seed=run.config.seed)
-    progress.evaluation(run.step, train_loss, val_loss, tokenizer.decode(sample[0]))
+    if run.is_first:
+        tokenizer = run.data.tokenizer
+        sample = run.model.generate(tokenizer.start[None], SAMPLE_TOKENS, temperature=0.8,
+                                    seed=run.config.seed)
+        progress.evaluation(run.step, train_loss, val_loss, tokenizer.decode(sample[0]))
     if run.step > 0:
         is_best = val_loss < run.best_val_loss
         run.best_val_loss = min(val_loss, run.best_val_loss)
@@ -130,8 +151,10 @@ def mean_loss(run, split, windows=None):
     window. In nats per token."""
     offsets = run.data.offsets(split, windows)
     parts = np.split(offsets, range(run.config.batch_size, len(offsets), run.config.batch_size))
-    losses = [float(to_host(run.model.loss(*run.data.windows(split, part)))) for part in parts]
-    return float(np.average(losses, weights=[len(part) for part in parts]))
+    mine = parts[run.ranks.rank::run.ranks.size]
+    total = sum(len(part) * float(to_host(run.model.loss(*run.data.windows(split, part))))
+                for part in mine)
+    return float(run.ranks.sum(total)[0] / len(offsets))
 
 
 def stop(run, progress, interrupt):

@@ -35,6 +35,7 @@ class Device:
     synchronize: Callable = lambda: None       # returns when everything asked of the device is done
     memory: Callable = lambda: None            # -> bytes that can still be allocated, None: unknown
     held: Callable = lambda: None              # -> bytes held at most so far, None: unknown
+    cores: int = 1                             # of the host, for what runs on them
     description: str = ""                      # for a person to read
     chunk: int = 2**24                         # elements of a flat array worked on at a time
     dtypes: tuple[str, ...] = ("float32",)     # what --dtype can be
@@ -68,10 +69,23 @@ def _most_host_memory_held():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _cpu():
+def _cores():
+    """How many processors this process may use at once: containers are often given fewer than the
+    machine has, as a share of time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):                 # no such file, or "max"
+        return cores
+
+
+def _cpu():
+    cores = _cores()
     return Device(
         "cpu", np, (np.ndarray, np.generic),      # a sum over every axis is a generic
+        cores=cores,
         memory=_available_host_memory,
         held=_most_host_memory_held,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",

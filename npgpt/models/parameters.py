@@ -30,11 +30,13 @@ class Parameters(Mapping):
         self.shapes = {name: shapes[name] for name in order}
         self.flat = flat
         self._views = {}
+        self.slices = {}                        # name -> where it is in flat
         self.n_matrices = self.n_decayed = 0    # where the matrices end, and where the tables do
         offset = 0
         for name, shape in self.shapes.items():
             size = math.prod(shape)
-            self._views[name] = flat[offset:offset + size].reshape(shape)
+            self.slices[name] = slice(offset, offset + size)
+            self._views[name] = flat[self.slices[name]].reshape(shape)
             offset += size
             if _group(name, shape) == 0:
                 self.n_matrices = offset

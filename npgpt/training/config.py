@@ -26,7 +26,12 @@ class TrainingConfig(Options):
     grad_accum: int = option(1, "batches whose gradients make one step", at_least=1, at_most=10**5)
     max_iters: int = option(2000, "steps", at_least=1, at_most=10**8)
     learning_rate: float = option(1e-3, "AdamW's highest rate", above=0, at_most=100)
-    min_lr: float = option(1e-4, "the rate that the cosine falls to", at_least=0)
+    muon_lr: float = option(0.03, "Muon's highest rate; its other rates follow AdamW's", above=0,
+                            at_most=100)
+    min_lr: float = option(1e-4, "the rate that it falls to", at_least=0)
+    hold: float = option(0.0, "share of lr_decay_iters until which the rate stays highest",
+                         at_least=0, at_most=1)
+    decay: str = option("cosine", "how the rate falls then", choices=("cosine", "linear"))
     warmup_iters: int | None = option(
         None, "steps in which the rate rises (default: a twentieth of all, at most 100)", at_least=0
     )
@@ -35,7 +40,8 @@ class TrainingConfig(Options):
     beta1: float = option(0.9, "AdamW's memory of gradients", at_least=0, below=1)
     beta2: float = option(0.99, "AdamW's memory of their squares", at_least=0, below=1)
     grad_clip: float = option(1.0, "largest norm of the gradients, 0: any", at_least=0)
-    optimizer: str = option("adamw", "how the parameters move", choices=("adamw",))
+    optimizer: str = option("adamw", "how parameters move; muon: the blocks' matrices by Muon, the "
+                            "rest by AdamW", choices=("adamw", "muon"))
     eval_interval: int = option(250, "steps between evaluations", at_least=1)
     eval_iters: int = option(20, "batches to evaluate each split on", at_least=1, at_most=10**6)
     log_interval: int = option(10, "steps between lines of metrics.jsonl", at_least=1)
@@ -47,6 +53,10 @@ class TrainingConfig(Options):
         None, "what products of matrices are computed in; tf32 and bfloat16 need a GPU (default: "
         "tf32 where there is one that has it, else float32)",
         choices=("float32", "tf32", "bfloat16"),
+    )
+    workers: int | None = option(
+        None, "processes that share the work on a CPU (default: the cores; 1 for a large model, "
+        "whose products keep BLAS's own threads busy)", at_least=1, at_most=1000
     )
     fused: bool = option(False, "a GPU's fused kernels, which no GPU has run yet")
 
@@ -67,7 +77,7 @@ class TrainingConfig(Options):
 
 # The text of a resumed run may have moved; its hash tells that it is the same.
 RESUMABLE = {"data", "max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype",
-             "fused"}
+             "fused", "workers"}
 MODEL_FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
 TRAINING_FIELDS = {f.name: f for f in dataclasses.fields(TrainingConfig)}
 FIELDS = MODEL_FIELDS | TRAINING_FIELDS

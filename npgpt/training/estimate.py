@@ -10,13 +10,14 @@ FLOAT = 4      # bytes
 LESS_MEMORY = "lower --batch-size (and raise --grad-accum), --block-size or --n-embd"
 
 
-def memory_needed(model, training, device):
-    """GPTConfig, TrainingConfig -> bytes that training will hold at its peak, to about a tenth.
+def memory_needed(model, training, device, ranks=1):
+    """GPTConfig, TrainingConfig -> bytes that so many ranks will hold at their peak together, to
+    about a tenth.
 
-    Parameters, gradients and AdamW's two means are as long as each other. Of the activations, what
-    the caches keep from forward to backward counts; it grows with the tokens in a batch. A block's
-    gradients are made before they are added, 12 C² in all. AdamW's own arrays come when all that is
-    gone, and count where a large model learns from a small batch.
+    Parameters, AdamW's two means and each rank's gradients are as long as each other. Of the
+    activations, what the caches keep from forward to backward counts; it grows with the tokens in a
+    batch. A block's gradients are made before they are added, 12 C² in all, by each rank. AdamW's
+    own arrays come when all that is gone, and count where a large model learns from a small batch.
     """
     C, T, V = model.n_embd, model.block_size, model.vocab_size
     row = model.n_head * T                              # of attention, for each token
@@ -28,11 +29,11 @@ def memory_needed(model, training, device):
     passing = max(V, 12 * C, attending)                 # what a backward makes and drops again
     ids = 10                                            # token ids are 8 bytes long
     tokens = training.batch_size * T
-    activations = tokens * (model.n_layer * block + head + passing + ids) + 12 * C * C
+    activations = tokens * (model.n_layer * block + head + passing + ids) + ranks * 12 * C * C
     parameters = count(model.shapes())
     offsets = 2 * training.batch_size * training.grad_accum
     moving = 3 * min(parameters, device.chunk)
-    return int(FLOAT * (4 * parameters + max(activations, moving) + offsets))
+    return int(FLOAT * ((3 + ranks) * parameters + max(activations, moving) + offsets))
 
 
 def check_memory(needed, device):

@@ -102,13 +102,13 @@ class RunDirectory:
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
-    def save(self, model, tokenizer, optimizer, state, *, is_best):
-        """Write checkpoint-STEP and let `latest` name it, and `best` if it is. state: dict with at
-        least "step", for JSON."""
+    def save(self, model, tokenizer, tensors, state, *, is_best):
+        """Write checkpoint-STEP and let `latest` name it, and `best` if it is. tensors: name ->
+        array, what the optimisers remember. state: dict with at least "step", for JSON."""
         target = self.path / f"checkpoint-{state['step']}"
         with atomic_directory(target, FILES) as folder:
             checkpoint.write_model(folder, model)
-            checkpoint.write_tensors(folder / TENSORS, optimizer.state)
+            checkpoint.write_tensors(folder / TENSORS, tensors)
             write_json(folder / STATE, state)
             tokenizer.save(folder)
         write_text(self.path / "latest", target.name + "\n")

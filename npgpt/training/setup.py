@@ -5,20 +5,22 @@ All that can be wrong with a request is found here, before anything is written.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from npgpt.backend import Device, get_device
 from npgpt.errors import UserError
 from npgpt.models.checkpoint import read_tensors
 from npgpt.models.gpt import GPT
-from npgpt.models.parameters import Parameters
+from npgpt.models.parameters import Parameters, count
 from npgpt.text.data import Dataset, Text, load_text
-from npgpt.training import estimate
+from npgpt.training import estimate, ranks
 from npgpt.training.config import FIELDS, TRAINING_FIELDS, TrainingConfig, read_command_line
-from npgpt.training.optim import AdamW
+from npgpt.training.optim import AdamW, Muon
 from npgpt.training.run import TENSORS, RunDirectory
 
-FORMAT = 1           # of training.json
-ADDED = {"fused"}    # values that its first checkpoints lack
+FORMAT = 1                                                   # of training.json
+ADDED = {"fused", "workers", "hold", "decay", "muon_lr"}      # values that the first ones lack
+MOMENTUM = 0.95                                              # Muon's
 
 
 @dataclass
@@ -31,13 +33,30 @@ class Training:
     text: Text
     data: Dataset
     model: GPT
-    grads: Parameters                    # the gradients of the latest batch
-    optimizer: AdamW
+    ranks: ranks.Alone                   # who else trains it
+    grads_of: list[Parameters]           # of each rank, for the latest batch
+    optimizers: list                     # each moves some of the parameters
     step: int = 0                        # steps done
     seconds: float = 0.0                 # spent on them
     best_val_loss: float = math.inf      # nats per token
 
     saved_step: int | None = None        # of the latest checkpoint
+
+    @property
+    def grads(self):
+        """The gradients of this rank; the first one's become those of all: see train.py."""
+        return self.grads_of[self.ranks.rank]
+
+    @property
+    def is_first(self):
+        """Whether this is the rank that a person sees and that writes."""
+        return self.ranks.rank == 0
+
+    @cached_property
+    def shares(self):
+        """For each optimiser, the slices of the flat buffer that this rank moves."""
+        return [optimizer.share(self.model.params, self.ranks.rank, self.ranks.size)
+                for optimizer in self.optimizers]
 
     @property
     def device(self) -> Device:
@@ -52,25 +71,36 @@ class Training:
     def facts(self):
         """name -> text: what a person wants to know before it starts."""
         model, c = self.model.config, self.config
-        trial = estimate.step_seconds(self.model, self.data, c.batch_size, self.grads)
+        start, stop = self.ranks.rows(c.batch_size)
+        memory = estimate.memory_needed(model, c, self.device, self.ranks.size)
+        trial = estimate.step_seconds(self.model, self.data, stop - start, self.grads)
         left = estimate.run_seconds(trial, c, self.step)
         note = {"note": self.text.note} if self.text.note else {}
         return note | {
             "npgpt": f"config {self.config_name} on {self.device.description}, "
-                     f"{c.dtype or self.device.default_dtype}",
+                     f"{c.dtype or self.device.default_dtype}"
+                     + (f", {self.ranks.size} processes" if self.ranks.size > 1 else ""),
             "data": f"{self.text.name}: {len(self.text.text):,} characters, "
                     f"{model.vocab_size} of them distinct",
             "sha256": self.text.sha256,
             "model": f"{self.model.params.flat.size:,} parameters: layers {model.n_layer}, "
                      f"heads {model.n_head}, channels {model.n_embd}, context {model.block_size}",
-            "memory": f"about {estimate.size(estimate.memory_needed(model, c, self.device))}",
+            "memory": f"about {estimate.size(memory)}",
             "time": f"about {estimate.duration(left)} for {c.max_iters - self.step:,} steps "
                     f"of {self.tokens_in_step:,} tokens",
             "writes": str(self.directory.path),
         }
 
+    def log(self, **values):
+        """A line of metrics.jsonl."""
+        if self.is_first:
+            self.directory.log(**values)
+
     def save(self, is_best=False):
         """Write a checkpoint of this moment."""
+        self.saved_step = self.step
+        if not self.is_first:
+            return
         values = vars(self.config) | vars(self.model.config) | {"data": self.text.name}
         del values["vocab_size"]                     # the tokenizer says it
         state = {
@@ -82,8 +112,8 @@ class Training:
             "sha256": self.text.sha256,
             "values": values,
         }
-        self.directory.save(self.model, self.data.tokenizer, self.optimizer, state, is_best=is_best)
-        self.saved_step = self.step
+        tensors = {n: array for o in self.optimizers for n, array in o.state.items()}
+        self.directory.save(self.model, self.data.tokenizer, tensors, state, is_best=is_best)
 
     def checkpoints(self):
         """What is kept so far, in words."""
@@ -108,11 +138,12 @@ def _new(request):
     text = load_text(config.data)
     data = Dataset(text.text, architecture.block_size, device)
     architecture = replace(architecture, vocab_size=data.tokenizer.vocab_size)
-    estimate.check_memory(estimate.memory_needed(architecture, config, device), device)
+    size = _ranks(config, architecture, device)
+    estimate.check_memory(estimate.memory_needed(architecture, config, device, size), device)
     directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device)
     return Training(request.config_name, config, directory, text, data, model,
-                    *_buffers(model, config))
+                    *_shared(model, config, size))
 
 
 def _resumed(request):
@@ -132,15 +163,17 @@ def _resumed(request):
     model = GPT.from_pretrained(checkpoint, device=device)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
-    estimate.check_memory(estimate.memory_needed(model.config, config, device), device)
+    size = _ranks(config, model.config, device)
+    estimate.check_memory(estimate.memory_needed(model.config, config, device, size), device)
     data = Dataset(text.text, model.config.block_size, device, tokenizer)
-    grads, optimizer = _buffers(model, config)
-    shapes = {name: array.shape for name, array in optimizer.state.items()}
+    team, grads_of, optimizers = _shared(model, config, size)
+    tensors = {name: array for o in optimizers for name, array in o.state.items()}
+    shapes = {name: array.shape for name, array in tensors.items()}
     for name, value in read_tensors(checkpoint / TENSORS, shapes).items():
-        optimizer.state[name][...] = device.to_device(value)
+        tensors[name][...] = device.to_device(value)
     best = state["best_val_loss"]
-    return Training(state["config_name"], config, directory, text, data, model, grads, optimizer,
-                    state["step"], state["seconds"], math.inf if best is None else best,
+    return Training(state["config_name"], config, directory, text, data, model, team, grads_of,
+                    optimizers, state["step"], state["seconds"], math.inf if best is None else best,
                     state["step"])
 
 
@@ -172,11 +205,28 @@ def compute_with(device, dtype, fused):
     return device
 
 
-def _buffers(model, config):
-    """What training needs beside a model: gradients and optimiser."""
-    grads = model.params.on(model.device.xp.zeros_like(model.params.flat))
-    optimizer = AdamW(model.params, model.device, config.beta1, config.beta2, config.weight_decay)
-    return grads, optimizer
+def _ranks(config, architecture, device):
+    """How many ranks a run gets."""
+    return ranks.choose(config.workers, config.batch_size, count(architecture.shapes()), device)
+
+
+def _shared(model, config, size):
+    """What training needs beside a model -> ranks, gradients of each, optimisers: with all that the
+    ranks write to where every rank sees it, the parameters too."""
+    device = model.device
+    team = ranks.make(size)
+    model.params = params = model.params.on(team.shared(model.params.flat))
+    zeros = device.xp.zeros_like(params.flat)
+    grads_of = [params.on(team.shared(zeros)) for _ in range(size)]
+    adamw = AdamW(params, device, config.beta1, config.beta2, config.weight_decay,
+                  start=params.n_matrices if config.optimizer == "muon" else 0)
+    adamw.m, adamw.v = team.shared(adamw.m), team.shared(adamw.v)
+    if config.optimizer == "adamw":
+        return team, grads_of, [adamw]
+    muon = Muon(params, device, MOMENTUM, config.weight_decay,
+                config.muon_lr / config.learning_rate)
+    muon.m = team.shared(muon.m)
+    return team, grads_of, [muon, adamw]
 
 
 def _check_state(state, checkpoint):

@@ -18,7 +18,7 @@ from npgpt.gradcheck import check_gradients
 from npgpt.layers import Key
 from npgpt.models import checkpoint
 from npgpt.text.data import Dataset
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm
+from npgpt.training.optim import AdamW, clip_scale, squared_norm
 from tests import double
 from tests.cases import CASES, configs
 from tests.on_device import back, moved
@@ -95,7 +95,7 @@ def step_of_training(gpt, data, optimizer, grads, step):
     grads.flat[...] = 0
     idx, targets = data.batch(3, step, 4)
     loss, _ = gpt.loss_and_grads(idx, targets, Key(3, step), into=grads, count=4 * 6)
-    norm = gradient_norm(grads, gpt.device)
+    norm = gpt.device.xp.sqrt(squared_norm(grads, gpt.device))
     scale = clip_scale(norm, 1.0, gpt.device)
     optimizer.step(gpt.params, grads, 1e-2, scale, step + 1)
     return loss, norm
@@ -186,7 +186,7 @@ def test_run_begun_on_the_device_goes_on_on_the_cpu_and_back(home, capsys):
         status, out, err = run(capsys, "--resume", "--device", name, "--max-iters", str(steps),
                                "--out-dir=r")
         assert (status, err) == (0, ""), err
-        assert (", float32\n" if name == "cpu" else ", tf32\n") in out
+        assert (", float32" if name == "cpu" else ", tf32") in out
     assert losses(home / "r")[-1] < losses(home / "r")[0]
 
 

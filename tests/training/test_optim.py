@@ -7,7 +7,14 @@ import pytest
 from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
 from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm, learning_rate
+from npgpt.training.optim import (
+    AdamW,
+    Muon,
+    clip_scale,
+    learning_rate,
+    orthogonal,
+    squared_norm,
+)
 
 CPU = get_device("cpu")
 CONFIG = GPTConfig(vocab_size=7, block_size=5, n_layer=1, n_head=2, n_embd=8)
@@ -18,6 +25,10 @@ def state(dtype="float64"):
     rng = np.random.default_rng(0)
     p.flat[...] = rng.standard_normal(p.flat.size)
     return p, p.on(rng.standard_normal(p.flat.size).astype(dtype))
+
+
+def norm_of(grads, device=CPU):
+    return device.xp.sqrt(squared_norm(grads, device))
 
 
 def one(x):
@@ -62,7 +73,7 @@ def test_ten_steps_are_those_of_pytorch(torch):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        ours_norm = gradient_norm(grads, CPU)
+        ours_norm = norm_of(grads)
         assert float(ours_norm) == pytest.approx(float(norm), rel=1e-12)
         ours.step(p, grads, rate, clip_scale(ours_norm, 20.0, CPU), t)
     for name, w in theirs.items():
@@ -94,7 +105,7 @@ def test_gradients_that_are_not_finite_leave_the_parameters_alone(bad):
     before, m, v = p.flat.copy(), optimizer.m.copy(), optimizer.v.copy()
     grads.flat[17] = bad
     with np.errstate(invalid="ignore"):
-        scale = clip_scale(gradient_norm(grads, CPU), 1.0, CPU)
+        scale = clip_scale(norm_of(grads), 1.0, CPU)
         assert scale == 0
         optimizer.step(p, grads, 1e-2, scale, 2)
     np.testing.assert_array_equal(p.flat, before)
@@ -111,7 +122,7 @@ def test_chunks_do_not_matter():
         p, grads = state()
         device = replace(CPU, chunk=chunk)
         AdamW(p, device, 0.9, 0.99, 0.1).step(p, grads, 1e-2, one(1), 1)
-        results.append((p.flat.copy(), gradient_norm(grads, device)))
+        results.append((p.flat.copy(), norm_of(grads, device)))
     for flat, norm in results[1:]:
         np.testing.assert_array_equal(flat, results[0][0])
         assert norm == pytest.approx(results[0][1], rel=1e-14)
@@ -127,13 +138,13 @@ def test_dtype_stays():
 def test_norm_is_that_of_all_gradients_together():
     _, grads = state()
     parts = [np.linalg.norm(g) for g in grads.values()]
-    assert gradient_norm(grads, CPU) == pytest.approx(math.hypot(*parts), rel=1e-12)
+    assert norm_of(grads) == pytest.approx(math.hypot(*parts), rel=1e-12)
 
 
 def test_norm_of_huge_finite_gradients_is_finite():
     _, grads = state("float32")
     grads.flat[...] = 1e30
-    assert gradient_norm(grads, CPU) == pytest.approx(1e30 * grads.flat.size**0.5, rel=1e-6)
+    assert norm_of(grads) == pytest.approx(1e30 * grads.flat.size**0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "limit", "scale"), [
@@ -170,3 +181,105 @@ def test_rate_after_a_warm_up_that_is_all_there_is():
 def test_rate_without_warm_up_or_decay_is_constant():
     c = TrainingConfig(learning_rate=0.3, min_lr=0.3, warmup_iters=0)
     assert {learning_rate(step, c) for step in range(3000)} == {0.3}
+
+
+# --- Muon -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5), (1, 7), (7, 1)])
+def test_orthogonal_keeps_the_directions_and_evens_out_their_sizes(shape):
+    g = np.random.default_rng(0).standard_normal(shape) * 1e-3
+    left, sizes, right = np.linalg.svd(g, full_matrices=False)
+    made = left.T @ orthogonal(g) @ right.T               # in the singular vectors of g: diagonal
+    found = np.diag(made)
+    np.testing.assert_allclose(made, np.diag(found), atol=1e-12)
+    assert (0.65 < found[sizes > 0.01 * sizes[0]]).all() and (found < 1.25).all()
+
+
+def test_gradient_of_zero_stays_zero_and_finite():
+    assert not orthogonal(np.zeros((3, 4), np.float32)).any()
+
+
+def test_muon_follows_its_formula_number_by_number():
+    p, grads = state()
+    muon = Muon(p, CPU, 0.95, 0.1, relative_rate=5.0)
+    w, m = {n: p[n].copy() for n in p}, dict.fromkeys(p, 0.0)
+    for t in (1, 2, 3):
+        grads.flat[...] *= -1.7
+        muon.step(p, grads, 1e-2, one(0.5), t)
+        for name in p:
+            if not name.startswith("h.0.") or p[name].ndim == 1:
+                continue
+            g = grads[name] * 0.5
+            m[name] = 0.95 * m[name] + 0.05 * g
+            u = 0.05 * g + 0.95 * m[name]
+            parts = np.split(u, 3, axis=1) if "c_attn" in name else [u]      # q, k and v
+            wide = math.sqrt(max(1, parts[0].shape[1] / u.shape[0]))
+            move = np.concatenate([wide * orthogonal(part) for part in parts], axis=1)
+            w[name] = w[name] - 0.05 * (0.1 * w[name] + move)
+    for name in p:
+        np.testing.assert_allclose(p[name], w[name], rtol=1e-12, err_msg=name)
+
+
+def test_direction_of_muon_is_that_of_pytorch(torch):
+    """PyTorch's own computes in bfloat16."""
+    g = np.random.default_rng(0).standard_normal((16, 48)).astype(np.float32)
+    w = torch.nn.Parameter(torch.zeros(16, 48))
+    w.grad = torch.tensor(g)
+    torch.optim.Muon([w], lr=1.0, weight_decay=0.0, momentum=0.95).step()
+    theirs = -w.detach().numpy()
+    ours = orthogonal(g)
+    cosine = (ours * theirs).sum() / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    assert cosine > 0.999
+
+
+def test_unusable_step_leaves_matrices_and_momentum_finite():
+    p, grads = state("float32")
+    muon = Muon(p, CPU, 0.95, 0.1, 1.0)
+    grads.flat[...] = np.inf
+    before = p.flat.copy()
+    with np.errstate(invalid="ignore"):
+        muon.step(p, grads, 1e-2, one(0), 1)
+    np.testing.assert_array_equal(p.flat, before)
+    assert not muon.m.any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shares_cover_every_parameter_once(size):
+    p, _ = state()
+    muon, adamw = Muon(p, CPU, 0.95, 0.1, 1.0), AdamW(p, CPU, 0.9, 0.99, 0.1, start=p.n_matrices)
+    for optimizers in ([muon, adamw], [AdamW(p, CPU, 0.9, 0.99, 0.1)]):
+        times = np.zeros(p.flat.size, int)
+        for optimizer in optimizers:
+            for rank in range(size):
+                for span in optimizer.share(p, rank, size):
+                    times[span] += 1
+        assert (times == 1).all()
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: [AdamW(p, CPU, 0.9, 0.99, 0.1)],
+    lambda p: [Muon(p, CPU, 0.95, 0.1, 2.0), AdamW(p, CPU, 0.9, 0.99, 0.1, start=p.n_matrices)],
+])
+def test_shares_together_make_the_whole_step(make):
+    results = []
+    for size in (1, 3):
+        p, grads = state("float32")
+        optimizers = make(p)
+        for t in (1, 2):
+            for optimizer in optimizers:
+                for rank in range(size):
+                    optimizer.step(p, grads, 1e-2, one(1), t, optimizer.share(p, rank, size))
+        results.append(p.flat.copy())
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize(("decay", "hold", "expected"), [
+    ("linear", 0.5, {0: 1 / 11, 9: 10 / 11, 10: 1.0, 49: 1.0, 50: 1.0, 75: 0.55, 100: 0.1}),
+    ("linear", 0.0, {10: 1.0, 55: 0.55, 99: 0.11, 1000: 0.1}),
+    ("cosine", 0.5, {49: 1.0, 75: 0.55, 100: 0.1}),
+    ("linear", 1.0, {10: 1.0, 99: 1.0, 100: 0.1}),
+])
+def test_rate_rises_holds_and_falls(decay, hold, expected):
+    c = TrainingConfig(max_iters=100, warmup_iters=10, learning_rate=1.0, min_lr=0.1, decay=decay,
+                       hold=hold)
+    assert {step: learning_rate(step, c) for step in expected} == pytest.approx(expected)

@@ -20,7 +20,7 @@ def elsewhere(monkeypatch, tmp_path):
 def save(run, step, is_best=False):
     model = GPT(GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=4))
     optimizer = AdamW(model.params, get_device("cpu"), 0.9, 0.99, 0.1)
-    run.save(model, CharTokenizer("ab"), optimizer, {"step": step}, is_best=is_best)
+    run.save(model, CharTokenizer("ab"), optimizer.state, {"step": step}, is_best=is_best)
 
 
 def test_each_run_gets_a_directory_of_its_own():

@@ -1,0 +1,198 @@
+"""One process or several that train one model together.
+
+Every rank runs the same loop on its rows of each batch, and the sums of what they found are the
+whole batch's. Several ranks on one machine are processes that share memory: parameters, gradients
+and the optimiser's means lie in anonymous maps that a fork inherits, and that are gone with the
+last process. Each rank adds up and updates its own share of the flat buffer, so that this work is
+divided too. Every sum is taken in the order of the ranks: with the same number of ranks a run is
+the same to the last bit.
+
+Waiting is spinning at first, since a sleeping process takes longer to wake than a step may last,
+then yielding, then sleeping. Whoever waits looks round now and then: the first rank for workers
+that ended, a worker for the first rank. So none outlives the others.
+"""
+
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+
+from npgpt.errors import RunError
+
+SPINS = 2000             # about a tenth of a millisecond
+PATIENCE = 0.02          # seconds of yielding before sleeping
+NAP = 0.001              # seconds
+LARGE = 20_000_000       # parameters, from which BLAS's threads are faster than processes
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def launch(self, work):
+        """Run work() in every rank -> what it returns in the first."""
+        return work()
+
+    def shared(self, array):
+        """A copy that all ranks see, or the array itself where there is one rank."""
+        return array
+
+    def rows(self, count):
+        """The first and the last row + 1 of `count` that are this rank's."""
+        return self.rank * count // self.size, (self.rank + 1) * count // self.size
+
+    def barrier(self):
+        """Return when every rank has come here."""
+
+    def sum(self, *numbers):
+        """The sums over all ranks, of scalars."""
+        return numbers
+
+    def add_up(self, buffers, share):
+        """Add every rank's buffer to the first one's, where the share says."""
+
+
+class Processes(Alone):
+    """Several processes on this machine. `launch` forks all but the first."""
+
+    def __init__(self, size):
+        self.size = size
+        self._arrived = memoryview(mmap.mmap(-1, 64 * size)).cast("q")    # a cache line a rank
+        self._numbers = _mapped((2, size, 8), np.float64)                 # in turns: see `sum`
+        self._failure = mmap.mmap(-1, 4096)
+        self._barriers = self._sums = 0
+        self._fence = threading.Lock()    # taking it orders memory, on processors that need it
+        self._first = os.getpid()
+        self._workers = {}                # process -> rank
+
+    def launch(self, work):
+        try:
+            for rank in range(1, self.size):
+                process = os.fork()
+                if process == 0:
+                    self._be(rank, work)
+                self._workers[process] = rank
+            status = work()
+            self.barrier()                # so that nobody ends while another still needs him
+            return status
+        finally:
+            for process in self._workers:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            self._workers = {}
+
+    def _be(self, rank, work):
+        """What a forked process does; it never returns."""
+        status = 1
+        try:
+            self.rank, self._workers = rank, {}
+            signal.signal(signal.SIGINT, signal.SIG_IGN)       # the first rank decides for all
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
+            work()
+            self.barrier()
+            status = 0
+        except BaseException:
+            text = traceback.format_exc().encode()[-4000:]
+            self._failure[:len(text)] = text
+        finally:
+            os._exit(status)
+
+    def shared(self, array):
+        copy = _mapped(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def barrier(self):
+        self._barriers += 1
+        with self._fence:
+            self._arrived[8 * self.rank] = self._barriers
+        for rank in range(self.size):
+            self._wait(8 * rank)
+        with self._fence:
+            pass
+
+    def _wait(self, place):
+        """Until the rank that writes to this place has come to the barrier."""
+        arrived, due = self._arrived, self._barriers
+        for _ in range(SPINS):
+            if arrived[place] >= due:
+                return
+        began = looked = time.monotonic()
+        while arrived[place] < due:
+            now = time.monotonic()
+            if now - began < PATIENCE:
+                os.sched_yield()
+            else:
+                time.sleep(NAP)
+            if now - looked > PATIENCE:
+                looked = now
+                self._look_round()
+
+    def _look_round(self):
+        """Raise RunError if a worker has ended; end if the first rank has."""
+        if self.rank > 0:
+            if os.getppid() != self._first:
+                os._exit(1)
+            return
+        process, status = os.waitpid(-1, os.WNOHANG) if self._workers else (0, 0)
+        if process == 0:
+            return
+        rank = self._workers.pop(process)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:                     # it had only to end, and has
+            return
+        text = bytes(self._failure).rstrip(b"\0").decode(errors="replace").strip()
+        why = f"was ended by signal {-code}" if code < 0 else f"failed: {text.splitlines()[-1]}"
+        raise RunError(f"worker {rank} of {self.size} {why}")
+
+    def sum(self, *numbers):
+        # In turns between two tables: none is written again before every rank has read it.
+        self._sums += 1
+        table = self._numbers[self._sums % 2]
+        table[self.rank, :len(numbers)] = numbers
+        self.barrier()
+        return tuple(table[:, :len(numbers)].sum(0))
+
+
+    def add_up(self, buffers, share):
+        self.barrier()
+        for span in share:
+            for other in buffers[1:]:
+                buffers[0][span] += other[span]
+
+
+def _mapped(shape, dtype):
+    """-> zeros in memory that forked processes share."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+
+
+def choose(workers, rows, parameters, device):
+    """How many ranks a run gets. workers: as asked for, None: the cores, but one process for a
+    large model, whose products keep BLAS's threads busy. Never more than rows in a batch."""
+    if device.name != "cpu" or not can_fork():
+        return 1
+    if workers is None:
+        workers = 1 if parameters >= LARGE else device.cores
+    return min(workers, rows)
+
+
+def can_fork():
+    """Whether processes can share memory here. macOS's own libraries do not survive a fork."""
+    return sys.platform == "linux" and hasattr(os, "fork")
+
+
+def make(size):
+    """-> Alone, or Processes, with BLAS on one thread each."""
+    if size == 1:
+        return Alone()
+    from threadpoolctl import threadpool_limits
+    threadpool_limits(1)
+    return Processes(size)
