@@ -143,7 +143,7 @@ def _new(request):
     directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device)
     return Training(request.config_name, config, directory, text, data, model,
-                    *_shared(model, config, size))
+                    *share_out(model, config, size))
 
 
 def _resumed(request):
@@ -166,7 +166,7 @@ def _resumed(request):
     size = _ranks(config, model.config, device)
     estimate.check_memory(estimate.memory_needed(model.config, config, device, size), device)
     data = Dataset(text.text, model.config.block_size, device, tokenizer)
-    team, grads_of, optimizers = _shared(model, config, size)
+    team, grads_of, optimizers = share_out(model, config, size)
     tensors = {name: array for o in optimizers for name, array in o.state.items()}
     shapes = {name: array.shape for name, array in tensors.items()}
     for name, value in read_tensors(checkpoint / TENSORS, shapes).items():
@@ -210,7 +210,7 @@ def _ranks(config, architecture, device):
     return ranks.choose(config.workers, config.batch_size, count(architecture.shapes()), device)
 
 
-def _shared(model, config, size):
+def share_out(model, config, size):
     """What training needs beside a model -> ranks, gradients of each, optimisers: with all that the
     ranks write to where every rank sees it, the parameters too."""
     device = model.device

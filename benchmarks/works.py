@@ -1,0 +1,193 @@
+"""What the CPU benchmarks train, and how: the trainer's own step, on tokens drawn at random.
+
+A work is a model, a batch and a name. `Race` lets sides take turns at it, each in a process of its
+own, and watches the memory of each with all the processes that it starts.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import train
+from npgpt import GPT, GPTConfig
+from npgpt.allocator import keep_freed_memory
+from npgpt.models.parameters import count
+from npgpt.training import ranks
+from npgpt.training.config import TrainingConfig
+from npgpt.training.interrupt import Interrupt
+from npgpt.training.optim import clip_scale, learning_rate
+from npgpt.training.setup import Training, share_out
+
+WORKS = {
+    "a": ("nanoGPT's CPU recipe", 12,
+          {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}),
+    "b": ("small lecture model", 16,
+          {"vocab_size": 65, "block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}),
+    "c": ("GPT-2 124M", 4, {"block_size": 64}),
+    "d": ("baby, batch of 2", 2,
+          {"vocab_size": 65, "block_size": 512, "n_layer": 6, "n_head": 6, "n_embd": 384}),
+}
+SAMPLE_SECONDS = 0.05      # between two looks at the memory
+
+
+@dataclass
+class Tokens:
+    """Batches drawn once, in the place of a text."""
+
+    model: GPTConfig
+    rows: int
+    _batches: dict = field(default_factory=dict)
+
+    @property
+    def block_size(self):
+        return self.model.block_size
+
+    def batch(self, seed, step, rows, start=0, stop=None):
+        """As npgpt.text.data.Dataset.batch."""
+        rng = np.random.default_rng(step % 4)
+        tokens = rng.integers(self.model.vocab_size, size=(rows, self.block_size + 1))[start:stop]
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+def npgpt_run(model, batch_size, workers=None, **options):
+    """GPTConfig -> Training of it, with as many ranks as the trainer would choose."""
+    keep_freed_memory()
+    config = TrainingConfig(batch_size=batch_size, workers=workers, device="cpu", **options)
+    gpt = GPT(model)
+    size = ranks.choose(workers, batch_size, count(model.shapes()), gpt.device)
+    return Training("benchmark", config, None, None, Tokens(model, batch_size), gpt,
+                    *share_out(gpt, config, size))
+
+
+def npgpt_step(run, interrupt):
+    """A step as train.py takes it, but for the reports."""
+    loss, norm, _ = train.gradients_of_batch(run, interrupt)
+    scale = clip_scale(norm, run.config.grad_clip, run.device)
+    for optimizer, share in zip(run.optimizers, run.shares):
+        optimizer.step(run.model.params, run.grads_of[0], learning_rate(run.step, run.config),
+                       scale, run.step + 1, share)
+    run.ranks.barrier()
+    run.step += 1
+    return loss
+
+
+def time_npgpt(model, batch_size, steps, workers=None):
+    """-> seconds of each step, after two to warm up."""
+    run = npgpt_run(model, batch_size, workers)
+
+    def work():
+        step = timed(lambda: npgpt_step(run, Interrupt()), steps)
+        run.ranks.barrier()
+        return step
+    return run.ranks.launch(work)
+
+
+def time_torch(model, batch_size, steps, compiled=False):
+    """The same in PyTorch, eager or compiled, with its threads on all cores."""
+    import torch
+
+    from benchmarks.torch_gpt import TorchGPT
+
+    torch.manual_seed(0)
+    gpt = TorchGPT(model).train()
+    loss_of = torch.compile(gpt) if compiled else gpt
+    groups = [{"params": [p for p in gpt.parameters() if p.ndim == 2], "weight_decay": 0.1},
+              {"params": [p for p in gpt.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, 1e-3, (0.9, 0.99))
+    data, number = Tokens(model, batch_size), iter(range(10**9))
+
+    def step():
+        idx, targets = map(torch.as_tensor, data.batch(0, next(number), batch_size))
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(idx, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        optimizer.step()
+
+    return timed(step, steps)
+
+
+def timed(step, steps, warm_up=2):
+    """-> seconds that each call took."""
+    found = []
+    for _ in range(warm_up + steps):
+        began = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - began)
+    return found[warm_up:]
+
+
+class Race:
+    """Sides that take turns: name -> words for `python -m benchmarks.MODULE`, which prints a JSON
+    list of seconds as its last line. A side whose process fails is left out."""
+
+    def __init__(self, module, sides, rounds):
+        self.seconds, self.bytes = {}, {}
+        for _ in range(rounds):
+            for name, words in sides.items():
+                command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, words)]
+                seconds, most = _watched(command)
+                if seconds:
+                    self.seconds.setdefault(name, []).extend(seconds)
+                    self.bytes[name] = max(most, self.bytes.get(name, 0))
+
+    def median(self, name):
+        """Seconds, or None for a side that failed."""
+        return statistics.median(self.seconds[name]) if name in self.seconds else None
+
+
+def _watched(command):
+    """-> seconds that the command printed, or None; most bytes held by its processes together."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    most, ended = [0], threading.Event()
+
+    def watch():
+        while not ended.wait(SAMPLE_SECONDS):
+            most[0] = max(most[0], sum(map(proportional_bytes, family(process.pid))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, err = process.communicate()
+    ended.set()
+    watcher.join()
+    if process.returncode:
+        print(f"{' '.join(command[2:])} failed: {(err.strip() or 'no message').splitlines()[-1]}")
+        return None, 0
+    return json.loads(out.splitlines()[-1]), most[0]
+
+
+def family(pid):
+    """A process and all that it started, and they."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return [pid]
+    return [pid, *(p for child in children for p in family(int(child)))]
+
+
+def proportional_bytes(pid):
+    """Memory of a process, with what it shares with others counted in part (PSS)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def machine():
+    """What the figures were found on, in a line."""
+    import torch
+    from threadpoolctl import threadpool_info
+
+    blas = ", ".join(f"{b['internal_api']} {b['version']} ({b.get('architecture', '?')})"
+                     for b in threadpool_info() if b["user_api"] == "blas")
+    return (f"{time.strftime('%Y-%m-%d')}, {len(os.sched_getaffinity(0))} cores, "
+            f"NumPy {np.__version__} with {blas}, PyTorch {torch.__version__}")
