@@ -1,8 +1,8 @@
 """A training step beside PyTorch's: `python -m benchmarks.train_step [a b c d]`.
 
-The same model on the same batches with AdamW and clipping, in float32: npgpt as the trainer runs it,
-PyTorch with scaled_dot_product_attention on all cores, eager and compiled. Each is a process of its
-own, they take turns, and medians are compared. The floor is the time of the step's products of
+The same model on the same batches with AdamW and clipping, in float32: npgpt as the trainer runs
+it, PyTorch with scaled_dot_product_attention on all cores, eager and compiled. Each is a process of
+its own, they take turns, and medians are compared. The floor is the time of the step's products of
 matrices alone, in as many processes as the step has.
 """
 

@@ -124,7 +124,8 @@ def _gpu():
         if driver // 1000 < needed // 1000:
             raise UserError(
                 f"no GPU: the NVIDIA driver supports CUDA {driver // 1000} and CuPy needs CUDA "
-                f"{needed // 1000}; update the driver, or install \"npgpt[cuda{driver // 1000}]\""
+                f"{needed // 1000}; update the driver" + (
+                    ", or install \"npgpt[cuda12]\"" if driver // 1000 == 12 else "")
             ) from error
         count = 0
     if count == 0:
@@ -134,21 +135,29 @@ def _gpu():
 
     def compute_in(dtype):
         mode = DEFAULT_MATH if dtype == "float32" else TF32_MATH
-        cupy.cuda.cublas.setMathMode(cupy.cuda.get_cublas_handle(), mode)
+        try:
+            cupy.cuda.cublas.setMathMode(cupy.cuda.get_cublas_handle(), mode)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise UserError(f"cuBLAS cannot be used: {error}; the extras [cuda12] and [cuda13] "
+                            "bring it, and it needs some free memory on the GPU") from error
 
     properties = runtime.getDeviceProperties(0)
     name = properties["name"].decode()
-    has_tf32 = properties["major"] >= TF32_CAPABILITY
+    dtypes = ["float32"]
+    if properties["major"] >= TF32_CAPABILITY:
+        dtypes.append("tf32")
+        if importlib.util.find_spec("ml_dtypes"):          # without it CuPy has no bfloat16
+            dtypes.append("bfloat16")
     pool = cupy.get_default_memory_pool()
     return Device(
         "gpu", cupy, (cupy.ndarray,),
         to_host=cupy.asnumpy,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory=lambda: runtime.memGetInfo()[0] + pool.free_bytes(),
-        held=pool.total_bytes,           # the pool keeps what it once took
+        held=pool.total_bytes,           # the pool keeps what it took, unless it ran out
         description=f"{name}, CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}",
-        dtypes=("float32", "tf32", "bfloat16") if has_tf32 else ("float32",),
-        default_dtype="tf32" if has_tf32 else "float32",
+        dtypes=tuple(dtypes),
+        default_dtype="tf32" if "tf32" in dtypes else "float32",
         compute_in=compute_in,
     )
 

@@ -40,7 +40,7 @@ def run_command(name, main, less_memory="a smaller model takes less"):
     except RunError as error:
         status, message = 3, str(error)
     except MemoryError as error:
-        status, message = 3, f"out of memory ({error}): {less_memory}"
+        status, message = 3, f"out of memory ({str(error).rstrip('.')}): {less_memory}"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, message = 3, f"{where}{error.strerror or error}"

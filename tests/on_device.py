@@ -12,12 +12,21 @@ import numpy as np
 
 from npgpt.layers import LAYERS
 
+MOVED = np.ndarray, np.generic, float      # the types that first arguments have on the host
+
+
+def leave_every_layer():
+    """Undo `move_every_layer`."""
+    for function in (function for pair in LAYERS.values() for function in pair):
+        for kind in MOVED:
+            function.register(kind, function.dispatch(object))       # the plain one
+
 
 def move_every_layer(device):
     """From now on each layer's forward and backward compute on the device."""
     for forward, backward in LAYERS.values():
         there = [function.dispatch(device.arrays[0]) for function in (forward, backward)]
-        for kind in (np.ndarray, np.generic, float):
+        for kind in MOVED:
             forward.register(kind, _forward_on(device, there[0]))
             backward.register(kind, _backward_on(device, there[1]))
 

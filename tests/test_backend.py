@@ -121,10 +121,24 @@ def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
     assert gpu.slices(0, 10**7) == [slice(0, 10**7)]       # one launch for each operation
 
 
-def test_old_gpu_has_float32_alone(registry, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(capability=7))
+@pytest.mark.parametrize(("capability", "default"), [(7, "float32"), (8, "tf32"), (12, "tf32")])
+def test_tf32_is_the_default_from_ampere_on(registry, monkeypatch, capability, default):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(capability=capability))
     gpu = get_device("gpu")
-    assert gpu.dtypes == (gpu.default_dtype,) == ("float32",)
+    assert gpu.default_dtype == default and gpu.dtypes[0] == "float32"
+    assert (len(gpu.dtypes) == 1) == (default == "float32")
+
+
+def test_cublas_that_fails_says_so(registry, monkeypatch):
+    cupy = fake_cupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    gpu = get_device("gpu")
+
+    def fail():
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+    cupy.cuda.cublas, cupy.cuda.get_cublas_handle = types.SimpleNamespace(setMathMode=None), fail
+    with pytest.raises(UserError, match=r"cuBLAS cannot be used: CUBLAS_STATUS_ALLOC_FAILED; .*12"):
+        gpu.compute_in("tf32")
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [("float32", 0), ("tf32", 3), ("bfloat16", 3)])

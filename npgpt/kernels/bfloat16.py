@@ -1,10 +1,11 @@
 """bfloat16 for the linear layers: `--dtype bfloat16`. Not yet run on a GPU.
 
 A product of matrices rounds what goes into it to bfloat16, which has float32's range and 8 bits of
-precision, and adds up in float32; tensor cores do that at twice the rate of TF32. Everything else
-stays as it was: parameters, gradients and moments are float32, and so are norms, softmax and loss.
-With float32's range no gradient vanishes, so the loss needs no scaling. The cache holds half the
-bytes. Attention's products stay in TF32: CuPy has no stacks of products of bfloat16.
+precision, adds up in float32, and rounds what comes out; tensor cores do that at twice the rate of
+TF32. Everything else stays as it was: parameters, gradients and moments are float32, and so are
+norms, softmax and loss. With float32's range no gradient vanishes, so the loss needs no scaling.
+The inputs that linear layers keep for their backward take half the bytes. Attention's products
+stay in TF32.
 """
 
 import ml_dtypes

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from npgpt.backend import Device, get_device
 from npgpt.errors import UserError
+from npgpt.layers import LAYERS
 from npgpt.models.checkpoint import read_tensors
 from npgpt.models.gpt import GPT
 from npgpt.models.parameters import Parameters, count
@@ -186,7 +187,9 @@ def _device(request, config):
     for name in (name for name, fit in fits.items() if not fit):
         if not request.resume or name in request.flags:
             raise UserError(f"--{name} {getattr(config, name)} cannot be had on "
-                            f"{device.description}".replace("--fused True", "--fused"))
+                            f"{device.description}".replace("--fused True", "--fused")
+                            + ("; --device gpu says what a GPU lacks" if device.name == "cpu"
+                               else f", but {', '.join(device.dtypes)}"))
         config = replace(config, **{name: TRAINING_FIELDS[name].default})
 
     return compute_with(device, config.dtype or device.default_dtype, config.fused), config
@@ -194,7 +197,10 @@ def _device(request, config):
 
 def compute_with(device, dtype, fused):
     """The device, set to take float32 arrays through a precision of its own, and through fused
-    kernels or the layers' plain code. float64 stays what it is."""
+    kernels or the layers' plain code, whatever it was set to before. float64 stays what it is."""
+    for function in (function for pair in LAYERS.values() for function in pair):
+        for kind in device.arrays:
+            function.register(kind, function.dispatch(object))        # the plain one
     device.compute_in(dtype)
     if dtype == "bfloat16":
         from npgpt.kernels import bfloat16

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 import train
 from npgpt import GPT, GPTConfig
 from npgpt.backend import Device, get_device
+from npgpt.durable import SUMS
 from npgpt.gradcheck import check_gradients
-from npgpt.layers import Key
+from npgpt.layers import Key, layernorm_backward, linear_forward
 from npgpt.models import checkpoint
 from npgpt.text.data import Dataset
 from npgpt.training.optim import AdamW, clip_scale, squared_norm
@@ -207,12 +208,51 @@ def test_header_and_end_tell_device_precision_and_memory(home, capsys, device: D
     assert "memory held: " in out
 
 
-@pytest.mark.parametrize("words", [["--dtype=bfloat16"], ["--dtype=tf32"], ["--fused"]])
-def test_every_way_to_compute_trains(home, capsys, words, host_compiler):
+@pytest.mark.parametrize(("words", "linear", "norm", "mode"), [
+    (["--dtype=float32"], "npgpt.layers.linear", "npgpt.layers.layernorm", 0),
+    (["--dtype=tf32"], "npgpt.layers.linear", "npgpt.layers.layernorm", 3),
+    (["--dtype=bfloat16"], "npgpt.kernels.bfloat16", "npgpt.layers.layernorm", 3),
+    (["--dtype=float32", "--fused"], "npgpt.layers.linear", "npgpt.kernels.layernorm", 0),
+])
+def test_every_way_to_compute_trains(home, capsys, words, linear, norm, mode, device, request):
+    if device.xp is double.cupy and "--fused" in words:
+        request.getfixturevalue("host_compiler")
     status, _, err = run(capsys, "--device=gpu", "--config=laptop", "--max-iters=30",
                          "--out-dir=r", *words)
     assert (status, err) == (0, "")
     assert losses(home / "r")[-1] < losses(home / "r")[0] - 0.5
+    for function, module in ((linear_forward, linear), (layernorm_backward, norm)):
+        assert function.dispatch(device.arrays[0]).__module__ == module
+    if device.xp is double.cupy:
+        assert double.cupy.MathMode.mode == mode
+
+
+@pytest.mark.parametrize(("given", "on", "then", "expected"), [
+    (["--dtype=bfloat16"], "cpu", [], "float32"),          # what the CPU lacks is left out
+    (["--dtype=float32"], "gpu", [], "float32"),           # what was chosen stays
+    (["--dtype=float32"], "gpu", ["--dtype=tf32"], "tf32"),
+    (["--dtype=bfloat16"], "cpu", ["--dtype=bfloat16"], None),
+])
+def test_precision_of_a_resumed_run(home, capsys, given, on, then, expected):
+    assert run(capsys, "--device=gpu", "--max-iters=2", "--out-dir=r", *given)[0] == 0
+    status = train.main(["--resume", "--out-dir=r", f"--device={on}", "--max-iters=3", *then])
+    out, err = capsys.readouterr()
+    if expected is None:
+        assert status == 2 and "--dtype bfloat16 cannot be had on CPU" in err
+    else:
+        assert (status, err) == (0, "") and f", {expected}" in out.partition("\n")[0]
+
+
+def test_checkpoint_of_before_there_was_a_choice_goes_on(home, capsys):
+    assert run(capsys, "--device=cpu", "--max-iters=2", "--out-dir=r")[0] == 0
+    folder = home / "r" / "checkpoint-2"
+    state = json.loads((folder / "training.json").read_text())
+    for name in ("fused", "workers", "hold", "decay", "muon_lr"):
+        del state["values"][name]
+    (folder / "training.json").write_text(json.dumps(state))
+    (folder / SUMS).unlink()
+    status = train.main(["--resume", "--out-dir=r", "--max-iters=3", "--device=cpu"])
+    assert (status, capsys.readouterr().err) == (0, "")
 
 
 def test_what_a_device_cannot_compute_in_is_refused(home, capsys):

@@ -59,6 +59,8 @@ def test_what_cupy_lacks_the_double_lacks(name):
     lambda: X.max(where=X > 1, initial=0),
     lambda: cupy.add.at(X, 0, 1),            # atomic on a GPU: another order, another sum
     lambda: cupy.copyto(X, 0, foo=1),
+    lambda: X.sum(0, None, None, True, 5.0),
+    lambda: X.__setitem__(0, [1, 2, 3]),
 ])
 def test_arguments_that_cupy_lacks_are_refused(call):
     with pytest.raises((TypeError, AttributeError)):
@@ -71,6 +73,8 @@ def test_arguments_that_cupy_lacks_are_refused(call):
     lambda: f"{X[0, 0]}", lambda: X[X > 1], lambda: X.__setitem__(X < 0, 0.0),
     lambda: range(10)[cupy.asarray(1)], lambda: 1 if X[0, 0] == 0 else 2,
     lambda: cupy.cuda.get_current_stream().synchronize(),
+    lambda: cupy.where(X > 1), lambda: cupy.arange(cupy.asarray(3)),
+    lambda: cupy.full((2,), cupy.asarray(3.0)),
 ])
 def test_what_waits_for_the_device_is_counted_and_can_be_forbidden(reading):
     before = waits()

@@ -101,6 +101,8 @@ class ndarray:
         return ndarray(self._host[self._index(index)])
 
     def __setitem__(self, index, value):
+        if isinstance(value, (list, tuple)):
+            raise TypeError(f"Unsupported type {type(value)}")
         self._host[self._index(index)] = unwrap(value)
 
     def _index(self, index):
@@ -184,19 +186,22 @@ def _number(name, convert):
 def _method(name, accepted):
     """A method of NumPy's arrays with CuPy's arguments alone."""
     def method(self, *args, **kwargs):
-        check_arguments(name, kwargs, accepted)
+        check_arguments(name, args, kwargs, accepted)
         kwargs = {key: unwrap(value) for key, value in kwargs.items()}
         return wrap(getattr(self._host, name)(*map(unwrap, args), **kwargs))
     return method
 
 
-def check_arguments(name, kwargs, accepted):
-    """Raise TypeError for a keyword argument that CuPy's function does not have."""
+def check_arguments(name, args, kwargs, accepted):
+    """Raise TypeError for arguments that CuPy's function does not have."""
     for key in kwargs:
         if key not in accepted:
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
+    if accepted and len(args) > len(accepted) and name not in VARIADIC:
+        raise TypeError(f"{name}() takes at most {len(accepted)} arguments")
 
 
+VARIADIC = ("reshape", "transpose", "einsum")      # take any number of arguments
 OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and",
              "or", "xor")
 METHODS = {

@@ -16,7 +16,9 @@ from tests.double.raw_module import RawModule
 __version__ = "14.0.0"
 __all__ = ["RawModule", "asarray", "asnumpy", "cuda", "empty", "matmul", "ndarray"]
 
-UFUNC = "out casting dtype"
+UFUNC = ["out", "casting", "dtype"]
+UFUNC_ARGUMENTS = ["x1", "x2", *UFUNC]
+NUMBERS = ("arange", "full", "zeros", "ones", "eye", "split")      # take numbers of the host
 FUNCTIONS = {
     **dict.fromkeys(
         ("exp", "log", "sqrt", "square", "tanh", "sin", "cos", "maximum", "minimum", "isfinite",
@@ -40,7 +42,12 @@ FUNCTIONS = {
 
 def _function(name, accepted):
     def function(*args, **kwargs):
-        check_arguments(name, kwargs, accepted)
+        check_arguments(name, args, kwargs, UFUNC_ARGUMENTS if accepted == UFUNC else accepted)
+        numbers = args[1:] if name == "split" else args
+        if name in NUMBERS and any(isinstance(x, ndarray) for x in numbers):
+            array.wait(f"a number for {name}")
+        if name == "where" and len(args) == 1:
+            array.wait("where that looks for places")
         kwargs = {key: unwrap(value) for key, value in kwargs.items()}
         return wrap(getattr(np, name)(*map(unwrap, args), **kwargs))
     function.__name__ = name
@@ -48,7 +55,7 @@ def _function(name, accepted):
 
 
 for _name, _accepted in FUNCTIONS.items():
-    globals()[_name] = _function(_name, _accepted.split())
+    globals()[_name] = _function(_name, _accepted if _accepted is UFUNC else _accepted.split())
 for _name in ("float32", "float64", "complex64", "complex128", "int32", "int64", "uint8", "uint32",
               "uint64", "bool_", "inf", "pi", "newaxis", "dtype"):
     globals()[_name] = getattr(np, _name)
