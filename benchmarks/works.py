@@ -35,7 +35,7 @@ WORKS = {
     "d": ("baby, batch of 2", 2,
           {"vocab_size": 65, "block_size": 512, "n_layer": 6, "n_head": 6, "n_embd": 384}),
 }
-SAMPLE_SECONDS = 0.05      # between two looks at the memory
+SAMPLE_SECONDS = 0.5      # between two looks at the memory: to look takes time from those that run
 
 
 @dataclass

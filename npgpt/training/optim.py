@@ -99,12 +99,12 @@ class AdamW:
                 m += (g - m) * (1 - self.beta1)
                 g *= g
                 v += (g - v) * (1 - self.beta2)
-                move = xp.sqrt(v / v_total)
-                move += self.epsilon
+                # m / m_total / (√(v / v_total) + ε), with the scalars taken together: fewer passes
+                move = xp.sqrt(v)
+                move += self.epsilon * math.sqrt(v_total)
                 xp.divide(m, move, out=move)
-                move *= 1 / m_total
-                move += decay * w
-                move *= rate
+                move *= rate * (math.sqrt(v_total) / m_total)
+                w *= 1 - rate * decay
                 w -= move
 
 
