@@ -47,16 +47,17 @@ def main():
     parser.add_argument("--steps", type=int, default=5000, metavar="N", help="of training [5000]")
     parser.add_argument("--full", action="store_true", help="the lecture's size, for a GPU")
     parser.add_argument("--device", default="cpu", help="cpu, gpu or auto [cpu]")
+    parser.add_argument("--dtype", default="float32", help="float32 or float64 [float32]")
     arguments = parser.parse_args()
-    replay(FULL if arguments.full else SMALL, arguments.steps, arguments.device)
+    replay(FULL if arguments.full else SMALL, arguments.steps, arguments.device, arguments.dtype)
 
 
-def replay(size, steps, device="cpu"):
+def replay(size, steps, device="cpu", dtype="float32"):
     """Train and print as gpt.py does -> the model."""
     random = TorchRandom(SEED)
     text = load_text("shakespeare").text
     config = GPTConfig(len(set(text)), size.T, size.L, size.H, size.C, size.dropout, **LECTURE)
-    model = GPT(config, device=device, values=initial_values(config, random))
+    model = GPT(config, device=device, dtype=dtype, values=initial_values(config, random))
     data = Dataset(text, size.T, model.device)
     print(f"{model.params.flat.size / 1e6} M parameters")
 

@@ -23,15 +23,17 @@ become numbers. PyTorch's rules, and the files under aten/src/ATen that they are
 
     multinomial        argmax(probs / exponential)                native/Distributions.cpp
 
-PyTorch and NumPy have logarithms, sines and cosines of their own, so normal numbers, 16 or more,
-may differ in the last bits of a float32, by less than 5e-7; all the others are PyTorch's bit for
-bit. Checked against PyTorch 2.13 on x86-64. Older ones take words for `randint` from 2³² on; what
-lies between is refused here, as is everything above.
+All of it is PyTorch's bit for bit, checked against PyTorch 2.13 on x86-64 with AVX2. On other
+processors PyTorch takes other logarithms, sines and cosines for `randn` of 16 or more, which then
+differs in the last bits. Older versions take words for `randint` from 2³² on; what lies between is
+refused here, as is everything above.
 """
 
 import math
 
 import numpy as np
+
+from npgpt import cephes
 
 FLOAT = np.float32
 RANDINT_LIMIT = 2**28
@@ -63,9 +65,9 @@ class TorchRandom:
         fused = self.rand(shape).astype(np.float64) * width + low     # PyTorch's rounds once
         return fused.astype(FLOAT)
 
-    def exponential(self, shape):
-        """-> shape, of mean 1: torch.empty(shape).exponential_()."""
-        return -np.log1p(-self._rand53(math.prod(shape))).astype(FLOAT).reshape(shape)
+    def exponential(self, shape, dtype=FLOAT):
+        """-> shape, of mean 1: torch.empty(shape, dtype=dtype).exponential_()."""
+        return -np.log1p(-self._rand53(math.prod(shape))).astype(dtype).reshape(shape)
 
     def randn(self, shape):
         """-> shape, normal with mean 0 and standard deviation 1."""
@@ -80,9 +82,9 @@ class TorchRandom:
         return u.reshape(shape)
 
     def multinomial(self, probs):
-        """probs (N, V) float32 -> (N,) int64, one draw from each row: torch.multinomial(probs, 1).
-        A row need not sum to 1."""
-        return (probs / self.exponential(probs.shape)).argmax(-1)
+        """probs (N, V), float32 or float64 -> (N,) int64, one draw from each row, as from
+        torch.multinomial(probs, 1). A row need not sum to 1."""
+        return (probs / self.exponential(probs.shape, probs.dtype)).argmax(-1)
 
     def linear(self, n_in, n_out, bias=True):
         """The initial values of nn.Linear(n_in, n_out) -> w (n_in, n_out), b (n_out,) or None.
@@ -118,6 +120,6 @@ class TorchRandom:
 def _normal_blocks(u):
     """u (n,) uniform in [0, 1), n a multiple of 16 -> (n,) normal (Box and Muller 1958)."""
     u, turn = u.reshape(-1, 2, 8).swapaxes(0, 1)                     # (n / 16, 8) each
-    r = np.sqrt(FLOAT(-2) * np.log(1 - u))
-    angle = FLOAT(2 * np.pi) * turn
-    return np.stack([r * np.cos(angle), r * np.sin(angle)], 1).reshape(-1)
+    r = np.sqrt(-2 * cephes.log(1 - u))
+    sin, cos = cephes.sincos(FLOAT(2 * np.pi) * turn)
+    return np.stack([r * cos, r * sin], 1).reshape(-1)
