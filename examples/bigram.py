@@ -35,7 +35,11 @@ EVAL_ITERS = 200          # batches of each split that an evaluation takes
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=3000, metavar="N", help="of training [3000]")
-    steps = parser.parse_args().steps
+    replay(parser.parse_args().steps)
+
+
+def replay(steps):
+    """Train and print as the lecture's bigram.py does."""
     cpu = get_device("cpu")
     data = Dataset(load_text("shakespeare").text, T, cpu)
     V = data.tokenizer.vocab_size

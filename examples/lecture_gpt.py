@@ -7,7 +7,6 @@ initial weights are PyTorch's too, and what dropout drops is npgpt's choice.
 """
 
 import argparse
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,22 +23,8 @@ EVAL_INTERVAL = 500       # steps from one evaluation to the next
 EVAL_ITERS = 200          # batches of each split that an evaluation takes
 STD = np.float32(0.02)    # of the initial weights
 LECTURE = {"activation": "relu", "tie_weights": False, "attn_bias": False, "head_bias": True}
-
-
-class Size(NamedTuple):
-    """B sequences of T tokens in a batch; C channels, H heads, L blocks."""
-
-    B: int
-    T: int
-    C: int
-    H: int
-    L: int
-    dropout: float
-    learning_rate: float
-
-
-SMALL = Size(B=16, T=32, C=64, H=4, L=4, dropout=0.0, learning_rate=1e-3)
-FULL = Size(B=64, T=256, C=384, H=6, L=6, dropout=0.2, learning_rate=3e-4)
+SMALL = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "dropout": 0.0}
+FULL = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
 
 
 def main():
@@ -49,16 +34,17 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, gpu or auto [cpu]")
     parser.add_argument("--dtype", default="float32", help="float32 or float64 [float32]")
     arguments = parser.parse_args()
-    replay(FULL if arguments.full else SMALL, arguments.steps, arguments.device, arguments.dtype)
+    sizes = (FULL, 64, 3e-4) if arguments.full else (SMALL, 16, 1e-3)
+    replay(*sizes, arguments.steps, arguments.device, arguments.dtype)
 
 
-def replay(size, steps, device="cpu", dtype="float32"):
-    """Train and print as gpt.py does -> the model."""
+def replay(sizes, B, learning_rate, steps, device="cpu", dtype="float32"):
+    """Train, with B sequences in a batch, and print as the lecture's gpt.py does."""
     random = TorchRandom(SEED)
     text = load_text("shakespeare").text
-    config = GPTConfig(len(set(text)), size.T, size.L, size.H, size.C, size.dropout, **LECTURE)
+    config = GPTConfig(vocab_size=len(set(text)), **sizes, **LECTURE)
     model = GPT(config, device=device, dtype=dtype, values=initial_values(config, random))
-    data = Dataset(text, size.T, model.device)
+    data = Dataset(text, config.block_size, model.device)
     print(f"{model.params.flat.size / 1e6} M parameters")
 
     params = model.params
@@ -67,15 +53,14 @@ def replay(size, steps, device="cpu", dtype="float32"):
     one = model.device.xp.ones(())               # no clipping
     for step in range(steps):
         if step % EVAL_INTERVAL == 0 or step == steps - 1:
-            train, val = (mean_loss(model, data, split, size, random)
+            train, val = (mean_loss(model, data, split, B, random)
                           for split in (data.train, data.val))
             print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
-        idx, targets = batch(data, data.train, size, random)
+        idx, targets = batch(data, data.train, B, random)
         _, grads = model.loss_and_grads(idx, targets, Key(SEED, step))
-        optimizer.step(params, grads, size.learning_rate, scale=one, t=step + 1)
+        optimizer.step(params, grads, learning_rate, scale=one, t=step + 1)
 
     print(data.tokenizer.decode(write(model, 500, random)))
-    return model
 
 
 def initial_values(config, random):
@@ -118,14 +103,14 @@ def layers_in_order(config):
     yield "lm_head.weight", (V, C)
 
 
-def batch(data, split, size, random):
+def batch(data, split, B, random):
     """B windows of a split, anywhere -> idx, targets (B, T)."""
-    return data.windows(split, random.randint(len(split) - size.T, (size.B,)))
+    return data.windows(split, random.randint(len(split) - data.block_size, (B,)))
 
 
-def mean_loss(model, data, split, size, random):
+def mean_loss(model, data, split, B, random):
     """The loss over EVAL_ITERS batches of a split."""
-    losses = [model.loss(*batch(data, split, size, random)) for _ in range(EVAL_ITERS)]
+    losses = [model.loss(*batch(data, split, B, random)) for _ in range(EVAL_ITERS)]
     return np.mean([to_host(loss) for loss in losses])
 
 
