@@ -2,8 +2,10 @@
 
 The model, its initial weights, its batches and the text it writes are those of gpt.py of
 https://github.com/karpathy/ng-video-lecture, at a size for a CPU; every random number comes from
-PyTorch's one stream in PyTorch's order. `--full` is the lecture's own size, for a GPU: there the
-initial weights are PyTorch's too, and what dropout drops is npgpt's choice.
+PyTorch's one stream in PyTorch's order. With `--dtype float64` all that is printed is what PyTorch
+prints in float64; in float32 the two round differently, and README.md beside this file tells how
+far that carries. `--full` is the lecture's own size, for a GPU: there the initial weights are
+PyTorch's, and what dropout drops is npgpt's choice.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The lecture's GPT, small, against what PyTorch prints.
 
-In float64 the two stay together; in float32 they part after some twenty to forty steps, as PyTorch
-parts from itself in another precision: docs/lecture_replay.md has the figures and the reason.
+In float64 the two stay together to the last digit printed. In float32 they part after some thirty
+steps, as PyTorch parts from itself in another precision: examples/README.md tells why.
 """
 
 import numpy as np
@@ -10,6 +10,17 @@ import pytest
 from examples import lecture_gpt
 from npgpt import GPTConfig
 from npgpt.torch_random import TorchRandom
+
+PRINTED = """\
+step 0: train loss 4.1979, val loss 4.1947
+step 40: train loss 2.9485, val loss 3.0054
+step 80: train loss 2.6886, val loss 2.6863
+step 100: train loss 2.6287, val loss 2.6047
+
+YOUHELUnC.
+
+Tas imh IAEBDyk athe oos fotee ftimr y wsy tROLxy heerenof le prslesILTofUze d ker r
+"""     # by PyTorch 2.13 in float64, with the replay in torch_lecture.py, as below
 
 
 @pytest.fixture
@@ -53,9 +64,13 @@ def test_every_initial_parameter_is_that_of_pytorch_bit_for_bit(torch, sizes):
     assert random.rand((1,)) == torch.rand(1).numpy()      # and the stream goes on from one place
 
 
+def test_losses_and_text_are_those_that_pytorch_printed(shakespeare, short, capsys):
+    assert ours(capsys, 101, "float64").startswith(PRINTED)
+
+
 def test_losses_and_text_are_those_of_pytorch_to_the_last_character(
         torch, shakespeare, short, capsys):
-    assert ours(capsys, 121, "float64") == in_torch(torch, shakespeare, 121, torch.float64)
+    assert ours(capsys, 101, "float64") == in_torch(torch, shakespeare, 101, torch.float64)
 
 
 def test_losses_in_float32_are_those_of_pytorch_for_the_first_steps(
