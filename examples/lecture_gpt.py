@@ -1,0 +1,131 @@
+"""The lecture's GPT, number for number: `python examples/lecture_gpt.py`, a few minutes on a CPU.
+
+The model, its initial weights, its batches and the text it writes are those of gpt.py of
+https://github.com/karpathy/ng-video-lecture, at a size for a CPU; every random number comes from
+PyTorch's one stream in PyTorch's order. With `--dtype float64` all that is printed is what PyTorch
+prints in float64; in float32 the two round differently, and README.md beside this file tells how
+far that carries. `--full` is the lecture's own size, for a GPU: there the initial weights are
+PyTorch's, and what dropout drops is npgpt's choice.
+"""
+
+import argparse
+
+import numpy as np
+
+from npgpt import GPT, GPTConfig
+from npgpt.backend import to_host
+from npgpt.errors import run_command
+from npgpt.layers import Key
+from npgpt.text.data import Dataset, load_text
+from npgpt.torch_random import TorchRandom
+from npgpt.training.optim import AdamW
+
+SEED = 1337
+EVAL_INTERVAL = 500       # steps from one evaluation to the next
+EVAL_ITERS = 200          # batches of each split that an evaluation takes
+STD = np.float32(0.02)    # of the initial weights
+LECTURE = {"activation": "relu", "tie_weights": False, "attn_bias": False, "head_bias": True}
+SMALL = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "dropout": 0.0}
+FULL = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="of training [5000]")
+    parser.add_argument("--full", action="store_true", help="the lecture's size, for a GPU")
+    parser.add_argument("--device", default="cpu", help="cpu, gpu or auto [cpu]")
+    parser.add_argument("--dtype", default="float32", help="float32 or float64 [float32]")
+    arguments = parser.parse_args()
+    sizes = (FULL, 64, 3e-4) if arguments.full else (SMALL, 16, 1e-3)
+    replay(*sizes, arguments.steps, arguments.device, arguments.dtype)
+
+
+def replay(sizes, B, learning_rate, steps, device="cpu", dtype="float32"):
+    """Train, with B sequences in a batch, and print as the lecture's gpt.py does."""
+    random = TorchRandom(SEED)
+    text = load_text("shakespeare").text
+    config = GPTConfig(vocab_size=len(set(text)), **sizes, **LECTURE)
+    model = GPT(config, device=device, dtype=dtype, values=initial_values(config, random))
+    data = Dataset(text, config.block_size, model.device)
+    print(f"{model.params.flat.size / 1e6} M parameters")
+
+    params = model.params
+    params.n_decayed = params.flat.size          # PyTorch's default: biases and norms decay too
+    optimizer = AdamW(params, model.device, beta1=0.9, beta2=0.999, weight_decay=0.01)
+    one = model.device.xp.ones(())               # no clipping
+    for step in range(steps):
+        if step % EVAL_INTERVAL == 0 or step == steps - 1:
+            train, val = (mean_loss(model, data, split, B, random)
+                          for split in (data.train, data.val))
+            print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
+        idx, targets = batch(data, data.train, B, random)
+        _, grads = model.loss_and_grads(idx, targets, Key(SEED, step))
+        optimizer.step(params, grads, learning_rate, scale=one, t=step + 1)
+
+    print(data.tokenizer.decode(write(model, 500, random)))
+
+
+def initial_values(config, random):
+    """Every parameter as PyTorch draws it -> pairs of names and arrays.
+
+    Each layer draws PyTorch's default values when it is made. Then gpt.py draws all weights again,
+    with STD, so that the first values count for nothing but the place in the stream."""
+    layers = list(layers_in_order(config))
+    for name, shape in layers:
+        if name in ("wte.weight", "wpe.weight"):
+            random.embedding(*shape)
+        else:
+            random.linear(shape[1], shape[0], bias="c_attn" not in name)
+    drawn = {name: random.randn(shape) * STD for name, shape in layers}
+
+    for name, shape in config.shapes().items():
+        if len(shape) == 1:
+            yield name, np.full(shape, name.endswith("weight"), np.float32)      # norms 1, biases 0
+        elif "c_attn" in name:
+            heads = [drawn[f"{name}.{part}.{head}"] for part in ("query", "key", "value")
+                     for head in range(config.n_head)]
+            yield name, np.concatenate(heads).T                                  # (C, 3C)
+        else:
+            yield name, drawn[name].T if name.startswith("h.") else drawn[name]
+
+
+def layers_in_order(config):
+    """Name and shape (out, in) of all that draws its weights, in the order in which gpt.py makes
+    them: there each head has matrices of its own, which are columns of c_attn here."""
+    V, T, C, H = config.vocab_size, config.block_size, config.n_embd, config.n_head
+    yield "wte.weight", (V, C)
+    yield "wpe.weight", (T, C)
+    for layer in range(config.n_layer):
+        for head in range(H):
+            for part in ("key", "query", "value"):
+                yield f"h.{layer}.attn.c_attn.weight.{part}.{head}", (C // H, C)
+        yield f"h.{layer}.attn.c_proj.weight", (C, C)
+        yield f"h.{layer}.mlp.c_fc.weight", (4 * C, C)
+        yield f"h.{layer}.mlp.c_proj.weight", (C, 4 * C)
+    yield "lm_head.weight", (V, C)
+
+
+def batch(data, split, B, random):
+    """B windows of a split, anywhere -> idx, targets (B, T)."""
+    return data.windows(split, random.randint(len(split) - data.block_size, (B,)))
+
+
+def mean_loss(model, data, split, B, random):
+    """The loss over EVAL_ITERS batches of a split."""
+    losses = [model.loss(*batch(data, split, B, random)) for _ in range(EVAL_ITERS)]
+    return np.mean([to_host(loss) for loss in losses])
+
+
+def write(model, n, random):
+    """Token 0 and n tokens after it -> (n + 1,) int."""
+    idx = np.zeros((1, 1), np.int64)
+    for _ in range(n):
+        logits = to_host(model.logits(idx[:, -model.config.block_size:])[:, -1])     # (1, V)
+        probs = np.exp(logits - logits.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        idx = np.append(idx, random.multinomial(probs)[:, None], axis=1)
+    return idx[0]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("lecture_gpt.py", main))
