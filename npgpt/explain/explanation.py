@@ -1,14 +1,18 @@
 """An explanation: a subject's formula, its forward and backward step by step, and the check."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from npgpt.errors import UserError
 from npgpt.explain.measure import Check, check_each_number, differentiable, verdict
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import Step, trace
 from npgpt.explain.values import Seen
+
+MOST_NUMBERS = 2000       # of the inputs
 
 
 @dataclass
@@ -47,6 +51,10 @@ def explain(name, sizes, seed):
     subject = SUBJECTS[name]
     draw, seen = Draw(seed), Seen()
     inputs = subject.inputs(sizes, draw)
+    count = sum(_size(x) for x in differentiable(inputs).values())
+    if count > MOST_NUMBERS:
+        raise UserError(f"--shape makes {count} numbers of the inputs, and the gradient of each is "
+                        f"measured; at most {MOST_NUMBERS} are")
     forward, plain_backward = map(inspect.unwrap, subject.functions())
 
     def backward(dy, cache):
@@ -62,29 +70,39 @@ def explain(name, sizes, seed):
         dy, note = subject.upstream(y, inputs, draw)
     else:
         dy, note = draw(*y.shape), "random"
-    names = [f"d{key}" for key in differentiable(inputs)]
-    result, backward_steps = trace(plain_backward, lambda: backward(dy, cache), seen, names)
+    names = {key: "grads" if subject.adds else f"d{key}" for key in differentiable(inputs)}
+    gradients = list(names.values())
+    result, backward_steps = trace(plain_backward, lambda: backward(dy, cache), seen, gradients)
 
-    notes = {key: "random" for key in differentiable(inputs)} | subject.notes
+    notes = dict.fromkeys(differentiable(inputs), "random") | subject.notes
     _annotate(forward_steps, notes, subject.brief)
     _annotate(backward_steps, {_first_argument(plain_backward): note, "grads": "to add to",
                                "cache": "what the forward kept"}, subject.brief)
 
     error, message = verdict(forward, backward, inputs)
     found = _by_input(result, inputs)
-    step, checks = check_each_number(forward, inputs, dy, found) if found else (0.0, [])
+    step, checks = check_each_number(forward, inputs, dy, found, names)
     return Explanation(
         name, forward.__module__.replace(".", "/") + ".py", subject.text, sizes, seed,
-        forward_steps, backward_steps, subject.output, names, step, checks, error, message,
+        forward_steps, backward_steps, subject.output, gradients, step, checks, error, message,
     )
 
 
+def _size(x):
+    return sum(map(_size, x.values())) if isinstance(x, Mapping) else x.size
+
+
 def _by_input(result, inputs):
-    """What a backward returned -> input -> gradient; None if there are more or fewer of them."""
+    """What a backward returned -> input -> gradient; nothing if they do not belong together."""
     gradients = result if isinstance(result, tuple) else (result,)
     gradients = [gradient for gradient in gradients if gradient is not None]
-    names = list(differentiable(inputs))
-    return dict(zip(names, gradients)) if len(names) == len(gradients) else None
+    of = differentiable(inputs)
+    if len(gradients) != len(of) or any(
+        getattr(gradient, "keys", dict)() != getattr(x, "keys", dict)()
+        for gradient, x in zip(gradients, of.values())
+    ):
+        return {}
+    return dict(zip(of, gradients))
 
 
 def _annotate(steps, notes, brief):

@@ -39,19 +39,19 @@ class Check:
         return ~near
 
 
-def check_each_number(forward, inputs, dy, found):
-    """found: input -> its gradient, as the backward says -> the step taken, and a Check for each
-    array. The next step is taken where one fails, as in npgpt.gradcheck."""
+def check_each_number(forward, inputs, dy, found, names):
+    """found, names: for each input that has one, its gradient as the backward says and what that is
+    called -> the step taken, and a Check for each array. The next step is taken where one fails, as
+    in npgpt.gradcheck."""
     for h in STEPS["central"]:
         checks = []
-        for name, x in differentiable(inputs).items():
-            if isinstance(x, Mapping):
-                for key in x:
-                    measured = _measured(forward, inputs, dy, h, name, key)
-                    checks.append(_check(f'd{name}["{key}"]', found[name][key], measured, dy, True))
-            else:
-                checks.append(_check(f"d{name}", found[name],
-                                     _measured(forward, inputs, dy, h, name), dy, False))
+        for name in found:
+            x = inputs[name]
+            for key in x if isinstance(x, Mapping) else [None]:
+                gradient = found[name] if key is None else found[name][key]
+                label = names[name] if key is None else f'{names[name]}["{key}"]'
+                measured = _measured(forward, inputs, dy, h, name, key)
+                checks.append(_check(label, gradient, measured, dy, key is not None))
         if all(check.right for check in checks):
             break
     return h, checks

@@ -12,7 +12,8 @@ def number(x):
     """A number, or True or False, as text."""
     if isinstance(x, (bool, np.bool_, int, np.integer)):
         return str(x)
-    return "0" if x == 0 else f"{float(x):.{DIGITS}g}"      # never -0
+    x = float(f"{x:.9g}")       # so that 2.6755 and 2.67549999999 look alike
+    return "0" if x == 0 else f"{x:.{DIGITS}g}"      # never -0
 
 
 def aligned(array):

@@ -4,6 +4,7 @@ Each number is shaded by its size: orange above 0, blue below. A name that was s
 the line that made it.
 """
 
+import itertools
 from html import escape
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def _page(e):
     yield f"<title>{name}: forward and backward, line by line</title>"
     yield f"<style>\n{STYLE.read_text(encoding='utf-8')}</style></head>"
     yield "<body><header>"
-    yield f"<h1>{escape(wording.title(e))}</h1>"
-    yield f'<div class="path">{escape(e.path)}</div>'
+    yield f"<h1>{name}</h1>"
+    yield f'<div class="path">{escape(wording.origin(e))}</div>'
     yield ('<nav aria-label="Sections"><a href="#forward">Forward</a> '
            '<a href="#backward">Backward</a> <a href="#check">Check</a></nav>')
     yield f'<pre class="formula">{escape(e.formula)}</pre>'
@@ -47,7 +48,9 @@ def _page(e):
     yield from _checks(e.checks)
     side = "right" if e.right else "wrong"
     yield f'<p class="verdict {side}">{escape(wording.verdict(e))}</p></section>'
-    yield "</main></body></html>"
+    sizes = ",".join(f"{letter}={size}" for letter, size in e.sizes.items())
+    yield (f"</main><footer><p>Made by <code>python -m npgpt explain {name} --seed {e.seed} "
+           f"--shape {sizes} --html FILE</code></p></footer></body></html>")
 
 
 SHADES = ("The larger a number, the stronger its shade: orange above 0, blue below. Underlined: "
@@ -60,37 +63,48 @@ def _steps(steps, side, made):
 
 def _step(step, name, made):
     kind = "step" if step.ran else "step idle" if step.is_idle else "step between"
-    note = f'<span class="came">    → {escape(step.note)}</span>' if step.note else ""
-    if step.is_idle:
-        note = '<span class="note">    (not run)</span>'
-    code = "".join(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text)
-                   for kind, text in parts(step.source))
-    numbers = "\n".join(str(n) for n in range(step.first, step.last + 1))
     values = _values(step, made)
     if step.ran:
         made.update(dict.fromkeys(range(step.first, step.last + 1), name))
-    return (f'<div class="{kind}" id="{name}"><div class="code"><pre class="number">{numbers}</pre>'
-            f"<pre><code>{code}{note}</code></pre></div>{values}</div>")
+    return f'<div class="{kind}" id="{name}"><div class="code">{_source(step)}</div>{values}</div>'
+
+
+def _source(step):
+    """The statement as it stands in the file, each of its lines with its number."""
+    code = "".join(
+        "\n".join(f'<span class="{kind}">{escape(row)}</span>' if kind and row else escape(row)
+                  for row in text.split("\n"))
+        for kind, text in parts(step.source)
+    )
+    if step.note:
+        code += f'<b class="note">    → {escape(step.note)}</b>'
+    if step.is_idle:
+        code += '<span class="note">    (not run)</span>'
+    return "".join(f'<span class="line">{line}</span><pre><code>{row}</code></pre>'
+                   for line, row in enumerate(code.split("\n"), step.first))
 
 
 def _values(step, made):
     if not step.values:
         return ""
-    brief = [value for value in step.values if value.brief]
-    found = [_value(value, made) for value in step.values if not value.brief]
-    if brief:
-        rows = "".join(f"<tr><th scope=row><b>{escape(value.name)}</b></th>"
-                       f"<td>{_caption(value, made)}</td></tr>" for value in brief)
-        found.append(f'<div class="wide"><table class="list">{rows}</table></div>')
+    found = []
+    for is_brief, group in itertools.groupby(step.values, lambda value: value.brief):
+        values = list(group)
+        if is_brief and len(values) > 1:
+            rows = "".join(f"<tr><th scope=row><b>{escape(value.name)}</b></th>"
+                           f"<td>{_caption(value, made)}</td></tr>" for value in values)
+            found.append(f'<div class="wide"><table class="list">{rows}</table></div>')
+        else:
+            found += [_value(value, made) for value in values]
     return f'<div class="values">{"".join(found)}</div>'
 
 
 def _value(value, made):
     head = f'<div class="value"><b>{escape(value.name)}</b>{_caption(value, made)}</div>'
-    if value.data is None or value.origin:
+    if value.data is None or value.origin or value.brief:
         return head
     tables = _tables(value.data, value.name, value.changed)
-    return f'{head}<div class="arrays">{tables}</div>'
+    return f'{head}<div class="arrays">{"".join(tables)}</div>'
 
 
 def _caption(value, made):
@@ -102,7 +116,7 @@ def _caption(value, made):
 
 
 def _tables(array, name, changed=None, far=None, heading=""):
-    """A table for each matrix of an array."""
+    """-> a table for each matrix of an array."""
     texts, some = aligned(array), changed is not None and not changed.all()
     largest = max((abs(float(x)) for x in array.ravel() if np.isfinite(x)), default=0.0) or 1.0
     marks = np.full(array.shape, "", dtype=object)
@@ -110,11 +124,11 @@ def _tables(array, name, changed=None, far=None, heading=""):
         marks[changed] = " changed"
     if far is not None:
         marks[far] += " far"
-    return "".join(
+    return [
         _table(label, numbers, texts, marks, largest, name, heading, array.ndim > 1)
         for (label, numbers), (_, texts), (_, marks)
         in zip(matrices(array), matrices(texts), matrices(marks))
-    )
+    ]
 
 
 def _table(label, numbers, texts, marks, largest, name, heading, has_rows):
@@ -133,12 +147,14 @@ def _table(label, numbers, texts, marks, largest, name, heading, has_rows):
 
 
 def _cell(x, text, mark, largest):
-    kind, shade = mark, ""
+    kind, shade = mark.replace("changed", ""), ""
+    before, core, after = text.partition(text.strip())
+    core = f"<mark>{escape(core)}</mark>" if "changed" in mark else escape(core)
     if x and np.isfinite(x) and not isinstance(x, (int, np.integer)):
         kind += " plus" if x > 0 else " minus"
         shade = f' style="--a:{abs(float(x)) / largest * DARKEST:.2f}"'
     kind = f' class="{kind.strip()}"' if kind else ""
-    return f"<td{kind}{shade}>{escape(text)}</td>"
+    return f"<td{kind}{shade}>{before}{core}{after}</td>"
 
 
 def _checks(checks):
@@ -150,15 +166,15 @@ def _checks(checks):
         yield (f"<h3>{escape(check.name)} {check.found.shape} "
                f'<span class="{side}">{escape(wording.outcome(check))}</span></h3>')
         if check.found.shape == check.measured.shape:
-            yield '<div class="arrays">'
-            yield _tables(check.found, check.name, far=check.far, heading="backward")
-            yield '</div><div class="arrays">'
-            yield _tables(check.measured, check.name, far=check.far, heading="measured")
-            yield "</div>"
+            found = _tables(check.found, check.name, far=check.far, heading="backward")
+            measured = _tables(check.measured, check.name, far=check.far, heading="measured")
+            pairs = (f'<div class="arrays">{"".join(pair)}</div>' for pair in zip(found, measured))
+            yield f'<div class="arrays">{"".join(pairs)}</div>'
     if brief:
         yield ('<div class="wide"><table class="list"><thead><tr><th scope=col>gradient</th>'
                "<th scope=col>shape</th><th scope=col>norm, backward</th>"
-               "<th scope=col>norm, measured</th><th scope=col></th></tr></thead><tbody>")
+               "<th scope=col>norm, measured</th><th scope=col>relative error</th></tr></thead>"
+               "<tbody>")
         for check in brief:
             side = "right" if check.right else "wrong"
             yield (f"<tr><th scope=row><b>{escape(check.name)}</b></th>"

@@ -36,7 +36,7 @@ class Subject:
     @property
     def text(self):
         """The docstring of its file, where the formula stands."""
-        return inspect.getdoc(inspect.getmodule(self.functions()[0]))
+        return inspect.getdoc(inspect.getmodule(self.functions()[0])) or ""
 
     @property
     def summary(self):
@@ -51,7 +51,7 @@ class Subject:
         for letter, _, size in given:
             if letter not in sizes:
                 raise UserError(f"--shape has no {letter!r} here; it takes sizes of "
-                                f"{', '.join(sizes)}, as {letter_example(sizes)}")
+                                f"{', '.join(sizes)}, as {_example(sizes)}")
             if not size.isdecimal() or not 1 <= int(size) <= LARGEST:
                 raise UserError(f"{letter} must be a whole number from 1 to {LARGEST}, "
                                 f"not {size!r}")
@@ -62,7 +62,7 @@ class Subject:
         return sizes
 
 
-def letter_example(sizes):
+def _example(sizes):
     return ",".join(f"{letter}={size}" for letter, size in list(sizes.items())[:2])
 
 

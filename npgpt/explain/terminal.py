@@ -24,8 +24,8 @@ INDENT = 6                            # of an array under its statement
 
 def lines(e, width):
     """An explanation -> Texts, a line each, of at most `width` columns."""
-    yield Text(wording.title(e), "bold")
-    yield Text(e.path, "dim")
+    yield Text(e.name, "bold")
+    yield Text(wording.origin(e), "dim")
     yield Text()
     yield from _formula(e.formula, width)
     yield from _prose(wording.legend(e), width)
@@ -82,7 +82,7 @@ def _steps(steps, width):
 
 
 def _barred(text):
-    return Text(BAR, "dim") + text
+    return Text.assemble((BAR, "dim"), text)
 
 
 def _source(step, width):
@@ -102,7 +102,7 @@ def _source(step, width):
     for number, line in enumerate(code.split("\n", allow_blank=True), step.first):
         indent = len(line.plain) - len(line.plain.lstrip()) + 8
         for i, piece in enumerate(_folded(line, room, indent)):
-            yield Text(BAR if i else f"{number:3} │ ", "dim") + piece
+            yield Text.assemble((BAR if i else f"{number:3} │ ", "dim"), piece)
 
 
 def _folded(text, room, indent):
@@ -122,7 +122,7 @@ def _array(array, changed, room):
     """The matrices of an array, side by side as far as there is room."""
     texts = aligned(array)
     some = changed is not None and not changed.all()
-    styles = np.array([_style(x) for x in array.ravel()], dtype=object).reshape(array.shape)
+    styles = _styles(array)
     if some:
         styles = np.where(changed, styles + " bold underline", styles)
     blocks = [_block(label, rows, style, room) for (label, rows), (_, style)
@@ -133,8 +133,10 @@ def _array(array, changed, room):
         yield Text(f"… and {left_out} more of these", "dim")
 
 
-def _style(x):
-    return "cyan" if x < 0 and x != -np.inf else "dim" if x == 0 or x == -np.inf else ""
+def _styles(array):
+    """-> a style for each number: below 0 cyan, and dim where there is nothing."""
+    return np.where((array == 0) | (array == -np.inf), "dim", np.where(array < 0, "cyan", "")
+                    ).astype(object)
 
 
 def _block(label, texts, styles, room):
@@ -144,7 +146,7 @@ def _block(label, texts, styles, room):
     columns = _some(texts.shape[1], (room - indent + 2) // cell)
     result = []
     for n, i in enumerate(_some(len(texts), MOST_ROWS)):
-        line = Text((label if n == 0 else "").ljust(indent), "dim")
+        line = Text.assemble(((label if n == 0 else "").ljust(indent), "dim"))
         for m, j in enumerate(columns):
             line.append("  " if m else "")
             if i is None or j is None:
@@ -191,23 +193,27 @@ def _side_by_side(blocks, room, gap=4):
 
 
 def _checks(checks, width):
-    names = max((len(check.name) for check in checks), default=0)
     for check in checks:
-        style = "bold green" if check.right else "bold red"
-        text = Text(check.name, "bold")
         if check.brief:
-            text.append(" " * (names - len(check.name)) + f" {check.found.shape!s:8}")
-        else:
-            text.append(f" {check.found.shape}")
-        if check.brief:
-            text.append(f"  norm {norm(check.found):>9}  measured {norm(check.measured):>9}")
-        text.append("  " + wording.outcome(check), style)
-        yield text
-        if not check.brief and check.found.shape == check.measured.shape:
+            continue
+        yield Text.assemble((check.name, "bold"), f" {check.found.shape}  ", _outcome(check))
+        if check.found.shape == check.measured.shape:
             yield from (Text("  ") + line for line in _pairs(check, width - 2))
-            yield Text()
-    if checks and checks[-1].brief:
         yield Text()
+    brief = [check for check in checks if check.brief]
+    if brief:
+        names = max(len(check.name) for check in brief)
+        yield Text(" " * names + "  shape     norm       measured   relative error", "dim")
+        for check in brief:
+            norms = f"{norm(check.found):9}  {norm(check.measured):9}"
+            row = Text.assemble((check.name.ljust(names), "bold"),
+                                f"  {check.found.shape!s:8}  {norms}  ", _outcome(check))
+            yield from _folded(row, width, 4)
+        yield Text()
+
+
+def _outcome(check):
+    return wording.outcome(check), "bold green" if check.right else "bold red"
 
 
 def _pairs(check, room):
@@ -219,10 +225,9 @@ def _pairs(check, room):
     for n, (label, _) in enumerate(matrices(check.found)[:MOST_MATRICES]):
         for side, name in enumerate(("backward", "measured")):
             numbers = matrices(both[side])[n][1]
-            styles = np.vectorize(_style, otypes=[object])(numbers)
-            styles = np.where(matrices(far)[n][1], "bold red", styles)
+            styles = np.where(matrices(far)[n][1], "bold red", _styles(numbers))
             block = _block("", matrices(texts[side])[n][1], styles, room)
-            head = Text(f"{name} {label}".rstrip(), "dim")
+            head = Text.assemble((f"{name} {label}".rstrip(), "dim"))
             blocks.append(_of_one_width([head, *block]))
     gap = 4 if 2 * len(blocks[0][0]) + 4 <= room else 2
     yield from _side_by_side(blocks, room, gap)

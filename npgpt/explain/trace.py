@@ -107,7 +107,7 @@ class _Recorder:
             if isinstance(node, ast.If):
                 step.note = "yes" if inside else "no"
             elif isinstance(node, ast.For) and not inside:
-                step.note = "no more"
+                step.note = "it ends"
             if not (isinstance(node, ast.For) and not inside):
                 step.values = differences(self.before, after, _targets(node), self.seen, step.first)
         self.before = after

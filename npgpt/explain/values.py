@@ -82,7 +82,7 @@ def described(name, held, seen, line):
 def text_of(held):
     """What to say, after its name, of an object that is no array with axes."""
     if isinstance(held, (bool, np.bool_, int, np.integer, str, type(None))):
-        return f" = {held}"
+        return f" = {held!r}" if isinstance(held, str) else f" = {held}"
     if isinstance(held, (float, np.floating, np.ndarray)):
         return f" = {number(held)}"
     if isinstance(held, (tuple, list)):

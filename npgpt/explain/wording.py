@@ -4,9 +4,9 @@ import math
 
 from npgpt.explain.numbers import norm, number, shape
 
-LEGEND = ("Under each line stands what it made or changed, with its shape. [1] is the part at index "
-          "1 of the first axis. The inputs are random, with two decimals (seed {seed}); numbers are "
-          "shown to four significant digits.")
+LEGEND = ("Under each line stands what it made or changed, with its shape. [1] is the part at "
+          "index 1 of the first axis. The inputs are random, with two decimals (seed {seed}); "
+          "numbers are shown to four significant digits.")
 ROUNDING = "A number like 1e-16 is 0 but for rounding."
 MEANING = ("d{output} says, for each number of {output}, how much the loss grows when that number "
            "grows by a little. {upstream} The backward turns it into the same for each input: "
@@ -21,9 +21,9 @@ MEASURED = ("The same gradients, measured without the backward: move one number 
             "move, that is the gradient of this number.")
 
 
-def title(e):
-    """-> what it is, and with which sizes."""
-    return f"{e.name}  {' '.join(f'{letter}={size}' for letter, size in e.sizes.items())}"
+def origin(e):
+    """Where the code is, and how large the arrays."""
+    return f"{e.path}, with {', '.join(f'{letter}={size}' for letter, size in e.sizes.items())}"
 
 
 def legend(e):
@@ -60,15 +60,16 @@ def caption(value):
             about += (", changed in place" if count == size
                       else f", {count} of its {size} numbers changed in place")
         if value.brief and not value.origin:
-            about += f"  norm {norm(value.data)}"
-    return f"{about}  {value.note}".rstrip()
+            about += f", norm {norm(value.data)}"
+    return f"{about}, {value.note}" if value.note else about
 
 
 def outcome(check):
     """Whether a gradient is right, and by how much it is not."""
     if math.isnan(check.error) and check.found.shape != check.measured.shape:
         return f"✗ its shape is {check.found.shape}, and must be {check.measured.shape}"
-    return f"{'✓' if check.right else '✗'} relative error {check.error:.1e}"
+    about = "" if check.brief else "relative error "
+    return f"{'✓' if check.right else '✗'} {about}{check.error:.1e}"
 
 
 def verdict(e):
