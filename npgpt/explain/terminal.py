@@ -223,11 +223,13 @@ def _pairs(check, room):
     far = check.far
     blocks = []
     for n, (label, _) in enumerate(matrices(check.found)[:MOST_MATRICES]):
+        pair = []
         for side, name in enumerate(("backward", "measured")):
             numbers = matrices(both[side])[n][1]
             styles = np.where(matrices(far)[n][1], "bold red", _styles(numbers))
             block = _block("", matrices(texts[side])[n][1], styles, room)
             head = Text.assemble((f"{name} {label}".rstrip(), "dim"))
-            blocks.append(_of_one_width([head, *block]))
-    gap = 4 if 2 * len(blocks[0][0]) + 4 <= room else 2
-    yield from _side_by_side(blocks, room, gap)
+            pair.append(_of_one_width([head, *block]))
+        gap = 4 if 2 * len(pair[0][0]) + 4 <= room else 2
+        blocks.append(_of_one_width(list(_side_by_side(pair, room, gap))))
+    yield from _side_by_side(blocks, room)
