@@ -119,6 +119,29 @@ def test_gradients_stand_beside_what_was_measured():
     assert "✓ Every gradient is right." in shown
 
 
+def test_lines_that_did_not_run_and_what_came_of_conditions_are_said():
+    for shown in (text("dropout", 100), "".join(Page(page.html(explained("dropout"))).words)):
+        assert "    if key is None or p == 0:    → no" in shown
+        assert "        return x, None    (not run)" in shown
+        assert shown.count("(not run)") == 2
+
+
+def test_array_that_was_shown_before_is_named_with_its_line():
+    e = explained("attention")
+    lines = {step.source.split("#")[0].strip(): step.first for step in e.forward}
+    softmax = lines["att /= total + (total == 0)"]
+    backward = text("attention", 100).partition("Backward")[2]
+    assert f"att (1, 2, 3, 3), as it was after line {softmax}\n" in backward
+    assert f"kept (1, 2, 3, 3), the array att of line {softmax}\n" in backward
+    link = f'the array att of <a href="#f{[step.first for step in e.forward].index(softmax)}">'
+    assert link in page.html(e)
+
+
+def test_page_escapes_what_the_source_holds():
+    html = page.html(explained("embedding"))
+    assert "V &lt;= ONE_HOT_LIMIT" in html and "V <= " not in html and '-> y' not in html
+
+
 WRONG = '''
     """A layer with a bug.
 
