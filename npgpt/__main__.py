@@ -1,4 +1,5 @@
-"""`python -m npgpt COMMAND ...`, also installed as `npgpt`: the scripts, wherever npgpt lies."""
+"""`python -m npgpt COMMAND ...`, also installed as `npgpt`: the scripts, wherever npgpt lies, and
+the explanation of the layers."""
 
 import runpy
 import sys
@@ -6,7 +7,11 @@ import sys
 from npgpt.bundle import bundled
 from npgpt.errors import UserError, run_command
 
-COMMANDS = {"train": "train a GPT on a text", "sample": "write text with a trained GPT"}
+COMMANDS = {
+    "train": "train a GPT on a text",
+    "sample": "write text with a trained GPT",
+    "explain": "run a layer on small numbers, line by line, forward and backward",
+}
 
 
 def main():
@@ -25,6 +30,10 @@ def _run(arguments):
         return 0
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
+    if command == "explain":
+        from npgpt.explain import command as explain
+
+        return explain.main(rest)
     return runpy.run_path(str(bundled(f"{command}.py")))["main"](rest)
 
 

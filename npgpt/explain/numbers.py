@@ -1,0 +1,48 @@
+"""Numbers as text, four significant digits of them, and arrays as matrices of such texts."""
+
+import math
+import re
+
+import numpy as np
+
+DIGITS = 4
+
+
+def number(x):
+    """A number, or True or False, as text."""
+    if isinstance(x, (bool, np.bool_, int, np.integer)):
+        return str(x)
+    x = float(f"{x:.9g}")       # so that 2.6755 and 2.67549999999 look alike
+    return "0" if x == 0 else f"{x:.{DIGITS}g}"      # never -0
+
+
+def aligned(array):
+    """-> array of texts of one width, their points below each other."""
+    texts = [number(x) for x in array.ravel()]
+    points = [len(re.match(r"-?\d*", text)[0]) for text in texts]      # where the point is
+    left = max(points)
+    right = max([len(text) - point for text, point in zip(texts, points) if point > 1
+                 or text[0].isdigit()], default=0)
+    width = max(left + right, *map(len, texts))
+    padded = [text.rjust(width) if text[-1].isalpha()
+              else (" " * (left - point) + text).ljust(width) for text, point in zip(texts, points)]
+    return np.array(padded, dtype=object).reshape(array.shape)
+
+
+def matrices(array):
+    """-> pairs of a label and a matrix: one for a vector or a matrix, else one for each index of
+    the leading axes, as "[0, 1]"."""
+    if array.ndim < 2:
+        return [("", array.reshape(1, -1))]
+    return [("" if array.ndim == 2 else str(list(index)), array[index])
+            for index in np.ndindex(array.shape[:-2])]
+
+
+def norm(array):
+    """The root of the sum of squares, as text."""
+    return number(math.sqrt(float((array * array).sum())))
+
+
+def shape(array):
+    """Its shape, as text."""
+    return str(array.shape)

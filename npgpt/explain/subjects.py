@@ -1,0 +1,191 @@
+"""What can be explained, and small numbers to do it with.
+
+The numbers are random with two decimals, so that a line can be followed with pencil and paper, and
+none is 0, where a ReLU has its kink. The sizes differ from one another, so that axes can be told
+apart; only attention has as many keys as queries, as in training.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from npgpt.errors import UserError
+from npgpt.layers import LAYERS, Key, causal_mask, cross_entropy_backward, cross_entropy_forward
+from npgpt.models import blocks, gpt
+
+DROPOUT = 0.25
+LARGEST = 8            # of a size
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Two functions, and what to call them with."""
+
+    sizes: dict[str, int]        # letter -> size, unless asked for otherwise
+    inputs: Callable             # (sizes, Draw) -> name -> argument, in the order of the arguments
+    functions: Callable          # () -> forward, backward: as they are now
+    output: str = "y"
+    notes: dict[str, str] = field(default_factory=dict)      # what to say of an input
+    upstream: Callable | None = None         # (y, inputs, Draw) -> dy and what to say of it
+    adds: bool = False           # the backward adds the gradients to a mapping
+    brief: bool = False          # at a glance: shapes and norms
+
+    @property
+    def text(self):
+        """The docstring of its file, where the formula stands."""
+        return inspect.getdoc(inspect.getmodule(self.functions()[0])) or ""
+
+    @property
+    def summary(self):
+        """The first sentence of that, without its source."""
+        paragraph = " ".join(self.text.partition("\n\n")[0].split())
+        return re.sub(r" \([^()]*\d{4}[^()]*\)", "", paragraph).partition(". ")[0].rstrip(".")
+
+    def sizes_from(self, text):
+        """"T=5,C=2", or None for none -> every size. Raises UserError that says what may be."""
+        sizes = dict(self.sizes)
+        given = [part.partition("=") for part in text.split(",")] if text is not None else []
+        for letter, _, size in given:
+            if letter not in sizes:
+                raise UserError(f"--shape has no {letter!r} here; it takes sizes of "
+                                f"{', '.join(sizes)}, as {_example(sizes)}")
+            if not size.isdecimal() or not 1 <= int(size) <= LARGEST:
+                raise UserError(f"{letter} must be a whole number from 1 to {LARGEST}, "
+                                f"not {size!r}")
+            sizes[letter] = int(size)
+        letters = [letter for letter, _, _ in given]
+        if len(letters) > len(set(letters)):
+            raise UserError(f"--shape {text} gives a size twice")
+        return sizes
+
+
+def _example(sizes):
+    return ",".join(f"{letter}={size}" for letter, size in list(sizes.items())[:2])
+
+
+class Draw:
+    """Draws numbers from a seed."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, *shape, scale=1.0):
+        """-> normal numbers with two decimals, none of them 0."""
+        x = (self.rng.standard_normal(shape) * scale).round(2)
+        x[x == 0] = 0.01
+        return x
+
+    def integers(self, stop, *shape):
+        return self.rng.integers(stop, size=shape)
+
+    def parameters(self, shapes):
+        """-> name -> array; matrices are scaled so that products keep their size."""
+        return {name: self(*shape, scale=shape[0] ** -0.5 if len(shape) == 2 else 0.5)
+                for name, shape in shapes.items()}
+
+
+def _linear(s, draw):
+    return {"x": draw(s["B"], s["T"], s["I"]), "w": draw(s["I"], s["O"]), "b": draw(s["O"])}
+
+
+def _embedding(s, draw):
+    return {"idx": draw.integers(s["V"], s["B"], s["T"]), "w": draw(s["V"], s["C"])}
+
+
+def _positional(s, draw):
+    if s["P"] < s["T"]:
+        raise UserError(f"P must be at least T: there are {s['T']} tokens to place; "
+                        f"add P={s['T']} to --shape")
+    return {"x": draw(s["B"], s["T"], s["C"]), "w": draw(s["P"], s["C"])}
+
+
+def _layernorm(s, draw):
+    return {"x": draw(s["B"], s["T"], s["C"]), "w": draw(s["C"]), "b": draw(s["C"])}
+
+
+def _activation(s, draw):
+    return {"x": draw(s["T"], s["C"])}
+
+
+def _dropout(s, draw):
+    key = Key(seed=int(draw.integers(2**32)), step=0)
+    return {"x": draw(s["B"], s["T"], s["C"]), "p": DROPOUT, "key": key}
+
+
+def _attention(s, draw):
+    if s["Tk"] < s["Tq"]:
+        raise UserError("Tk must be at least Tq: the queries are the last of the places; "
+                        f"add Tk={s['Tq']} to --shape")
+    queries, keys = (s["B"], s["H"], s["Tq"], s["D"]), (s["B"], s["H"], s["Tk"], s["D"])
+    return {"q": draw(*queries), "k": draw(*keys), "v": draw(*keys),
+            "mask": causal_mask(np, s["Tq"], s["Tk"])}
+
+
+def _cross_entropy(s, draw):
+    targets = draw.integers(s["V"], s["B"], s["T"])
+    if targets.size > 1:
+        targets[-1, -1] = -1
+    return {"logits": draw(s["B"], s["T"], s["V"]), "targets": targets}
+
+
+def _config(s):
+    if s["C"] % s["H"]:
+        raise UserError(f"C must be a multiple of H, as heads share the channels; {s['C']} is no "
+                        f"multiple of {s['H']}")
+    return gpt.GPTConfig(vocab_size=s.get("V", 1), block_size=s["T"], n_layer=s.get("L", 1),
+                         n_head=s["H"], n_embd=s["C"])
+
+
+def _block(s, draw):
+    shapes = {name.removeprefix("h.0."): shape for name, shape in _config(s).shapes().items()
+              if name.startswith("h.0.")}
+    return {"x": draw(s["B"], s["T"], s["C"]), "p": draw.parameters(shapes), "n_head": s["H"],
+            "mask": causal_mask(np, s["T"], s["T"])}
+
+
+def _gpt(s, draw):
+    config = _config(s)
+    return {"idx": draw.integers(s["V"], s["B"], s["T"]), "p": draw.parameters(config.shapes()),
+            "config": config}
+
+
+def _one(loss, inputs, draw):
+    return np.ones_like(loss), "the gradient of the loss with respect to itself"
+
+
+def _from_loss(logits, inputs, draw):
+    """What the loss sends back, for random targets."""
+    targets = draw.integers(logits.shape[-1], *logits.shape[:-1])
+    loss, cache = cross_entropy_forward(logits, targets)
+    return cross_entropy_backward(np.ones_like(loss), cache), f"where the loss is {loss:.4g}"
+
+
+def _layer(name, sizes, inputs, **more):
+    return Subject(sizes, inputs, lambda: LAYERS[name], **more)
+
+
+MASK = {"mask": "causal: a query sees its own place and those before it"}
+SUBJECTS = {
+    "linear": _layer("linear", {"B": 2, "T": 3, "I": 4, "O": 5}, _linear),
+    "embedding": _layer("embedding", {"B": 2, "T": 3, "C": 4, "V": 5}, _embedding,
+                        notes={"idx": "random token ids", "w": "random: a row for each token"}),
+    "positional": _layer("positional", {"B": 2, "T": 3, "C": 4, "P": 5}, _positional,
+                         notes={"w": "random: a row for each place"}),
+    "layernorm": _layer("layernorm", {"B": 2, "T": 3, "C": 4}, _layernorm),
+    "relu": _layer("relu", {"T": 3, "C": 4}, _activation),
+    "gelu": _layer("gelu", {"T": 3, "C": 4}, _activation),
+    "dropout": _layer("dropout", {"B": 2, "T": 3, "C": 4}, _dropout),
+    "attention": _layer("attention", {"B": 1, "H": 2, "Tq": 3, "Tk": 3, "D": 4}, _attention,
+                        notes=MASK),
+    "cross_entropy": _layer("cross_entropy", {"B": 2, "T": 3, "V": 5}, _cross_entropy,
+                            output="loss", upstream=_one,
+                            notes={"targets": "random token ids; -1: no target"}),
+    "block": Subject({"B": 1, "H": 2, "T": 3, "C": 4}, _block,
+                     lambda: (blocks.block_forward, blocks.block_backward), notes=MASK),
+    "gpt": Subject({"B": 1, "H": 2, "T": 3, "C": 4, "V": 5, "L": 2}, _gpt,
+                   lambda: (gpt.gpt_forward, gpt.gpt_backward), output="logits",
+                   notes={"idx": "random token ids"}, upstream=_from_loss, adds=True, brief=True),
+}

@@ -1,0 +1,235 @@
+"""An explanation as lines for a terminal: a statement, and under it what it made.
+
+     19 │     xhat *= rstd
+        │       xhat (2, 3, 4), changed in place
+        │         [0]   1.017   0.2233 …
+"""
+
+import re
+import textwrap
+
+import numpy as np
+from rich.text import Text
+
+from npgpt.explain import wording
+from npgpt.explain.highlight import parts
+from npgpt.explain.numbers import aligned, matrices, norm
+
+STYLES = {"comment": "dim", "string": "green", "keyword": "magenta", "defined": "bold"}
+MOST_ROWS, MOST_MATRICES = 12, 8      # of an array; where there are more, "…" stands for them
+PROSE = 88                            # columns of running text
+BAR = "    │ "
+INDENT = 6                            # of an array under its statement
+
+
+def lines(e, width):
+    """An explanation -> Texts, a line each, of at most `width` columns."""
+    yield Text(e.name, "bold")
+    yield Text(wording.origin(e), "dim")
+    yield Text()
+    yield from _formula(e.formula, width)
+    yield from _prose(wording.legend(e), width)
+    yield from _section("Forward", width)
+    yield from _steps(e.forward, width)
+    yield from _section("Backward", width)
+    yield from _prose(wording.meaning(e), width)
+    yield Text()
+    yield from _steps(e.backward, width)
+    yield from _section("Check", width)
+    yield from _prose(wording.measured(e), width)
+    yield Text()
+    yield from _checks(e.checks, width)
+    yield from _prose(wording.verdict(e), width, "bold green" if e.right else "bold red")
+
+
+def _prose(text, width, style=""):
+    for line in textwrap.wrap(text, min(width, PROSE)):
+        yield Text(line, style)
+
+
+def _formula(text, width):
+    """A docstring; where it is too wide, its paragraphs are wrapped anew."""
+    for paragraph in text.split("\n\n"):
+        rows = paragraph.split("\n")
+        if paragraph.startswith("    "):
+            for row in rows:
+                yield from _folded(Text(row, "bold"), width, 8)
+        else:
+            wide = max(map(len, rows)) > width
+            yield from map(Text, textwrap.wrap(" ".join(rows), width) if wide else rows)
+        yield Text()
+
+
+def _section(name, width):
+    yield Text()
+    yield Text(f"── {name} ".ljust(min(width, PROSE), "─"), "bold")
+    yield Text()
+
+
+def _steps(steps, width):
+    for step in steps:
+        yield from _source(step, width)
+        names = max((len(value.name) for value in step.values if value.brief), default=0)
+        for value in step.values:
+            text = Text(" " * INDENT)
+            text.append(value.name.ljust(names if value.brief else 0), "bold")
+            text.append(wording.caption(value))
+            yield from (_barred(line) for line in _folded(text, width - len(BAR), INDENT + 4))
+            if value.data is not None and not value.brief and not value.origin:
+                room = width - len(BAR) - INDENT - 2
+                for line in _array(value.data, value.changed, room):
+                    yield _barred(Text(" " * (INDENT + 2)) + line)
+
+
+def _barred(text):
+    return Text.assemble((BAR, "dim"), text)
+
+
+def _source(step, width):
+    """The statement as it stands in the file, each of its lines with its number."""
+    room = width - len(BAR)
+    source = "\n".join(
+        line if len(line) <= room else re.sub(r" {3,}#", "  #", line)
+        for line in step.source.split("\n")
+    )
+    code = Text()
+    for kind, text in parts(source):
+        code.append(text, STYLES.get(kind, ""))
+    if step.is_idle:
+        code = Text(source + "    (not run)", "dim")
+    if step.note:
+        code.append(f"    → {step.note}", "bold")
+    for number, line in enumerate(code.split("\n", allow_blank=True), step.first):
+        indent = len(line.plain) - len(line.plain.lstrip()) + 8
+        for i, piece in enumerate(_folded(line, room, indent)):
+            yield Text.assemble((BAR if i else f"{number:3} │ ", "dim"), piece)
+
+
+def _folded(text, room, indent):
+    """A Text -> Texts of at most `room` columns, broken at spaces, all but the first indented."""
+    while len(text) > room:
+        comment = text.plain.find("  # ", indent)
+        at = comment if 0 < comment <= room else text.plain.rfind(" ", indent + 1, room + 1)
+        if at < 0:
+            break
+        first, text = text.divide([at])
+        yield first
+        text = Text(" " * indent) + text[len(text.plain) - len(text.plain.lstrip()):]
+    yield text
+
+
+def _array(array, changed, room):
+    """The matrices of an array, side by side as far as there is room."""
+    texts = aligned(array)
+    some = changed is not None and not changed.all()
+    styles = _styles(array)
+    if some:
+        styles = np.where(changed, styles + " bold underline", styles)
+    blocks = [_block(label, rows, style, room) for (label, rows), (_, style)
+              in zip(matrices(texts)[:MOST_MATRICES], matrices(styles))]
+    yield from _side_by_side(blocks, room)
+    left_out = len(matrices(texts)) - MOST_MATRICES
+    if left_out > 0:
+        yield Text(f"… and {left_out} more of these", "dim")
+
+
+def _styles(array):
+    """-> a style for each number: below 0 cyan, and dim where there is nothing."""
+    return np.where((array == 0) | (array == -np.inf), "dim", np.where(array < 0, "cyan", "")
+                    ).astype(object)
+
+
+def _block(label, texts, styles, room):
+    """A matrix of texts -> Texts of one width, the first with the label."""
+    indent = len(label) + (2 if label else 0)
+    cell = len(texts[0, 0]) + 2
+    columns = _some(texts.shape[1], (room - indent + 2) // cell)
+    result = []
+    for n, i in enumerate(_some(len(texts), MOST_ROWS)):
+        line = Text.assemble(((label if n == 0 else "").ljust(indent), "dim"))
+        for m, j in enumerate(columns):
+            line.append("  " if m else "")
+            if i is None or j is None:
+                line.append("…".rjust(cell - 2), "dim")
+                continue
+            before, core, after = texts[i, j].partition(texts[i, j].strip())
+            line.append(before)
+            line.append(core, styles[i, j])
+            line.append(after)
+        line.rstrip()
+        result.append(line)
+    return _of_one_width(result)
+
+
+def _of_one_width(block):
+    widest = max(map(len, block))
+    for line in block:
+        line.pad_right(widest - len(line))
+    return block
+
+
+def _some(count, most):
+    """Indices of what is shown of so many, and None for what is left out."""
+    most = max(most, 3)
+    return range(count) if count <= most else [*range(most - 2), None, count - 1]
+
+
+def _side_by_side(blocks, room, gap=4):
+    """Blocks of lines -> lines; as many beside each other as there is room for."""
+    rows = [[]]
+    for block in blocks:
+        used = sum(len(other[0]) + gap for other in rows[-1])
+        if rows[-1] and used + len(block[0]) > room:
+            rows.append([])
+        rows[-1].append(block)
+    for row in rows:
+        for n in range(max(map(len, row))):
+            line = Text()
+            for block in row:
+                line += block[n] if n < len(block) else Text(" " * len(block[0]))
+                line.append(" " * gap)
+            line.rstrip()
+            yield line
+
+
+def _checks(checks, width):
+    for check in checks:
+        if check.brief:
+            continue
+        yield Text.assemble((check.name, "bold"), f" {check.found.shape}  ", _outcome(check))
+        if check.found.shape == check.measured.shape:
+            yield from (Text("  ") + line for line in _pairs(check, width - 2))
+        yield Text()
+    brief = [check for check in checks if check.brief]
+    if brief:
+        names = max(len(check.name) for check in brief)
+        yield Text(" " * names + "  shape     norm       measured   relative error", "dim")
+        for check in brief:
+            norms = f"{norm(check.found):9}  {norm(check.measured):9}"
+            row = Text.assemble((check.name.ljust(names), "bold"),
+                                f"  {check.found.shape!s:8}  {norms}  ", _outcome(check))
+            yield from _folded(row, width, 4)
+        yield Text()
+
+
+def _outcome(check):
+    return wording.outcome(check), "bold green" if check.right else "bold red"
+
+
+def _pairs(check, room):
+    """What the backward says beside what was measured, matrix by matrix."""
+    both = np.stack([check.found, check.measured])
+    texts = aligned(both)
+    far = check.far
+    blocks = []
+    for n, (label, _) in enumerate(matrices(check.found)[:MOST_MATRICES]):
+        pair = []
+        for side, name in enumerate(("backward", "measured")):
+            numbers = matrices(both[side])[n][1]
+            styles = np.where(matrices(far)[n][1], "bold red", _styles(numbers))
+            block = _block("", matrices(texts[side])[n][1], styles, room)
+            head = Text.assemble((f"{name} {label}".rstrip(), "dim"))
+            pair.append(_of_one_width([head, *block]))
+        gap = 4 if 2 * len(pair[0][0]) + 4 <= room else 2
+        blocks.append(_of_one_width(list(_side_by_side(pair, room, gap))))
+    yield from _side_by_side(blocks, room)

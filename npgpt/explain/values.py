@@ -1,0 +1,147 @@
+"""What a statement made or changed: the difference between two moments of a function's names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from npgpt.explain.numbers import number
+
+
+@dataclass
+class Value:
+    """A name and what it stands for after a statement."""
+
+    name: str
+    data: np.ndarray | None = None      # a copy; None if it is no array
+    text: str = ""                      # what to say of it if it is none
+    changed: np.ndarray | None = None   # changed in place: bool, the elements that now differ
+    origin: tuple | None = None         # shown already: (name, line) where it was
+    brief: bool = False                 # one of many: shape and norm are enough
+    note: str = ""                      # where it comes from
+
+
+class Seen:
+    """Which arrays were shown, under which name and at which line, and what they held then."""
+
+    def __init__(self):
+        self._shown = {}     # id -> array, copy, name, line; the array is kept, and so its id
+
+    def add(self, array, name, line):
+        self._shown[id(array)] = array, array.copy(), name, line
+
+    def origin(self, array):
+        """-> (name, line) if the array was shown as it is now, else None."""
+        _, copy, name, line = self._shown.get(id(array), (None, None, None, None))
+        return (name, line) if copy is not None and same(array, copy) else None
+
+
+def snapshot(names):
+    """name -> object  ->  name -> (object, its content now)."""
+    return {name: (held, _content(held)) for name, held in names.items()}
+
+
+def differences(before, after, targets, seen, line):
+    """Two snapshots -> Values of what is new or other. targets: the names that the statement
+    assigns to, of which each is listed, also where its numbers happen to stay the same."""
+    values = []
+    for name in [*targets, *(name for name in after if name not in targets)]:
+        if name not in after:
+            continue
+        held, content = after[name]
+        old, old_content = before.get(name, (None, None))
+        if name not in before or held is not old:
+            values += described(name, held, seen, line)
+        elif isinstance(held, Mapping):
+            values += _entries(name, held, content, old_content, seen, line)
+        elif isinstance(held, np.ndarray) and not same(content, old_content):
+            values.append(_changed(name, held, old_content, seen, line))
+        elif name in targets or (isinstance(held, list) and _identities(content) != old_content):
+            values += described(name, held, seen, line)
+    return values
+
+
+def described(name, held, seen, line):
+    """An object under a name -> Values: one, or one for each array of a mapping."""
+    if isinstance(held, np.ndarray) and held.ndim:
+        origin = seen.origin(held)
+        if origin is None:
+            seen.add(held, name, line)
+        return [Value(name, held.copy(), origin=origin)]
+    if isinstance(held, Mapping):
+        arrays = [array for array in held.values() if isinstance(array, np.ndarray)]
+        if arrays and all(seen.origin(array) for array in arrays):
+            return [Value(name, text=f": {_count(arrays)}, all shown above")]
+        if arrays and not any(array.any() for array in arrays):
+            return [Value(name, text=f": {_count(arrays)}, all 0")]
+        values = [_described_entry(name, key, held[key], seen, line) for key in held]
+        return values or [Value(name, text=": nothing yet")]
+    return [Value(name, text=text_of(held))]
+
+
+def text_of(held):
+    """What to say, after its name, of an object that is no array with axes."""
+    if isinstance(held, (bool, np.bool_, int, np.integer, str, type(None))):
+        return f" = {held!r}" if isinstance(held, str) else f" = {held}"
+    if isinstance(held, (float, np.floating, np.ndarray)):
+        return f" = {number(held)}"
+    if isinstance(held, (tuple, list)):
+        arrays = list(_arrays(held))
+        return f": {_count(arrays)}" if arrays else f" = {held!r}"
+    return f": {getattr(held, '__name__', type(held).__name__)}"
+
+
+def same(a, b):
+    """Whether two arrays hold the same bytes in the same shape."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _content(held):
+    if isinstance(held, np.ndarray):
+        return held.copy()
+    if isinstance(held, Mapping):
+        return {key: _content(value) for key, value in held.items()}
+    return _identities(held) if isinstance(held, list) else held
+
+
+def _identities(items):
+    return [id(item) if not isinstance(item, int) else item for item in items]
+
+
+def _entries(name, held, content, old, seen, line):
+    """The Values of those entries of a mapping that are new or other."""
+    values = []
+    for key in held:
+        if key not in old:
+            values.append(_described_entry(name, key, held[key], seen, line))
+        elif isinstance(held[key], np.ndarray) and not same(content[key], old[key]):
+            values.append(_changed(f'{name}["{key}"]', held[key], old[key], seen, line, True))
+    return values
+
+
+def _described_entry(name, key, held, seen, line):
+    (value,) = described(f'{name}["{key}"]', held, seen, line)
+    value.brief = True
+    return value
+
+
+def _changed(name, held, old, seen, line, brief=False):
+    seen.add(held, name, line)
+    other = (held != old) if held.shape == old.shape else np.ones(held.shape, bool)
+    return Value(name, held.copy(), changed=other, brief=brief)
+
+
+def _arrays(held):
+    """Every array with axes in a nest of tuples, lists and mappings."""
+    if isinstance(held, np.ndarray) and held.ndim:
+        yield held
+    elif isinstance(held, (tuple, list)):
+        for item in held:
+            yield from _arrays(item)
+    elif isinstance(held, Mapping):
+        yield from _arrays(list(held.values()))
+
+
+def _count(arrays):
+    numbers = sum(array.size for array in arrays)
+    return f"{len(arrays)} array{'s' * (len(arrays) > 1)}, {numbers} numbers"

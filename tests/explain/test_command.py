@@ -1,0 +1,178 @@
+"""`python -m npgpt explain` as a person types it."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from npgpt.explain import command
+from npgpt.explain.subjects import LARGEST, SUBJECTS
+from npgpt.layers import LAYERS, layernorm
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.endswith("_COLOR")},
+    "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm",
+}
+
+
+def run(*words, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", "npgpt", "explain", *words], cwd=cwd,
+                          env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def in_a_terminal(*words, **environment):
+    """The output of a run that has a terminal."""
+    outside, inside = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "npgpt", "explain", *words], stdout=inside,
+                               stderr=inside, stdin=inside, env=ENVIRONMENT | environment)
+    os.close(inside)
+    output = b""
+    while True:
+        try:
+            part = os.read(outside, 65536)
+        except OSError:          # the other end is closed
+            break
+        if not part:
+            break
+        output += part
+    os.close(outside)
+    assert process.wait() == 0
+    return output.decode().replace("\r\n", "\n")
+
+
+def test_without_a_name_every_subject_is_listed_with_a_line_each(capsys):
+    assert command.main([]) == 0
+    listed = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in listed] == list(SUBJECTS)
+    assert all(len(line.split()) > 4 for line in listed)
+    assert SUBJECTS.keys() == {*LAYERS, "block", "gpt"}
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_subject_is_explained_and_right(name, capsys):
+    assert command.main([name]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and "\x1b" not in shown.out
+    assert shown.out.count("✗") == 0 and "✓ Every gradient is right." in shown.out
+
+
+def test_module_explains_in_a_process_of_its_own():
+    result = run("relu")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert " 24 │     y = array_module(x).maximum(x, 0)\n" in result.stdout
+    assert "explain" in subprocess.run([sys.executable, "-m", "npgpt"], env=ENVIRONMENT, cwd=ROOT,
+                                       capture_output=True, text=True).stdout
+
+
+def test_terminal_has_colours_unless_NO_COLOR_is_set():
+    coloured, plain = in_a_terminal("relu"), in_a_terminal("relu", NO_COLOR="1")
+    assert "\x1b[" in coloured and "\x1b" not in plain
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+
+
+def test_reader_that_leaves_early_is_no_error():
+    result = subprocess.run(f"{sys.executable} -m npgpt explain attention | head -n 2", shell=True,
+                            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (result.stderr, result.stdout.count("\n")) == ("", 2)
+
+
+def test_interrupt_ends_with_status_130(monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "explain", interrupted)
+    assert command.main(["linear"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["layrnorm"], "unknown layer 'layrnorm'; did you mean 'layernorm'?; there are: linear, emb"),
+    ([""], "unknown layer ''; there are: linear"),
+    (["linear", "relu"], "unknown argument 'relu'; --help lists all"),
+    (["linear", "--sed=1"], "unknown argument '--sed'; did you mean '--seed'?"),
+    (["linear", "--seed=-1"], "seed must be a whole number, at least 0"),
+    (["linear", "--seed=x"], "seed must be a whole number, at least 0"),
+    (["linear", "--shape=X=2"], "--shape has no 'X' here; it takes sizes of B, T, I, O, as"),
+    (["linear", "--shape="], "--shape has no '' here"),
+    (["linear", "--shape=B"], "B must be a whole number from 1 to 8, not ''"),
+    (["linear", "--shape=B=0"], "B must be a whole number from 1 to 8, not '0'"),
+    (["linear", "--shape=B=9"], "B must be a whole number from 1 to 8, not '9'"),
+    (["linear", "--shape=B=2.5"], "B must be a whole number from 1 to 8, not '2.5'"),
+    (["linear", "--shape=B=²"], "B must be a whole number from 1 to 8, not '²'"),
+    (["linear", "--shape=B=2,B=3"], "--shape B=2,B=3 gives a size twice"),
+    (["attention", "--shape=Tq=4"], "Tk must be at least Tq"),
+    (["positional", "--shape=T=6"], "P must be at least T"),
+    (["block", "--shape=C=5"], "C must be a multiple of H"),
+    (["gpt", "--shape=H=3"], "C must be a multiple of H"),
+    (["attention", "--shape=B=8,H=8,Tq=8,Tk=8,D=8"], "--shape makes 12288 numbers of the inputs"),
+    (["linear", "--html=page.txt"], "--html needs a file that ends in .html, not 'page.txt'"),
+    (["linear", "--html="], "--html needs a file that ends in .html, not ''"),
+    (["linear", "--html=no/page.html"], "there is no directory no to write page.html in"),
+    (["linear", "--html=folder.html"], "folder.html is a directory"),
+])
+def test_bad_input_is_one_line_status_2_and_nothing_written(words, message, tmp_path, monkeypatch,
+                                                            capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.html").mkdir()
+    assert command.main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert shown.err.startswith(f"npgpt explain: {message}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder.html"]
+
+
+def test_page_is_written_whole_and_replaces_an_older_one(tmp_path, capsys):
+    target = tmp_path / "page.html"
+    target.write_text("older")
+    assert command.main(["linear", "--html", str(target)]) == 0
+    assert capsys.readouterr().out == f"{target} is written\n"
+    assert target.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_page_that_cannot_be_written_is_one_line_and_status_3(tmp_path, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(command, "write_text", full)
+    assert command.main(["linear", f"--html={tmp_path / 'page.html'}"]) == 3
+    assert capsys.readouterr().err.endswith("page.html: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", [[], ["--html=page.html"]])
+def test_wrong_backward_is_shown_with_a_cross_and_ends_with_status_3(words, tmp_path, monkeypatch,
+                                                                     capsys):
+    source = Path(layernorm.__file__).read_text(encoding="utf-8")
+    line = "    dx -= xhat * along\n"
+    assert source.count(line) == 1
+    path = tmp_path / "broken.py"
+    path.write_text(source.replace(line, ""), encoding="utf-8")
+    module = type(layernorm)("broken")
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "broken", module)
+    monkeypatch.setitem(LAYERS, "layernorm", (module.layernorm_forward, module.layernorm_backward))
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["layernorm", *words]) == 3
+    shown = capsys.readouterr()
+    assert shown.err == "npgpt explain: the gradients of layernorm are not those of its forward\n"
+    text = (tmp_path / "page.html").read_text(encoding="utf-8") if words else shown.out
+    assert "✗ The backward is not the derivative of the forward: dx." in text
+    assert "    dx *= rstd" in text and "along\n    dx -=" not in text
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("attention", "B=2,H=1,Tq=1,Tk=4,D=1"), ("linear", "B=1,T=1,I=1,O=1"), ("layernorm", "C=1"),
+    ("layernorm", "C=2"), ("embedding", "B=1,T=1,V=1,C=1"), ("cross_entropy", "B=1,T=1,V=1"),
+    ("gpt", "B=2,T=1,C=2,H=1,V=1,L=1"), ("block", "B=1,T=1,C=1,H=1"), ("dropout", "B=8,T=8,C=8"),
+    ("relu", "T=1,C=1"), ("gelu", f"T={LARGEST},C={LARGEST}"), ("positional", "T=1,P=1"),
+])
+def test_sizes_from_the_smallest_to_the_largest_are_shown_and_right(name, shape, tmp_path, capsys):
+    assert command.main([name, "--shape", shape, "--seed=7"]) == 0
+    head = capsys.readouterr().out.splitlines()[1]
+    assert all(part in head for part in shape.split(","))
+    assert command.main([name, "--shape", shape, "--html", str(tmp_path / "p.html")]) == 0

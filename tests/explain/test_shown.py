@@ -1,0 +1,277 @@
+"""What a person sees of an explanation: in a terminal of any width, and on a page."""
+
+import dataclasses
+import importlib.util
+import re
+import textwrap
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from npgpt.explain import page, subjects, terminal
+from npgpt.explain.explanation import explain
+from npgpt.explain.highlight import parts
+from npgpt.explain.numbers import aligned, matrices, number
+from npgpt.explain.subjects import SUBJECTS
+
+WIDTHS = [40, 80, 120, 200]
+
+
+def explained(name):
+    return explain(name, SUBJECTS[name].sizes, 1337)
+
+
+def text(name, width):
+    return "\n".join(line.plain for line in terminal.lines(explained(name), width))
+
+
+class Page(HTMLParser):
+    """Parses a page strictly: every element is closed in its turn, every id is there once."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.ids, self.links, self.words, self.cells = [], [], [], [], []
+        self.tags = set()
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [value for key, value in attrs.items() if key in ("href", "src")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_no_line_is_wider_than_the_terminal(name, width):
+    lines = text(name, width).split("\n")
+    assert max(map(len, lines)) <= width or width < 80
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_wide_terminal_and_the_page_show_each_line_of_source_as_it_is(name):
+    e = explained(name)
+    shown, html = text(name, 200), Page(page.html(e))
+    words = "".join(html.words)
+    for step in (*e.forward, *e.backward):
+        for number_, line in enumerate(step.source.split("\n"), step.first):
+            assert f"{number_:3} │ {line}" in shown
+            assert f"{number_}{line}" in words
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_narrow_terminal_shows_every_word_of_the_source(name):
+    shown = re.sub(r"\s|│|^ *\d+ │", "", text(name, 80), flags=re.M)
+    for step in (*explained(name).forward, *explained(name).backward):
+        assert all(re.sub(r"\s", "", line) in shown for line in step.source.split("\n"))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_page_is_well_formed_and_needs_nothing_else(name):
+    html = page.html(explained(name))
+    parsed = Page(html)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert all(link[0] == "#" and link[1:] in parsed.ids for link in parsed.links)
+    assert not parsed.tags & {"script", "link", "img", "iframe"} and "url(" not in html
+    assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
+
+
+@pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "gpt"])
+def test_page_and_terminal_show_every_number_of_every_array(name):
+    e = explained(name)
+    cells = [cell.strip() for cell in Page(page.html(e)).cells]
+    shown = text(name, 200)
+    for step in (*e.forward, *e.backward):
+        for value in step.values:
+            if value.data is not None and not value.brief and not value.origin:
+                numbers = [number(x) for x in value.data.ravel()]
+                assert set(numbers) <= set(cells)
+                assert all(n in shown for n in numbers)
+
+
+def test_gradients_stand_beside_what_was_measured():
+    shown = text("layernorm", 120)
+    e = explained("layernorm")
+    for check in e.checks:
+        assert f"{check.name} {check.found.shape}  ✓ relative error" in shown
+    row = "  ".join(aligned(e.checks[0].found)[0, 0]).strip()
+    assert re.search(re.escape(row) + r"\s+" + re.escape(row), shown)
+    assert "✓ Every gradient is right." in shown
+
+
+def test_lines_that_did_not_run_and_what_came_of_conditions_are_said():
+    for shown in (text("dropout", 100), "".join(Page(page.html(explained("dropout"))).words)):
+        assert "    if key is None or p == 0:    → no" in shown
+        assert "        return x, None    (not run)" in shown
+        assert shown.count("(not run)") == 2
+
+
+def test_array_that_was_shown_before_is_named_with_its_line():
+    e = explained("attention")
+    lines = {step.source.split("#")[0].strip(): step.first for step in e.forward}
+    softmax = lines["att /= total + (total == 0)"]
+    backward = text("attention", 100).partition("Backward")[2]
+    assert f"att (1, 2, 3, 3), as it was after line {softmax}\n" in backward
+    assert f"kept (1, 2, 3, 3), the array att of line {softmax}\n" in backward
+    link = f'the array att of <a href="#f{[step.first for step in e.forward].index(softmax)}">'
+    assert link in page.html(e)
+
+
+def test_page_escapes_what_the_source_holds():
+    html = page.html(explained("embedding"))
+    assert "V &lt;= ONE_HOT_LIMIT" in html and "V <= " not in html and '-> y' not in html
+
+
+WRONG = '''
+    """A layer with a bug.
+
+        y = x * w
+    """
+
+    def forward(x, w):
+        """x (T, C), w (C,) -> y (T, C)."""
+        return x * w, (x, w)
+
+
+    def backward(dy, cache):
+        """dy (T, C) -> dx (T, C), dw (C,)."""
+        x, w = cache
+        dx = dy * w
+        dw = (dy * x).mean(0)
+        return dx, dw
+    '''
+
+
+@pytest.fixture
+def wrong(tmp_path, monkeypatch):
+    """-> function that adds a subject made of a source, and explains it."""
+
+    def add(source=WRONG):
+        path = tmp_path / "wrong.py"
+        path.write_text(textwrap.dedent(source))
+        spec = importlib.util.spec_from_file_location("wrong", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(__import__("sys").modules, "wrong", module)
+        spec.loader.exec_module(module)
+        subject = subjects.Subject(
+            {"T": 3, "C": 4}, lambda s, draw: {"x": draw(s["T"], s["C"]), "w": draw(s["C"])},
+            lambda: (module.forward, module.backward))
+        monkeypatch.setitem(SUBJECTS, "wrong", subject)
+        return explained("wrong")
+
+    return add
+
+
+def test_bug_in_a_backward_is_a_cross_at_its_gradient_and_no_other(wrong):
+    e = wrong()
+    assert not e.right
+    assert [(check.name, check.right) for check in e.checks] == [("dx", True), ("dw", False)]
+    shown = text("wrong", 100)
+    assert re.search(r"^dx \(3, 4\)  ✓", shown, re.M) and re.search(r"^dw \(4,\)  ✗", shown, re.M)
+    assert "✗ The backward is not the derivative of the forward: dw." in shown
+    assert "the gradient of w (4,) is wrong" in shown.replace("\n", " ")
+    html = page.html(e)
+    assert html.count('class="wrong">✗') == 1 and html.count("far") >= 8
+    Page(html)
+
+
+@pytest.mark.parametrize(("line", "changed", "said"), [
+    ("return dx, dw", "return dx, dw[:2]", "its shape is (2,), and must be (4,)"),
+    ("return dx, dw", "return dx", "1 gradients for 2 differentiable inputs"),
+    ("dw = (dy * x).mean(0)", 'dw = (dy * x).sum(0) * float("nan")', "✗ relative error nan"),
+])
+def test_gradients_that_cannot_be_compared_are_wrong(wrong, line, changed, said):
+    assert line in WRONG
+    e = wrong(textwrap.dedent(WRONG).replace(line, changed))
+    assert not e.right
+    assert said in text("wrong", 100).replace("\n", " ") and said in page.html(e)
+
+
+def test_bug_far_from_the_top_of_the_model_is_seen(monkeypatch):
+    from npgpt.models import gpt
+
+    monkeypatch.setattr(gpt, "positional_backward", lambda dy, cache: (dy, np.zeros(cache[0])))
+    e = explained("gpt")
+    assert [check.name for check in e.checks if not check.right] == ['grads["wpe.weight"]']
+
+
+@given(arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 4)),
+              elements=st.floats(allow_nan=True, width=32)))
+def test_numbers_are_aligned_and_true_to_four_digits(array):
+    texts = aligned(array)
+    assert len({len(t) for t in texts.ravel()}) == 1
+    for x, t in zip(array.ravel(), texts.ravel()):
+        assert float(t) == pytest.approx(x, rel=5.001e-4, nan_ok=True)
+    points = {t.index(".") for t in texts.ravel() if "." in t}
+    assert len(points) <= 1
+
+
+def test_numbers_that_differ_by_rounding_look_alike():
+    assert number(2.6755) == number(2.67549999999) == number(2.67550000001)
+    assert number(-0.0) == "0" and number(-np.inf) == "-inf" and number(np.True_) == "True"
+
+
+def test_large_arrays_are_shortened_in_a_terminal_and_say_so():
+    array = np.arange(20 * 3 * 30, dtype=float).reshape(20, 1, 3, 30)[:, 0] + 1000
+    lines = [line.plain for line in terminal._array(array, None, 70)]
+    assert max(map(len, lines)) <= 70
+    assert lines[-1] == "… and 12 more of these" and all("…" in line for line in lines)
+    tall = [line.plain for line in terminal._array(np.ones((50, 1)), None, 70)]
+    assert len(tall) == terminal.MOST_ROWS and tall[-2].strip() == "…"
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 4), (1, 2, 3, 4)])
+def test_matrices_of_an_array_together_are_the_array(shape):
+    array = np.arange(np.prod(shape)).reshape(shape)
+    found = matrices(array)
+    assert np.array_equal(np.concatenate([m.ravel() for _, m in found]), array.ravel())
+    for label, matrix in found:
+        if label:
+            assert np.array_equal(eval(f"array{label}"), matrix)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_coloured_parts_of_a_source_are_the_source(name):
+    for step in (*explained(name).forward, *explained(name).backward):
+        assert "".join(part for _, part in parts(step.source)) == step.source
+    assert ("keyword", "return") in parts("    return x  # why")
+    assert ("comment", "# why") in parts("    return x  # why")
+
+
+def test_summary_is_a_sentence_without_its_source():
+    for subject in SUBJECTS.values():
+        assert subject.summary and "(" not in subject.summary.replace("(x)", "")
+        assert subject.summary[0].isupper()
+
+
+def test_sizes_differ_pairwise_so_that_axes_can_be_told_apart():
+    for name, subject in SUBJECTS.items():
+        sizes = [size for letter, size in subject.sizes.items() if letter not in ("L", "Tk")]
+        assert len(set(sizes)) == len(sizes), name
+
+
+def test_same_seed_shows_the_same_and_another_seed_other_numbers():
+    assert text("linear", 80) == text("linear", 80)
+    other = explain("linear", SUBJECTS["linear"].sizes, 5)
+    assert page.html(other) != page.html(explained("linear"))
+    assert dataclasses.asdict(other)["seed"] == 5
