@@ -178,18 +178,18 @@ def run(arguments):
     began = time.perf_counter()
 
     def report(step, loss):
-        right = share_right(model, texts[:REPORT_DAYS], held_out)
-        print(f"step {step:5}   loss {loss:.4f}   {right:6.1%} of {REPORT_DAYS} held-out dates "
-              f"right   {time.perf_counter() - began:4.0f} s", flush=True)
+        some = texts[:REPORT_DAYS]
+        right = share_right(model, some, held_out)
+        print(f"step {step:5}   loss {loss:.4f}   {right:6.1%} of {len(some)} held-out dates right"
+              f"   {time.perf_counter() - began:4.0f} s", flush=True)
 
     train(model, days, c, report)
     print()
     for text, answer, day in zip(texts[:12], translate(model, texts[:12]), held_out):
         remark = "" if answer == day.isoformat() else f"   wrong: {day.isoformat()}"
         print(f"{text:>36} -> {answer}{remark}")
-    right = share_right(model, texts, held_out)
-    print(f"\n{right:.2%} of all {len(held_out):,} held-out dates right, in every character; "
-          f"{time.perf_counter() - began:.0f} s")
+    print(f"\n{share_right(model, texts, held_out):.2%} of all {len(held_out):,} held-out dates "
+          f"right, in every character; {time.perf_counter() - began:.0f} s")
     if c.plot is not None:
         longest = max(texts[:12], key=len)
         draw_cross_attention(model, longest, c.plot)
