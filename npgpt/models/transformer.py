@@ -215,7 +215,7 @@ class Transformer:
             )
             new = to_host((x[:, -1] @ p[head_name(self.config)].T).argmax(-1))       # (B,)
             new = np.where(ended, PAD, new)
-            ended |= (new == END) | (new == PAD)
+            ended = (new == END) | (new == PAD)
             idx = np.concatenate([idx, new[:, None]], axis=1)
         return idx[:, 1:]
 

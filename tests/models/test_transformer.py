@@ -7,7 +7,8 @@ from npgpt import UserError
 from npgpt.layers import Key, dropout
 from npgpt.models.blocks import attention_weights, cross_attention_forward
 from npgpt.models.parameters import under
-from npgpt.models.stacks import PAD, encoder_forward, sinusoid
+from npgpt.models.postnorm import decoder_block_forward, encoder_block_forward
+from npgpt.models.stacks import PAD, embed_forward, encoder_forward, sinusoid
 from npgpt.models.transformer import (
     END,
     START,
@@ -129,13 +130,23 @@ def test_cross_attention_does_not_care_in_which_order_the_memory_stands():
                                cross_attention_forward(x, memory, p, 2)[0], rtol=0, atol=1e-12)
 
 
-def test_cross_attention_without_options_has_no_mask_and_no_dropout():
+@pytest.mark.parametrize("forward", [
+    cross_attention_forward, decoder_block_forward,
+    lambda x, memory, *rest, **options: encoder_block_forward(x, *rest, **options),
+])
+def test_options_that_are_left_out_are_no_mask_and_no_dropout(forward):
     shapes = under(TransformerConfig(**SMALL).shapes(), "decoder.h.0.")
     p = parameters(shapes, np.random.default_rng(0).standard_normal)
     x, memory = (np.random.default_rng(1).standard_normal((2, T, 16)) for T in (5, 7))
-    left_out, _ = cross_attention_forward(x, memory, p, 2, key=Key(1, 1))
-    said, _ = cross_attention_forward(x, memory, p, 2, mask=np.ones((5, 7), bool), dropout=0.0)
+    left_out, _ = forward(x, memory, p, 2, key=Key(1, 1))
+    said, _ = forward(x, memory, p, 2, mask=None, dropout=0.0, key=None)
     np.testing.assert_array_equal(left_out, said)
+
+
+def test_model_is_of_float32_and_seed_1337_by_default():
+    m = Transformer(TransformerConfig(**SMALL))
+    assert np.array_equal(m.params.flat, model("float32", seed=1337).params.flat)
+    assert m.params.flat.dtype == np.float32
 
 
 def test_position_table_holds_the_sines_and_cosines_of_the_paper():
@@ -146,6 +157,12 @@ def test_position_table_holds_the_sines_and_cosines_of_the_paper():
     expected = [f(100 * turn) for turn in turns for f in (math.sin, math.cos)]
     np.testing.assert_allclose(table[100], expected, rtol=1e-12)
     np.testing.assert_allclose(table[1, :4], [0.841471, 0.540302, 0.046399, 0.998923], atol=5e-7)
+
+
+def test_embedding_is_scaled_and_its_place_added():
+    w = np.random.default_rng(0).standard_normal((5, 9))
+    x, _ = embed_forward(np.array([[3, 3]]), w, 0.0, Key(1, 1))
+    np.testing.assert_allclose(x[0], w[[3, 3]] * 3 + sinusoid(np, 2, 9), rtol=1e-12)
 
 
 def test_position_table_of_an_odd_width_is_that_of_the_next_width_but_one_column():
@@ -177,6 +194,12 @@ def test_one_batch_is_learnt_by_heart_and_then_translated(variant):
     np.testing.assert_array_equal(m.translate(source, 20), answers)
     np.testing.assert_array_equal(m.translate(source[1:2], 20), answers[1:2, :4])
     np.testing.assert_array_equal(m.translate(source, 2), answers[:, :2])
+
+
+def test_padding_of_the_source_changes_no_translation():
+    m, (source, _, _) = model(seed=3), batch(rows=20)
+    m.params["encoder.wte.weight"][PAD] += 5
+    np.testing.assert_array_equal(m.translate(wider(source, 9, PAD), 8), m.translate(source, 8))
 
 
 def test_translation_takes_the_likeliest_token_each_time():
