@@ -10,6 +10,13 @@ stands elsewhere in what it reads, so it must look for it there, by cross-attent
 days is held out: in no way of writing them are they ever trained on.
 """
 
+import os
+
+if __name__ == "__main__":
+    # Before NumPy is imported. The products are small: on a busy machine two threads spend their
+    # time waiting for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import dataclasses
 import importlib
 import sys
