@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from npgpt.backend import array_module
 from npgpt.layers import LAYERS, Key, causal_mask, cross_entropy_backward, cross_entropy_forward
-from npgpt.models import blocks
+from npgpt.models import blocks, postnorm
 from npgpt.models.gpt import GPTConfig, gpt_backward, gpt_forward
+from npgpt.models.parameters import under
+from npgpt.models.transformer import (
+    TransformerConfig,
+    transformer_backward,
+    transformer_forward,
+)
 
 
 @dataclass
@@ -170,10 +176,13 @@ def _composite(draw, forward, backward, part, options_of):
     B, T = draw(st.integers(1, 3)), config.block_size
     options = options_of(config, T) | {"dropout": config.dropout, "key": Key(seed, 7)}
     p = _block_parameters(config, np.random.default_rng(seed).standard_normal, part)
-    x = n(B, T, config.n_embd)
+    return _part(forward, backward, [n(B, T, config.n_embd), p], options)
+
+
+def _part(forward, backward, inputs, options):
     with kinks() as kink:
-        forward(x, p, **options)
-    return Case(lambda x, p: forward(x, p, **options), backward, [x, p], options, kink.far)
+        forward(*inputs, **options)
+    return Case(lambda *inputs: forward(*inputs, **options), backward, inputs, options, kink.far)
 
 
 @st.composite
@@ -202,23 +211,100 @@ def gpt(draw):
     shape = draw(st.integers(1, 3)), draw(st.integers(1, config.block_size))
     idx = rng.integers(config.vocab_size, size=shape)
     targets = rng.integers(-1, config.vocab_size, shape)
+    return _model(gpt_forward, gpt_backward, config, [idx], targets, seed)
+
+
+def _model(model_forward, model_backward, config, tokens, targets, seed):
+    """A model with its loss on top. tokens: what its forward is given before the parameters."""
     key = Key(seed, 11)
 
-    def forward(idx, targets, p):
-        logits, cache = gpt_forward(idx, p, config, key)
+    def forward(*inputs):
+        *tokens, targets, p = inputs
+        logits, cache = model_forward(*tokens, p, config, key)
         loss, ce = cross_entropy_forward(logits, targets)
         return loss, (cache, ce, p)
 
     def backward(dloss, cache):
         cache, ce, p = cache
         grads = {name: array_module(array).zeros_like(array) for name, array in p.items()}
-        gpt_backward(cross_entropy_backward(dloss, ce), cache, grads)
+        model_backward(cross_entropy_backward(dloss, ce), cache, grads)
         return grads
 
-    p = parameters(config.shapes(), np.random.default_rng(seed).standard_normal)
+    inputs = [*tokens, targets,
+              parameters(config.shapes(), np.random.default_rng(seed).standard_normal)]
     with kinks() as kink:
-        forward(idx, targets, p)
-    return Case(forward, backward, [idx, targets, p], vars(config), kink.far)
+        forward(*inputs)
+    return Case(forward, backward, inputs, vars(config), kink.far)
+
+
+CROSS = "crossattention."
+
+
+@st.composite
+def transformer_configs(draw):
+    """-> TransformerConfig of a tiny model, its two vocabularies of unequal size."""
+    n_head = draw(st.integers(1, 3))
+    return TransformerConfig(
+        source_vocab_size=draw(st.integers(3, 5)),
+        target_vocab_size=draw(st.integers(6, 8)),
+        n_layer=draw(st.integers(1, 2)),
+        n_head=n_head,
+        n_embd=n_head * draw(st.integers(3, 5)),
+        dropout=draw(DROPOUTS),
+        tie_weights=draw(st.booleans()),
+    )
+
+
+def _postnorm(draw, stack, part=""):
+    """-> x, memory, p, the masks of x and of memory, options: what a part of a block of the
+    encoder or decoder is given. The memory has a width of its own, unlike any other."""
+    config, seed = draw(transformer_configs()), draw(SEEDS)
+    n, rng = normal(seed), np.random.default_rng(seed)
+    B, T, S, M = draw(sizes("BTSM")).values()
+    C = config.n_embd
+    M += 15 * (M == C)
+    shapes = under(config.shapes(), f"{stack}.h.0.{part}")
+    if stack == "decoder":
+        shapes[f"{CROSS}c_attn.weight".removeprefix(part)] = M, 2 * C
+    p = parameters({part + name: shape for name, shape in shapes.items()}, rng.standard_normal)
+    mask = rng.random((B, 1, T, T)) < 0.7
+    memory_mask = rng.random((B, 1, 1, S)) < 0.7         # at times it hides a whole row
+    options = {"n_head": config.n_head, "dropout": config.dropout, "key": Key(seed, 13)}
+    return n(B, T, C), n(B, S, M), p, mask, memory_mask, options
+
+
+@st.composite
+def cross_attention(draw):
+    x, memory, p, _, mask, options = _postnorm(draw, "decoder", CROSS)
+    return _part(blocks.cross_attention_forward, blocks.cross_attention_backward, [x, memory, p],
+                 options | {"mask": mask})
+
+
+@st.composite
+def encoder_block(draw):
+    x, _, p, mask, _, options = _postnorm(draw, "encoder")
+    return _part(postnorm.encoder_block_forward, postnorm.encoder_block_backward, [x, p],
+                 options | {"mask": mask})
+
+
+@st.composite
+def decoder_block(draw):
+    x, memory, p, mask, memory_mask, options = _postnorm(draw, "decoder")
+    return _part(postnorm.decoder_block_forward, postnorm.decoder_block_backward, [x, memory, p],
+                 options | {"mask": mask, "memory_mask": memory_mask})
+
+
+@st.composite
+def transformer(draw):
+    """Padding stands anywhere, and at times a whole source is nothing else."""
+    config, seed = draw(transformer_configs()), draw(SEEDS)
+    rng = np.random.default_rng(seed)
+    B, T, S = draw(sizes("BTS", 5)).values()
+    source = rng.integers(config.source_vocab_size, size=(B, S))
+    source[0] *= draw(st.booleans())
+    idx = rng.integers(config.target_vocab_size, size=(B, T))
+    targets = rng.integers(-1, config.target_vocab_size, (B, T))
+    return _model(transformer_forward, transformer_backward, config, [source, idx], targets, seed)
 
 
 class kinks:
@@ -242,5 +328,6 @@ class kinks:
 
 CASES = {case.__name__: case for case in (
     linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
-    mlp, self_attention, block, gpt,
+    mlp, self_attention, block, gpt, cross_attention, encoder_block, decoder_block, transformer,
 )}
+USED_UP = ("gpt", "transformer")     # a model's backward consumes its cache: docs/architecture.md

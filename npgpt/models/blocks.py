@@ -1,4 +1,5 @@
-"""The pre-norm transformer block of GPT-2: layers composed, forward over backward.
+"""The pre-norm transformer block of GPT-2 and what it is made of: layers composed, forward over
+backward. Cross-attention is for the original Transformer, whose blocks are in postnorm.py.
 
     x = x + self_attention(layernorm(x))
     y = x + mlp(layernorm(x))
@@ -7,11 +8,13 @@ A composite takes its parameters as a mapping `p` and returns their gradients un
 Where a value goes two ways, as at each residual, the gradients that come back from both are added.
 
 `key` is dropout's key, None in evaluation; `key and key.at(1)` is the key of one place within, or
-None again. `kv` keeps keys and values while text is generated.
+None again. `kv` keeps keys and values while text is generated. `maps` is a list for the weights of
+each cross-attention, for a person to look at.
 """
 
 from npgpt.backend import array_module
 from npgpt.layers import (
+    attention,
     attention_backward,
     attention_forward,
     dropout_backward,
@@ -25,6 +28,7 @@ from npgpt.layers import (
     relu_backward,
     relu_forward,
 )
+from npgpt.models.parameters import under
 
 ACTIVATIONS = {
     "gelu": (gelu_forward, gelu_backward),
@@ -78,6 +82,46 @@ def self_attention_backward(dy, cache):
     if dbias is not None:
         dp["attn.c_attn.bias"] = dbias
     return dx, dp
+
+
+def cross_attention_forward(x, memory, p, n_head, mask=None, dropout=0.0, key=None, maps=None):
+    """x (B, Tq, C), memory (B, Tk, M) -> y (B, Tq, C). Every token asks those of another sequence.
+
+    Queries are made of x, keys and values of memory. So dx comes from dq alone, and dmemory from dk
+    and dv. Each block that reads one memory answers a dmemory of its own, and these add.
+    """
+    p = under(p, "crossattention.")
+    q, q_attn = linear_forward(x, p["q_attn.weight"], p["q_attn.bias"])
+    kv, c_attn = linear_forward(memory, p["c_attn.weight"], p["c_attn.bias"])
+    (q,) = split_heads(q, 1, n_head)                                        # (B, H, Tq, D)
+    k, v = split_heads(kv, 2, n_head)                                       # (B, H, Tk, D) each
+    if maps is not None:
+        maps.append(attention_weights(q, k, mask))
+    heads, attn = attention_forward(q, k, v, mask, dropout, key and key.at(0))
+    y, c_proj = linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
+    y, drop = dropout_forward(y, dropout, key and key.at(1))
+    return y, (q_attn, c_attn, attn, c_proj, drop, n_head)
+
+
+def cross_attention_backward(dy, cache):
+    """dy (B, Tq, C) -> dx (B, Tq, C), dmemory (B, Tk, M), dp like p."""
+    q_attn, c_attn, attn, c_proj, drop, n_head = cache
+    dp = {}
+    dy = dropout_backward(dy, drop)
+    dheads, dp["c_proj.weight"], dp["c_proj.bias"] = linear_backward(dy, c_proj)
+    (dheads,) = split_heads(dheads, 1, n_head)                              # (B, H, Tq, D)
+    dq, dk, dv = attention_backward(dheads, attn)
+    dmemory, dp["c_attn.weight"], dp["c_attn.bias"] = linear_backward(merge_heads(dk, dv), c_attn)
+    dx, dp["q_attn.weight"], dp["q_attn.bias"] = linear_backward(merge_heads(dq), q_attn)
+    return dx, dmemory, {f"crossattention.{name}": d for name, d in dp.items()}
+
+
+def attention_weights(q, k, mask=None):
+    """q (B, H, Tq, D), k (B, H, Tk, D) -> (B, H, Tq, Tk): what attention weighs the values by.
+    Where the values are the identity, that is its answer. By the plain function, because a faster
+    one need not take values that are wider than the keys."""
+    values = array_module(q).eye(k.shape[2], dtype=q.dtype)
+    return attention.attention_forward(q, k, values, mask)[0]
 
 
 def split_heads(x, n, n_head):

@@ -8,8 +8,9 @@ each can be had as one slice:
     tables      embeddings and the head: decayed
     vectors     biases and norms: not decayed
 
-Initialisation is GPT-2's: normal with a standard deviation of 0.02, divided by √(2L) where a
-projection ends in one of the 2L residual additions; biases 0, norms 1.
+Biases begin as 0 and norms as 1. All else is drawn from normal distributions: as in GPT-2 with a
+standard deviation of 0.02, divided by √(2L) where a projection ends in one of the 2L residual
+additions, or with those that a model gives.
 """
 
 import math
@@ -73,17 +74,30 @@ def under(p, prefix):
 
 
 def initial_values(shapes, n_layer, seed):
-    """Pairs of names and NumPy arrays, float32. Each depends on the seed and its own name alone, so
-    neither the order of the parameters nor the presence of others changes it."""
+    """Pairs of names and NumPy arrays, float32, as in GPT-2."""
+    def std(name, shape):
+        return STD / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else STD
+
+    return drawn_values(shapes, std, seed)
+
+
+def drawn_values(shapes, std, seed):
+    """Pairs of names and NumPy arrays, float32; std: name, shape -> standard deviation. Each array
+    depends on the seed and its own name alone, so neither the order of the parameters nor the
+    presence of others changes it."""
     for name, shape in shapes.items():
         if len(shape) == 1:
             yield name, np.full(shape, name.endswith("weight"), np.float32)
             continue
-        std = STD / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else STD
         draw = np.random.default_rng([seed, *name.encode()]).standard_normal
-        yield name, draw(shape, np.float32) * np.float32(std)
+        yield name, draw(shape, np.float32) * np.float32(std(name, shape))
+
+
+def is_table(name):
+    """Whether a parameter is an embedding or the head, wherever in the model it stands."""
+    return name.endswith(TABLES)
 
 
 def _group(name, shape):
     """0: matrices, 1: tables, 2: vectors."""
-    return 2 if len(shape) == 1 else 1 if name in TABLES else 0
+    return 2 if len(shape) == 1 else 1 if is_table(name) else 0
