@@ -23,9 +23,7 @@ def linear_backward(dy, cache):
     rows, w, has_bias = cache
     drows = dy.reshape(-1, w.shape[1])        # (N, O)
     dx = drows @ w.T
-    if w.strides[0] < w.strides[1]:           # w is turned round, as the head is when it is wte.T:
-        dw = (drows.T @ rows).T               # dw then lies in memory as w does, and adds up fast
-    else:
-        dw = rows.T @ drows
+    turned = w.strides[0] < w.strides[1]      # as the head is, wte.T: dw then lies in memory as w
+    dw = (drows.T @ rows).T if turned else rows.T @ drows             # does, and adds up fast
     db = drows.sum(0) if has_bias else None
     return dx.reshape(dy.shape[:-1] + w.shape[:1]), dw, db
