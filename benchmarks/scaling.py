@@ -1,8 +1,8 @@
 """How the time of a training step grows: `python -m benchmarks.scaling docs/scaling.png`.
 
 From nanoGPT's CPU recipe one thing is changed at a time: channels, context, batch, workers. Each
-point is a process of its own and the median of its steps. Beside each curve stands how the number of
-multiplications grows from the recipe on; a curve that climbs faster is to be explained.
+point is a process of its own and the median of its steps. Beside each curve stands how the number
+of multiplications grows from the recipe on; a curve that climbs faster is to be explained.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """How long until a loss: `python -m benchmarks.time_to_loss`.
 
-PyTorch trains nanoGPT's recipe for a CPU (0.8 million parameters, 2000 steps of AdamW) on all cores;
-the loss over the whole validation split that it ends with is the mark. npgpt trains a model of the
-same architecture and size by a schedule of its own, and ends at the mark or below. Both clocks run
-from the first step to the last; what PyTorch needs for evaluations is left out, what npgpt's
-trainer needs is counted. The sides take turns, medians are compared.
+PyTorch trains nanoGPT's recipe for a CPU (0.8 million parameters, 2000 steps of AdamW) on all
+cores; the loss over the whole validation split that it ends with is the mark. npgpt trains a model
+of the same architecture and size by a schedule of its own, and ends at the mark or below. Both
+clocks run from the first step to the last; what PyTorch would need for evaluations is left out,
+what npgpt's trainer needs is counted. The sides take turns, medians are compared.
 """
 
 import argparse

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from npgpt import backend
 from npgpt.layers import LAYERS
 from tests.double import cupy
-from tests.double.array import HiddenWait, OutOfMemoryError, no_waiting, waits
+from tests.double.array import HiddenWait, OutOfMemoryError, Work, no_waiting, waits
 
-__all__ = ["HiddenWait", "OutOfMemoryError", "cupy", "install", "installed", "no_waiting", "waits"]
+__all__ = ["HiddenWait", "OutOfMemoryError", "Work", "cupy", "install", "installed", "no_waiting", "waits"]
 
 
 def install():

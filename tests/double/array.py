@@ -33,6 +33,13 @@ class _Waits:
     forbidden = False
 
 
+class Work:
+    """What the device was asked to do so far: the same on every machine."""
+
+    operations = 0      # on arrays
+    bytes = 0           # of new memory that their results took
+
+
 def wait(reason):
     """Called where CuPy waits for the device."""
     if _Waits.forbidden:
@@ -69,7 +76,10 @@ def unwrap(x):
 def wrap(result):
     """What NumPy answered, as CuPy would: a sum over every axis is an array too."""
     if isinstance(result, (np.ndarray, np.generic)):
-        return ndarray(np.asarray(result))
+        result = np.asarray(result)
+        Work.operations += 1
+        Work.bytes += result.nbytes if result.base is None else 0
+        return ndarray(result)
     if isinstance(result, (list, tuple)):
         return type(result)(wrap(part) for part in result)
     return result
@@ -172,7 +182,10 @@ def _operator(name):
         if any(isinstance(x, (list, tuple)) for x in other):
             raise TypeError(f"Unsupported type {type(other[0])}")
         result = getattr(self._host, name)(*map(unwrap, other))
-        return self if result is self._host else wrap(result)      # itself: done in place
+        if result is self._host:           # done in place
+            Work.operations += 1
+            return self
+        return wrap(result)
     return method
 
 

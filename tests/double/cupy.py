@@ -48,8 +48,12 @@ def _function(name, accepted):
             array.wait(f"a number for {name}")
         if name == "where" and len(args) == 1:
             array.wait("where that looks for places")
-        kwargs = {key: unwrap(value) for key, value in kwargs.items()}
-        return wrap(getattr(np, name)(*map(unwrap, args), **kwargs))
+        host = {key: unwrap(value) for key, value in kwargs.items()}
+        result = getattr(np, name)(*map(unwrap, args), **host)
+        if "out" in kwargs:
+            array.Work.operations += 1
+            return kwargs["out"]
+        return wrap(result)
     function.__name__ = name
     return function
 
