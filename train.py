@@ -21,6 +21,7 @@ from npgpt.training.estimate import LESS_MEMORY, size
 from npgpt.training.interrupt import Interrupt
 from npgpt.training.optim import clip_scale, learning_rate, squared_norm
 from npgpt.training.progress import Progress
+from npgpt.training.ranks import WorkerEnded
 from npgpt.training.setup import prepare
 
 MOST_UNUSABLE = 10       # steps in a row whose gradients are not finite, before training gives up
@@ -42,7 +43,10 @@ def default_config(device):
 def train(arguments):
     keep_freed_memory()
     run = prepare(arguments, default_config)
-    return run.ranks.launch(lambda: loop(run))
+    try:
+        return run.ranks.launch(lambda: loop(run))
+    except WorkerEnded as error:
+        raise RunError(f"{error}; {run.checkpoints()}") from error
 
 
 def loop(run):

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from npgpt.layers import Key
 from npgpt.text.data import Dataset
 from npgpt.training.config import TrainingConfig
 from npgpt.training.optim import AdamW, learning_rate
+from tests.training.test_ranks import gone
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
@@ -199,6 +201,53 @@ def test_signal_stops_after_saving_and_the_run_goes_on(home, number, status):
     resumed = run(home, "--resume", "--out-dir=run", f"--max-iters={step + 3}")
     assert resumed.returncode == 0
     assert (home / "run/latest").read_text() == f"checkpoint-{step + 3}\n"
+
+
+@contextmanager
+def training_processes(home, workers=3):
+    """A run that goes on for ever, in a process group of its own -> process, its workers' pids."""
+    words = ["--data=fox.txt", *TINY, "--max-iters=1000000", "--eval-interval=20",
+             "--out-dir=run", f"--workers={workers}"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words], cwd=home, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:
+        while not (home / "run/latest").exists():
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        pids = list(map(int, children.split()))
+        assert len(pids) == workers - 1
+        yield process, pids
+        assert gone(pids)
+
+
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_stops_the_run_once(home):
+    with training_processes(home) as (process, _):
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert output.count("stopped at step") == 1
+
+
+def test_killed_worker_ends_the_run_and_the_checkpoint_is_whole(home):
+    with training_processes(home) as (process, pids):
+        os.kill(pids[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert re.fullmatch(r"train.py: worker 2 of 3 was ended by signal 9; run/checkpoint-\d+ is "
+                        r"whole\n", errors)
+    step = int((home / "run/latest").read_text().split("-")[1])
+    assert run(home, "--resume", "--out-dir=run", "--workers=1",
+               f"--max-iters={step + 1}"
+               ).returncode == 0
+
+
+def test_killed_first_process_takes_its_workers_along(home):
+    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    with training_processes(home) as (process, _):
+        process.kill()
+        process.communicate(timeout=60)
+    assert not os.path.isdir("/dev/shm") or set(os.listdir("/dev/shm")) <= shared
 
 
 def test_live_bar_in_a_terminal(home):

@@ -30,6 +30,10 @@ NAP = 0.001              # seconds
 LARGE = 20_000_000       # parameters, from which BLAS's threads are faster than processes
 
 
+class WorkerEnded(RunError):
+    """A worker ended before the others; the message says which and how."""
+
+
 class Alone:
     """One process."""
 
@@ -136,7 +140,7 @@ class Processes(Alone):
                 self._look_round()
 
     def _look_round(self):
-        """Raise RunError if a worker has ended; end if the first rank has."""
+        """Raise WorkerEnded if a worker has ended; end if the first rank has."""
         if self.rank > 0:
             if os.getppid() != self._first:
                 os._exit(1)
@@ -150,7 +154,7 @@ class Processes(Alone):
             return
         text = bytes(self._failure).rstrip(b"\0").decode(errors="replace").strip()
         why = f"was ended by signal {-code}" if code < 0 else f"failed: {text.splitlines()[-1]}"
-        raise RunError(f"worker {rank} of {self.size} {why}")
+        raise WorkerEnded(f"worker {rank} of {self.size} {why}")
 
     def sum(self, *numbers):
         # In turns between two tables: none is written again before every rank has read it.

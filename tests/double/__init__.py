@@ -11,7 +11,8 @@ from npgpt.layers import LAYERS
 from tests.double import cupy
 from tests.double.array import HiddenWait, OutOfMemoryError, Work, no_waiting, waits
 
-__all__ = ["HiddenWait", "OutOfMemoryError", "Work", "cupy", "install", "installed", "no_waiting", "waits"]
+__all__ = ["HiddenWait", "OutOfMemoryError", "Work", "cupy", "install", "installed", "no_waiting",
+           "waits"]
 
 
 def install():

@@ -18,9 +18,9 @@ from tests import double
 MARGIN = 0.02
 WORK = {"vocab_size": 65, "block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}     # B 16
 COST = {      # -> operations, megabytes, calls of Python functions
-    "adamw": (0, 0.0, 0),
-    "adamw, dropout": (0, 0.0, 0),
-    "muon": (0, 0.0, 0),
+    "adamw": (719, 46.34, 390),
+    "adamw, dropout": (1213, 60.42, 553),
+    "muon": (2051, 69.54, 448),
 }
 
 
