@@ -28,6 +28,7 @@ class TrainingConfig(Options):
     learning_rate: float = option(1e-3, "AdamW's highest rate", above=0, at_most=100)
     muon_lr: float = option(0.03, "Muon's highest rate; its other rates follow AdamW's", above=0,
                             at_most=100)
+    muon_momentum: float = option(0.95, "Muon's memory of gradients", at_least=0, below=1)
     min_lr: float = option(1e-4, "the rate that it falls to", at_least=0)
     hold: float = option(0.0, "share of lr_decay_iters until which the rate stays highest",
                          at_least=0, at_most=1)

@@ -12,6 +12,8 @@ moves its share of the parameters, a list of slices of the flat buffer.
 
 import math
 
+from npgpt.backend import array_module
+
 
 def learning_rate(step, config):
     """The rate for a step counted from 0: it rises linearly through warmup_iters, stays until the
@@ -174,15 +176,28 @@ class Muon:
 def orthogonal(g, steps=5):
     """g (I, O) -> what is left of it when every singular value is made about 1.
 
-    x ↦ ax + b(xxᵀ)x + c(xxᵀ)²x does to each singular value s what as + bs³ + cs⁵ does to a number,
-    and leaves the singular vectors alone. With these coefficients five rounds bring everything from
-    0.002 to 1 to between 0.7 and 1.2; nearer to 1 is not needed. Divided by the norm of all its
-    elements, a matrix has no singular value above 1.
+    x ↦ p x with p = a + b xxᵀ + c (xxᵀ)² does to each singular value s what as + bs³ + cs⁵ does to
+    a number, and leaves the singular vectors alone. With these coefficients five rounds bring
+    everything from 0.01 to 1 to between 0.7 and 1.2; nearer to 1 is not needed. Divided by the norm
+    of all its elements, a matrix has no singular value above 1.
+
+    All rounds together are one matrix q, a polynomial in xxᵀ, and so is xxᵀ of the next round,
+    p xxᵀ p. So x itself, which may be much wider than it is high, is needed only twice.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     wide = g if g.shape[0] <= g.shape[1] else g.T             # x xᵀ is the smaller of the two then
     x = wide / ((wide * wide).sum() ** 0.5 + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    gram = x @ x.T
+    p = q = _quintic(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p
+        p = _quintic(gram)
+        q = p @ q
+    x = q @ x
     return x if g.shape[0] <= g.shape[1] else x.T
+
+
+def _quintic(gram, a=3.4445, b=-4.7750, c=2.0315):
+    """gram (n, n) -> a + b gram + c gram²."""
+    p = b * gram + c * (gram @ gram)
+    p += a * array_module(gram).eye(len(gram), dtype=gram.dtype)
+    return p

@@ -19,9 +19,8 @@ from npgpt.training.config import FIELDS, TRAINING_FIELDS, TrainingConfig, read_
 from npgpt.training.optim import AdamW, Muon
 from npgpt.training.run import TENSORS, RunDirectory
 
-FORMAT = 1                                                   # of training.json
-ADDED = {"fused", "workers", "hold", "decay", "muon_lr"}      # values that the first ones lack
-MOMENTUM = 0.95                                              # Muon's
+FORMAT = 1     # of training.json, whose first files lack these values:
+ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
 
 
 @dataclass
@@ -229,7 +228,7 @@ def share_out(model, config, size):
     adamw.m, adamw.v = team.shared(adamw.m), team.shared(adamw.v)
     if config.optimizer == "adamw":
         return team, grads_of, [adamw]
-    muon = Muon(params, device, MOMENTUM, config.weight_decay,
+    muon = Muon(params, device, config.muon_momentum, config.weight_decay,
                 config.muon_lr / config.learning_rate)
     muon.m = team.shared(muon.m)
     return team, grads_of, [muon, adamw]

@@ -247,7 +247,7 @@ def test_checkpoint_of_before_there_was_a_choice_goes_on(home, capsys):
     assert run(capsys, "--device=cpu", "--max-iters=2", "--out-dir=r")[0] == 0
     folder = home / "r" / "checkpoint-2"
     state = json.loads((folder / "training.json").read_text())
-    for name in ("fused", "workers", "hold", "decay", "muon_lr"):
+    for name in ("fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"):
         del state["values"][name]
     (folder / "training.json").write_text(json.dumps(state))
     (folder / SUMS).unlink()
