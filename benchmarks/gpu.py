@@ -32,7 +32,7 @@ from npgpt.backend import get_device
 from npgpt.bundle import bundled
 from npgpt.layers import Key
 from npgpt.training.config import read_toml
-from npgpt.training.optim import AdamW, clip_scale, squared_norm
+from npgpt.training.optim import AdamW, clip_scale, gradient_norm
 from npgpt.training.setup import compute_with
 
 NANOGPT_LOSS = 1.4697        # nats per character: the best validation loss of its baby GPT
@@ -182,7 +182,7 @@ def _steps_of_npgpt(c, gpt, rows):
     def step(number):
         grads.flat[...] = 0
         gpt.loss_and_grads(idx, idx, Key(1, number), into=grads)
-        scale = clip_scale(device.xp.sqrt(squared_norm(grads, device)), 1.0, device)
+        scale = clip_scale(gradient_norm(grads, device), 1.0, device)
         optimizer.step(gpt.params, grads, 1e-3, scale, number + 1)
     return step
 

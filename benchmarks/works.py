@@ -127,12 +127,15 @@ def timed(step, steps, warm_up=2):
 
 class Race:
     """Sides that take turns: name -> words for `python -m benchmarks.MODULE`, which prints a JSON
-    list of seconds as its last line. A side whose process fails is left out."""
+    list of seconds as its last line. A side whose process fails is left out. once: sides that take
+    part in the first round alone."""
 
-    def __init__(self, module, sides, rounds):
+    def __init__(self, module, sides, rounds, once=()):
         self.seconds, self.bytes = {}, {}
-        for _ in range(rounds):
+        for number in range(rounds):
             for name, words in sides.items():
+                if number and name in once:
+                    continue
                 command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, words)]
                 seconds, most = _watched(command)
                 if seconds:

@@ -44,6 +44,11 @@ def squared_norm(grads, device, share=None):
     return total
 
 
+def gradient_norm(grads, device):
+    """Parameters of gradients -> their Euclidean norm, a float64 scalar of the device."""
+    return device.xp.sqrt(squared_norm(grads, device))
+
+
 def clip_scale(norm, grad_clip, device):
     """What the gradients are multiplied by so that their norm is at most grad_clip (0: no limit),
     a float64 scalar of the device; 0 where the norm is not finite. The 1e-6 is PyTorch's."""
