@@ -99,7 +99,8 @@ def loop(run):
         whole = mean_loss(run, run.data.val)
         run.log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
         progress.say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
-        if held := run.device.held():
+        (held,) = ranks.sum(run.device.held() or 0)
+        if held:
             progress.say(f"memory held: {size(held)} at most")
         if run.is_first:
             progress.say(f"the model is in {run.directory.checkpoint('best')}; to read what it "
