@@ -1,4 +1,4 @@
-"""The pages in docs/explain, and the lines that docs/backprop.md quotes, are what the code is now.
+"""The pages in docs/explain, and what docs/backprop.md and README quote, are what the code is now.
 
 Code, names, shapes, and what is said must be the same to the letter. Numbers must be near: the last
 digits that sums are rounded to, and with them the errors of the checks, the shades and what is left
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from npgpt.explain import page, wording
+from npgpt.explain import page, terminal, wording
 from npgpt.explain.explanation import explain
 from npgpt.explain.subjects import SUBJECTS
 
@@ -79,3 +79,12 @@ def test_lines_that_the_derivations_quote_stand_in_the_code():
             for path in (ROOT / "npgpt" / folder).glob("*.py")
             for line in path.read_text(encoding="utf-8").splitlines()}
     assert len(quoted) > 20 and set(quoted) <= code
+
+
+def test_excerpt_in_README_has_the_lines_and_shapes_of_a_terminal_of_80_columns():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    excerpt = next(block for block in text.split("```") if " │ " in block)
+    e = explain("layernorm", SUBJECTS["layernorm"].sizes, SEED)
+    lines = {line.plain.rstrip() for line in terminal.lines(e, 80)}
+    quoted = {line for line in excerpt.splitlines() if re.match(r" *\d* │.*[a-z]", line)}
+    assert len(quoted) > 7 and quoted <= lines
