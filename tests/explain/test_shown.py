@@ -139,7 +139,7 @@ def test_array_that_was_shown_before_is_named_with_its_line():
 
 def test_page_escapes_what_the_source_holds():
     html = page.html(explained("embedding"))
-    assert "V &lt;= ONE_HOT_LIMIT" in html and "V <= " not in html and '-> y' not in html
+    assert "idx.size &lt; V" in html and "idx.size < " not in html and '-> y' not in html
 
 
 WRONG = '''
