@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "docs/lecture.ipynb"
@@ -40,7 +39,6 @@ def executed(notebook):
     NotebookClient(
         notebook, timeout=300, record_timing=False, coalesce_streams=True,
         resources={"metadata": {"path": str(ROOT)}},
-        config=Config(KernelManager={"transport": "ipc"}),          # no open port
     ).execute()
     notebook.metadata.language_info = {"name": "python"}
     return notebook
