@@ -31,7 +31,7 @@ from npgpt.models.stacks import PAD
 from npgpt.models.transformer import END, Transformer, TransformerConfig, teacher_forced
 from npgpt.options import Options, Parser, option
 from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm, learning_rate
+from npgpt.training.optim import AdamW, clip_scale, learning_rate, squared_norm
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
           "october", "november", "december")
@@ -115,7 +115,8 @@ def train(model, days, c, report):
     for step in range(c.steps):
         source, answers = batch(days, c.seed, step)
         loss, grads = model.loss_and_grads(source, *teacher_forced(answers))
-        scale = clip_scale(gradient_norm(grads, model.device), t.grad_clip, model.device)
+        norm = model.device.xp.sqrt(squared_norm(grads, model.device))
+        scale = clip_scale(norm, t.grad_clip, model.device)
         optimizer.step(model.params, grads, learning_rate(step, t), scale, step + 1)
         if (step + 1) % REPORT_INTERVAL == 0 or step + 1 == c.steps:
             report(step + 1, float(loss))
