@@ -370,8 +370,8 @@ def test_divergence_ends_with_status_3_and_the_checkpoint_whole(home):
 
 def test_best_checkpoint_is_the_one_with_the_lowest_validation_loss(home):
     """A rate that is far too high makes the model worse as it goes on; also after a resume."""
-    train(home, "--learning-rate=1", "--warmup-iters=20", "--eval-interval=3", "--max-iters=15",
-          "--lr-decay-iters=40")
+    train(home, "--optimizer=adamw", "--decay=cosine", "--hold=0", "--learning-rate=1",
+          "--warmup-iters=20", "--eval-interval=3", "--max-iters=15", "--lr-decay-iters=40")
     assert run(home, "--resume", "--max-iters=21").returncode == 0
     losses = {m["step"]: m["val_loss"] for m in metrics(home / "out/laptop") if "val_loss" in m}
     best = min(step for step in losses if step and losses[step] == min(
