@@ -24,3 +24,12 @@ def test_leading_axes_are_tokens():
     x, w, b = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 5)), rng.standard_normal(5)
     np.testing.assert_allclose(linear_forward(x, w, b)[0], np.einsum("bti,io->bto", x, w) + b)
     np.testing.assert_allclose(linear_forward(x[0, 0], w, b)[0], x[0, 0] @ w + b)
+
+
+def test_gradient_lies_in_memory_as_the_weight_does():
+    """A tied head is the embedding turned round: to add dw to its gradient is then fast."""
+    x, w = np.ones((2, 3, 4)), np.ones((4, 5))
+    for weight in (w, np.ones((5, 4)).T):
+        y, cache = linear_forward(x, weight)
+        _, dw, _ = linear_backward(y, cache)
+        assert dw.strides == weight.strides

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from npgpt import GPTConfig
-from npgpt.layers import Key
+from npgpt.layers import Key, attention_forward, dropout_forward
 from npgpt.models.blocks import (
+    attention_weights,
     block_forward,
+    cross_attention_forward,
     merge_heads,
     mlp_forward,
     self_attention_forward,
@@ -41,3 +43,41 @@ def test_merging_undoes_splitting():
     x = np.random.default_rng(0).standard_normal((2, 5, 18))
     np.testing.assert_array_equal(merge_heads(*split_heads(x, 3, 2)), x)
     np.testing.assert_array_equal(merge_heads(*split_heads(x, 1, 3)), x)
+
+
+@pytest.mark.parametrize("key", [None, Key(1, 2)])
+def test_cross_attention_asks_the_memory(key):
+    rng = np.random.default_rng(0)
+    x, memory = rng.standard_normal((2, 3, 8)), rng.standard_normal((2, 5, 6))
+    p = {f"crossattention.{name}": rng.standard_normal(shape) for name, shape in {
+        "q_attn.weight": (8, 8), "q_attn.bias": (8,), "c_attn.weight": (6, 16),
+        "c_attn.bias": (16,), "c_proj.weight": (8, 8), "c_proj.bias": (8,)}.items()}
+    mask = rng.random((2, 1, 1, 5)) < 0.6
+    mask[..., 0] = True
+    maps = []
+    y, _ = cross_attention_forward(x, memory, p, 2, mask, 0.4, key, maps)
+
+    def linear(h, name):
+        return h @ p[f"crossattention.{name}.weight"] + p[f"crossattention.{name}.bias"]
+    (q,) = split_heads(linear(x, "q_attn"), 1, 2)
+    k, v = split_heads(linear(memory, "c_attn"), 2, 2)
+    heads, _ = attention_forward(q, k, v, mask, 0.4, key and key.at(0))
+    expected, _ = dropout_forward(linear(merge_heads(heads), "c_proj"), 0.4,
+                                  key and key.at(1))
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+
+    scores = np.where(mask, q @ k.swapaxes(-1, -2) / 2, -np.inf)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(maps[0], weights, rtol=1e-12)        # nothing dropped in a picture
+    q, k = q.astype("float32"), k.astype("float32")
+    assert attention_weights(q, k).dtype == np.float32
+
+
+def test_cross_attention_drops_nothing_unless_told():
+    rng = np.random.default_rng(0)
+    x, memory = rng.standard_normal((50, 9, 8)), rng.standard_normal((50, 9, 8))
+    p = {f"crossattention.{name}": rng.standard_normal(shape) for name, shape in {
+        "q_attn.weight": (8, 8), "q_attn.bias": (8,), "c_attn.weight": (8, 16),
+        "c_attn.bias": (16,), "c_proj.weight": (8, 8), "c_proj.bias": (8,)}.items()}
+    np.testing.assert_array_equal(cross_attention_forward(x, memory, p, 2, key=Key(1, 1))[0],
+                                  cross_attention_forward(x, memory, p, 2)[0])

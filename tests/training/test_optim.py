@@ -14,6 +14,7 @@ from npgpt.training.optim import (
     gradient_norm,
     learning_rate,
     orthogonal,
+    squared_norm,
 )
 
 CPU = get_device("cpu")
@@ -272,10 +273,49 @@ def test_shares_together_make_the_whole_step(make):
 @pytest.mark.parametrize(("decay", "hold", "expected"), [
     ("linear", 0.5, {0: 1 / 11, 9: 10 / 11, 10: 1.0, 49: 1.0, 50: 1.0, 75: 0.55, 100: 0.1}),
     ("linear", 0.0, {10: 1.0, 55: 0.55, 99: 0.11, 1000: 0.1}),
-    ("cosine", 0.5, {49: 1.0, 75: 0.55, 100: 0.1}),
+    ("cosine", 0.5, {49: 1.0, 60: 0.9140576474687264, 75: 0.55, 100: 0.1}),
     ("linear", 1.0, {10: 1.0, 99: 1.0, 100: 0.1}),
 ])
 def test_rate_rises_holds_and_falls(decay, hold, expected):
     c = TrainingConfig(max_iters=100, warmup_iters=10, learning_rate=1.0, min_lr=0.1, decay=decay,
                        hold=hold)
     assert {step: learning_rate(step, c) for step in expected} == pytest.approx(expected)
+
+
+def test_orthogonal_does_to_singular_values_what_five_rounds_do_to_numbers():
+    sizes = np.array([1e-3, 4e-4, 2e-5])
+    s = sizes / (np.sqrt((sizes**2).sum()) + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    np.testing.assert_allclose(orthogonal(np.diag(sizes)), np.diag(s), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("n_layer", "size", "loads"), [
+    (1, 2, [320, 448]), (1, 3, [256, 256, 256]), (2, 3, [512, 512, 512]),
+    (3, 4, [512, 576, 576, 640]),
+])
+def test_muon_gives_every_rank_about_as_much_to_do(n_layer, size, loads):
+    p = GPT(replace(CONFIG, n_layer=n_layer)).params
+    muon = Muon(p, CPU, 0.95, 0.1, 1.0)
+    found = [sum(s.stop - s.start for s in muon.share(p, rank, size)) for rank in range(size)]
+    assert sorted(found) == loads
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_adamw_gives_every_rank_as_much_to_do(start):
+    p, _ = state()
+    adamw = AdamW(p, CPU, 0.9, 0.99, 0.1, start=start)
+    lengths = []
+    for rank in range(3):
+        spans = adamw.share(p, rank, 3)
+        assert all(start <= s.start <= s.stop <= p.flat.size for s in spans)
+        lengths.append(sum(s.stop - s.start for s in spans))
+    assert max(lengths) - min(lengths) <= 1 and sum(lengths) == p.flat.size - start
+
+
+def test_squares_of_shares_add_up_to_those_of_all():
+    p, grads = state()
+    adamw = AdamW(p, CPU, 0.9, 0.99, 0.1)
+    parts = [squared_norm(grads, CPU, adamw.share(p, rank, 3)) for rank in range(3)]
+    assert sum(parts) == pytest.approx(squared_norm(grads, CPU), rel=1e-14)
+    assert len({float(part) for part in parts}) == 3
