@@ -21,7 +21,7 @@ SWEEPS = {
 }
 TITLES = {"n_embd": "channels C", "block_size": "context T", "batch_size": "batch B",
           "workers": "workers"}
-SECONDS = 3.0      # of steps at each point
+SECONDS = 2.0      # of steps at each point
 
 
 def main():
