@@ -185,10 +185,10 @@ def _device(request, config):
             "fused": not config.fused or device.name != "cpu"}
     for name in (name for name, fit in fits.items() if not fit):
         if not request.resume or name in request.flags:
-            raise UserError(f"--{name} {getattr(config, name)} cannot be had on "
-                            f"{device.description}".replace("--fused True", "--fused")
-                            + ("; --device gpu says what a GPU lacks" if device.name == "cpu"
-                               else f", but {', '.join(device.dtypes)}"))
+            asked = "--fused" if name == "fused" else f"--dtype {config.dtype}"
+            instead = ("; --device gpu says what a GPU lacks" if device.name == "cpu"
+                       else f", but {', '.join(device.dtypes)}")
+            raise UserError(f"{asked} cannot be had on {device.description}{instead}")
         config = replace(config, **{name: TRAINING_FIELDS[name].default})
 
     return compute_with(device, config.dtype or device.default_dtype, config.fused), config
