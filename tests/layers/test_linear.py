@@ -26,10 +26,11 @@ def test_leading_axes_are_tokens():
     np.testing.assert_allclose(linear_forward(x[0, 0], w, b)[0], x[0, 0] @ w + b)
 
 
-def test_gradient_lies_in_memory_as_the_weight_does():
+def test_gradient_lies_in_memory_as_the_weight_does(device):
     """A tied head is the embedding turned round: to add dw to its gradient is then fast."""
-    x, w = np.ones((2, 3, 4)), np.ones((4, 5))
-    for weight in (w, np.ones((5, 4)).T):
-        y, cache = linear_forward(x, weight)
-        _, dw, _ = linear_backward(y, cache)
-        assert dw.strides == weight.strides
+    for put in (np.asarray, device.to_device):
+        x, w, wte = put(np.ones((2, 3, 4))), put(np.ones((4, 5))), put(np.ones((5, 4)))
+        for weight in (w, wte.T):
+            y, cache = linear_forward(x, weight)
+            _, dw, _ = linear_backward(y, cache)
+            assert dw.strides == weight.strides
