@@ -38,6 +38,15 @@ def home(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def signals_arrive():
+    """A shell that starts the tests in the background has them ignore Ctrl-C, and so would all
+    programs that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(home, *words, script="train.py"):
     return subprocess.run([sys.executable, str(ROOT / script), *words], cwd=home, env=ENVIRONMENT,
                           capture_output=True, text=True, stdin=subprocess.DEVNULL)
