@@ -116,13 +116,15 @@ def gradients_of_batch(run, interrupt):
     c = run.config
     rows = c.batch_size * c.grad_accum
     start, stop = run.ranks.rows(c.batch_size)
-    run.grads.flat[...] = 0
     loss = 0
-    for part in range(0, rows, c.batch_size):
-        idx, targets = run.data.batch(c.seed, run.step, rows, part + start, part + stop)
-        part_loss, _ = run.model.loss_and_grads(idx, targets, Key(c.seed, run.step, part + start),
-                                                into=run.grads, count=run.tokens_in_step)
-        loss = loss + part_loss
+    if run.ranks.computes:
+        run.grads.flat[...] = 0
+        for part in range(0, rows, c.batch_size):
+            idx, targets = run.data.batch(c.seed, run.step, rows, part + start, part + stop)
+            key = Key(c.seed, run.step, part + start)
+            part_loss, _ = run.model.loss_and_grads(idx, targets, key, into=run.grads,
+                                                    count=run.tokens_in_step)
+            loss = loss + part_loss
 
     mine = [span for share in run.shares for span in share]
     run.ranks.add_up([grads.flat for grads in run.grads_of], mine)
@@ -156,9 +158,9 @@ def mean_loss(run, split, windows=None):
     window. In nats per token."""
     offsets = run.data.offsets(split, windows)
     parts = np.split(offsets, range(run.config.batch_size, len(offsets), run.config.batch_size))
-    mine = parts[run.ranks.rank::run.ranks.size]
+    start, stop = run.ranks.rows(len(parts))
     total = sum(len(part) * float(to_host(run.model.loss(*run.data.windows(split, part))))
-                for part in mine)
+                for part in parts[start:stop])
     return float(run.ranks.sum(total)[0] / len(offsets))
 
 

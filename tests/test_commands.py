@@ -124,6 +124,25 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home, optimizer, worke
     assert dict(losses[1]).items() <= dict(losses[0]).items()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_processes_that_only_help_to_update_change_nothing_but_the_rounding(home, optimizer):
+    """As for a large model: one of three computes."""
+    words = ["--data=fox.txt", *TINY, "--dropout=0.2", "--grad-accum=2", f"--optimizer={optimizer}"]
+    large = ("import sys, train; from npgpt.training import ranks; "
+             "ranks.choose = lambda *run: (3, 1); sys.exit(train.main())")
+    command = [sys.executable, "-c", large, *words, "--max-iters=6", "--out-dir=three"]
+    result = subprocess.run(command, cwd=home, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ", 3 processes that update, one of them computes\n" in result.stdout
+    train(home, *words, "--max-iters=6", "--workers=1", "--out-dir=one")
+    three, one = (tensors(home / name / "checkpoint-6") for name in ("three", "one"))
+    assert three.keys() == one.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(three[name], array, rtol=0, atol=1e-6)
+    of_three, of_one = (metrics(home / name)[-1]["whole_val_loss"] for name in ("three", "one"))
+    assert of_three == pytest.approx(of_one, rel=1e-5)
+
+
 @pytest.mark.parametrize(("workers", "rounding"), [(1, 1e-6), (3, 1e-5)])
 def test_training_is_the_few_lines_that_it_claims_to_be(home, workers, rounding):
     train(home, "--max-iters=6", "--dropout=0.2", "--warmup-iters=2", "--seed=9", "--grad-clip=0.5",

@@ -11,8 +11,8 @@ LESS_MEMORY = "lower --batch-size (and raise --grad-accum), --block-size or --n-
 
 
 def memory_needed(model, training, device, ranks=1):
-    """GPTConfig, TrainingConfig -> bytes that so many ranks will hold at their peak together, to
-    about a tenth.
+    """GPTConfig, TrainingConfig -> bytes that will be held at their peak by so many ranks that
+    compute, together, to about a tenth.
 
     Parameters, AdamW's two means and each rank's gradients are as long as each other. Of the
     activations, what the caches keep from forward to backward counts; it grows with the tokens in a

@@ -5,7 +5,8 @@ whole batch's. Several ranks on one machine are processes that share memory: par
 and the optimiser's means lie in anonymous maps that a fork inherits, and that are gone with the
 last process. Each rank adds up and updates its own share of the flat buffer, so that this work is
 divided too. Every sum is taken in the order of the ranks: with the same number of ranks a run is
-the same to the last bit.
+the same to the last bit. Where a model is large, the first rank alone computes, with BLAS's threads
+on all cores, and the others only help it to update.
 
 Waiting is spinning at first, since a sleeping process takes longer to wake than a step may last,
 then yielding, then sleeping. Whoever waits looks round now and then: the first rank for workers
@@ -27,7 +28,7 @@ from npgpt.errors import RunError
 SPINS = 2000             # about a tenth of a millisecond
 PATIENCE = 0.02          # seconds of yielding before sleeping
 NAP = 0.001              # seconds
-LARGE = 20_000_000       # parameters, from which BLAS's threads are faster than processes
+LARGE = 20_000_000       # parameters, from which BLAS's threads compute faster than processes
 
 
 class WorkerEnded(RunError):
@@ -38,6 +39,13 @@ class Alone:
     """One process."""
 
     rank, size = 0, 1
+    computing = 1            # how many of the ranks compute gradients: the first ones
+    description = ""         # for a person to read, where there is something to say
+
+    @property
+    def computes(self):
+        """Whether this rank computes gradients."""
+        return self.rank < self.computing
 
     def launch(self, work):
         """Run work() in every rank -> what it returns in the first."""
@@ -48,8 +56,9 @@ class Alone:
         return array
 
     def rows(self, count):
-        """The first and the last row + 1 of `count` that are this rank's."""
-        return self.rank * count // self.size, (self.rank + 1) * count // self.size
+        """The first and the last row + 1 of `count` that this rank computes."""
+        first, last = (min(rank, self.computing) for rank in (self.rank, self.rank + 1))
+        return first * count // self.computing, last * count // self.computing
 
     def barrier(self):
         """Return when every rank has come here."""
@@ -59,14 +68,17 @@ class Alone:
         return numbers
 
     def add_up(self, buffers, share):
-        """Add every rank's buffer to the first one's, where the share says."""
+        """Add the buffers of all ranks that compute to the first one's, where the share says."""
 
 
 class Processes(Alone):
     """Several processes on this machine. `launch` forks all but the first."""
 
-    def __init__(self, size):
-        self.size = size
+    def __init__(self, size, computing=None):
+        """computing: how many of them compute gradients; None: all."""
+        self.size, self.computing = size, computing or size
+        self.description = (f"{size} processes" if self.computing > 1
+                            else f"{size} processes that update, one of them computes")
         self._arrived = memoryview(mmap.mmap(-1, 64 * size)).cast("q")    # a cache line a rank
         self._numbers = _mapped((2, size, 8), np.float64)                 # in turns: see `sum`
         self._failure = mmap.mmap(-1, 4096)
@@ -164,7 +176,6 @@ class Processes(Alone):
         self.barrier()
         return tuple(table[:, :len(numbers)].sum(0))
 
-
     def add_up(self, buffers, share):
         self.barrier()
         for span in share:
@@ -179,13 +190,15 @@ def _mapped(shape, dtype):
 
 
 def choose(workers, rows, parameters, device):
-    """How many ranks a run gets. workers: as asked for, None: the cores, but one process for a
-    large model, whose products keep BLAS's threads busy. Never more than rows in a batch."""
+    """-> how many ranks a run gets, and how many of them compute. workers: as asked for; None: the
+    cores, with one that computes for a large model, whose products keep BLAS's threads busy. Never
+    more compute than a batch has rows."""
     if device.name != "cpu" or not can_fork():
-        return 1
-    if workers is None:
-        workers = 1 if parameters >= LARGE else device.cores
-    return min(workers, rows)
+        return 1, 1
+    if workers is None and parameters >= LARGE:
+        return device.cores, 1
+    size = min(workers or device.cores, rows)
+    return size, size
 
 
 def can_fork():
@@ -193,10 +206,11 @@ def can_fork():
     return sys.platform == "linux" and hasattr(os, "fork")
 
 
-def make(size):
-    """-> Alone, or Processes, with BLAS on one thread each."""
+def make(size, computing):
+    """-> Alone, or Processes; with BLAS on one thread each where several compute."""
     if size == 1:
         return Alone()
-    from threadpoolctl import threadpool_limits
-    threadpool_limits(1)
-    return Processes(size)
+    if computing > 1:
+        from threadpoolctl import threadpool_limits
+        threadpool_limits(1)
+    return Processes(size, computing)

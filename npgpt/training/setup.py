@@ -34,7 +34,7 @@ class Training:
     data: Dataset
     model: GPT
     ranks: ranks.Alone                   # who else trains it
-    grads_of: list[Parameters]           # of each rank, for the latest batch
+    grads_of: list[Parameters]           # of each rank that computes, for the latest batch
     optimizers: list                     # each moves some of the parameters
     step: int = 0                        # steps done
     seconds: float = 0.0                 # spent on them
@@ -72,14 +72,15 @@ class Training:
         """name -> text: what a person wants to know before it starts."""
         model, c = self.model.config, self.config
         start, stop = self.ranks.rows(c.batch_size)
-        memory = estimate.memory_needed(model, c, self.device, self.ranks.size)
-        trial = estimate.step_seconds(self.model, self.data, stop - start, self.grads)
+        memory = estimate.memory_needed(model, c, self.device, self.ranks.computing)
+        trial = (estimate.step_seconds(self.model, self.data, stop - start, self.grads)
+                 if self.ranks.computes else 0.0)
         left = estimate.run_seconds(trial, c, self.step)
         note = {"note": self.text.note} if self.text.note else {}
         return note | {
             "npgpt": f"config {self.config_name} on {self.device.description}, "
                      f"{c.dtype or self.device.default_dtype}"
-                     + (f", {self.ranks.size} processes" if self.ranks.size > 1 else ""),
+                     + (self.ranks.description and f", {self.ranks.description}"),
             "data": f"{self.text.name}: {len(self.text.text):,} characters, "
                     f"{model.vocab_size} of them distinct",
             "sha256": self.text.sha256,
@@ -138,12 +139,11 @@ def _new(request):
     text = load_text(config.data)
     data = Dataset(text.text, architecture.block_size, device)
     architecture = replace(architecture, vocab_size=data.tokenizer.vocab_size)
-    size = _ranks(config, architecture, device)
-    estimate.check_memory(estimate.memory_needed(architecture, config, device, size), device)
+    team = _team(config, architecture, device)
     directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device)
-    return Training(request.config_name, config, directory, text, data, model,
-                    *share_out(model, config, size))
+    return Training(request.config_name, config, directory, text, data, model, team,
+                    *share_out(model, config, team))
 
 
 def _resumed(request):
@@ -163,10 +163,9 @@ def _resumed(request):
     model = GPT.from_pretrained(checkpoint, device=device)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
-    size = _ranks(config, model.config, device)
-    estimate.check_memory(estimate.memory_needed(model.config, config, device, size), device)
+    team = _team(config, model.config, device)
     data = Dataset(text.text, model.config.block_size, device, tokenizer)
-    team, grads_of, optimizers = share_out(model, config, size)
+    grads_of, optimizers = share_out(model, config, team)
     tensors = {name: array for o in optimizers for name, array in o.state.items()}
     shapes = {name: array.shape for name, array in tensors.items()}
     for name, value in read_tensors(checkpoint / TENSORS, shapes).items():
@@ -210,28 +209,31 @@ def compute_with(device, dtype, fused):
     return device
 
 
-def _ranks(config, architecture, device):
-    """How many ranks a run gets."""
-    return ranks.choose(config.workers, config.batch_size, count(architecture.shapes()), device)
+def _team(config, architecture, device):
+    """The ranks that a run gets. Raises UserError if there is not the memory for what they do."""
+    parameters = count(architecture.shapes())
+    team = ranks.make(*ranks.choose(config.workers, config.batch_size, parameters, device))
+    estimate.check_memory(
+        estimate.memory_needed(architecture, config, device, team.computing), device)
+    return team
 
 
-def share_out(model, config, size):
-    """What training needs beside a model -> ranks, gradients of each, optimisers: with all that the
-    ranks write to where every rank sees it, the parameters too."""
+def share_out(model, config, team):
+    """What training needs beside a model -> gradients of each rank that computes, optimisers: with
+    all that the ranks write to where every rank sees it, the parameters too."""
     device = model.device
-    team = ranks.make(size)
     model.params = params = model.params.on(team.shared(model.params.flat))
     zeros = device.xp.zeros_like(params.flat)
-    grads_of = [params.on(team.shared(zeros)) for _ in range(size)]
+    grads_of = [params.on(team.shared(zeros)) for _ in range(team.computing)]
     adamw = AdamW(params, device, config.beta1, config.beta2, config.weight_decay,
                   start=params.n_matrices if config.optimizer == "muon" else 0)
     adamw.m, adamw.v = team.shared(adamw.m), team.shared(adamw.v)
     if config.optimizer == "adamw":
-        return team, grads_of, [adamw]
+        return grads_of, [adamw]
     muon = Muon(params, device, config.muon_momentum, config.weight_decay,
                 config.muon_lr / config.learning_rate)
     muon.m = team.shared(muon.m)
-    return team, grads_of, [muon, adamw]
+    return grads_of, [muon, adamw]
 
 
 def _check_state(state, checkpoint):

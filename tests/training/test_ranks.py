@@ -76,6 +76,20 @@ def test_rows_are_divided_without_gap_or_overlap(count):
     assert found == list(range(count))
 
 
+def test_ranks_that_only_update_compute_no_rows():
+    team = Processes(4, computing=2)
+    for team.rank, rows in enumerate([(0, 3), (3, 7), (7, 7), (7, 7)]):
+        assert team.rows(7) == rows
+        assert team.computes == (team.rank < 2)
+
+
+@pytest.mark.parametrize(("size", "computing", "description"), [
+    (3, None, "3 processes"), (3, 1, "3 processes that update, one of them computes")])
+def test_ranks_say_what_they_are(size, computing, description):
+    assert Processes(size, computing).description == description
+    assert Alone().description == ""
+
+
 def test_one_rank_has_nothing_to_share():
     team, x = Alone(), np.ones(3)
     assert team.launch(lambda: 5) == 5
@@ -139,14 +153,15 @@ team.launch(work)
 
 def test_number_of_ranks_follows_a_fixed_rule():
     four = Device("cpu", np, (), cores=4)
-    assert choose(None, 12, 10**6, four) == 4
-    assert choose(None, 3, 10**6, four) == 3                  # no more than there are rows
-    assert choose(None, 12, ranks.LARGE, four) == 1           # BLAS's threads are faster
-    assert choose(2, 12, ranks.LARGE, four) == 2              # unless somebody says otherwise
-    assert choose(8, 12, 10**6, four) == 8
-    assert choose(4, 12, 10**6, Device("gpu", np, (), cores=4)) == 1
+    assert choose(None, 12, 10**6, four) == (4, 4)
+    assert choose(None, 3, 10**6, four) == (3, 3)             # no more than there are rows
+    assert choose(None, 12, ranks.LARGE - 1, four) == (4, 4)
+    assert choose(None, 1, ranks.LARGE, four) == (4, 1)       # BLAS's threads compute faster
+    assert choose(2, 12, ranks.LARGE, four) == (2, 2)         # unless somebody says otherwise
+    assert choose(8, 12, 10**6, four) == (8, 8)
+    assert choose(4, 12, 10**6, Device("gpu", np, (), cores=4)) == (1, 1)
 
 
 def test_one_process_where_there_is_no_fork(monkeypatch):
     monkeypatch.setattr(ranks.sys, "platform", "darwin")
-    assert choose(4, 12, 10**6, CPU) == 1
+    assert choose(4, 12, 10**6, CPU) == (1, 1)
