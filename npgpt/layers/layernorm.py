@@ -9,6 +9,8 @@ its mean and its component along xhat:
 
     dxhat = dy * w
     dx    = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
+
+Both means are products with w: dy @ w multiplies dy by w and adds up over the channels at once.
 """
 
 
@@ -26,12 +28,15 @@ def layernorm_backward(dy, cache):
     """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
     xhat, rstd, w = cache
     axes = tuple(range(dy.ndim - 1))         # every axis but C
-    dw = (dy * xhat).sum(axes)
+    dy_xhat = dy * xhat
+    dw = dy_xhat.sum(axes)
     db = dy.sum(axes)
 
+    C = w.shape[0]
     dxhat = dy * w
-    along = (dxhat * xhat).mean(-1, keepdims=True)
-    dx = dxhat - dxhat.mean(-1, keepdims=True)
-    dx -= xhat * along
+    mean = dy @ w / C                        # (...)
+    along = dy_xhat @ w / C                  # (...)
+    dx = dxhat - mean[..., None]
+    dx -= xhat * along[..., None]
     dx *= rstd
     return dx, dw, db

@@ -194,9 +194,10 @@ def layernorm_at_its_start(backward):
 def sum_for_a_mean(dy, cache):
     xhat, rstd, w = cache
     _, dw, db = layernorm_backward(dy, cache)
+    dy_xhat = dy * xhat
     dxhat = dy * w
-    along = (dxhat * xhat).sum(-1, keepdims=True)
-    dx = rstd * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * along)
+    along = dy_xhat @ w
+    dx = rstd * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * along[..., None])
     return dx, dw, db
 
 
@@ -205,8 +206,8 @@ BUGS.append(Bug(
     "Two of the three terms of dx are means, and one of them was written as a sum. The gradients "
     "of w and b do not pass through that line. Tests that look at the parameters of the layer "
     "alone pass.",
-    right="along = (dxhat * xhat).mean(-1, keepdims=True)",
-    wrong="along = (dxhat * xhat).sum(-1, keepdims=True)",
+    right="along = dy_xhat @ w / C",
+    wrong="along = dy_xhat @ w",
     correct=layernorm_backward, broken=sum_for_a_mean, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_parameters_alone,
 ))

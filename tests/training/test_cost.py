@@ -18,9 +18,9 @@ from tests import double
 MARGIN = 0.02
 WORK = {"vocab_size": 65, "block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}     # B 16
 COST = {      # -> operations, megabytes, calls of Python functions
-    "adamw": (719, 46.34, 390),
-    "adamw, dropout": (1213, 60.42, 553),
-    "muon": (2267, 65.61, 808),
+    "adamw": (728, 45.20, 391),
+    "adamw, dropout": (1222, 59.27, 554),
+    "muon": (2276, 64.47, 809),
 }
 
 
