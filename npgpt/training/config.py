@@ -56,8 +56,8 @@ class TrainingConfig(Options):
         choices=("float32", "tf32", "bfloat16"),
     )
     workers: int | None = option(
-        None, "processes that share the work on a CPU (default: the cores; 1 for a large model, "
-        "whose products keep BLAS's own threads busy)", at_least=1, at_most=1000
+        None, "processes that share the work on a CPU (default: the cores; for a large model one "
+        "computes, with BLAS's threads, and the others update)", at_least=1, at_most=1000
     )
     fused: bool = option(False, "a GPU's fused kernels, which no GPU has run yet")
 
