@@ -40,7 +40,8 @@ def squared_norm(grads, device, share=None):
     for span in share:
         for part in device.slices(span.start, span.stop):
             g = grads.flat[part].astype("float64")
-            total = total + g @ g
+            g *= g
+            total = total + g.sum()
     return total
 
 
@@ -73,8 +74,8 @@ class AdamW:
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.weight_decay = weight_decay
         self.start = start
-        self.m = device.xp.zeros_like(params.flat[start:])
-        self.v = device.xp.zeros_like(params.flat[start:])
+        self.m, self.v = (device.xp.zeros(params.flat.size - start, params.flat.dtype)
+                          for _ in range(2))
 
     @property
     def state(self):
@@ -134,7 +135,7 @@ class Muon:
         self.device = device
         self.momentum, self.weight_decay = momentum, weight_decay
         self.relative_rate = relative_rate
-        self.m = device.xp.zeros_like(params.flat[:params.n_matrices])
+        self.m = device.xp.zeros(params.n_matrices, params.flat.dtype)
 
     @property
     def state(self):

@@ -8,13 +8,14 @@ divided too. Every sum is taken in the order of the ranks: with the same number 
 the same to the last bit. Where a model is large, the first rank alone computes, with BLAS's threads
 on all cores, and the others only help it to update.
 
-Waiting is spinning at first, since a sleeping process takes longer to wake than a step may last,
-then yielding, then sleeping. Whoever waits looks round now and then: the first rank for workers
-that ended, a worker for the first rank. So none outlives the others.
+Waiting is spinning at first, since to fall asleep and wake takes longer than most waits, then
+yielding, then sleeping until somebody arrives. Whoever sleeps looks round now and then: the first
+rank for workers that ended, a worker for the first rank. So none outlives the others.
 """
 
 import mmap
 import os
+import select
 import signal
 import sys
 import threading
@@ -26,8 +27,8 @@ import numpy as np
 from npgpt.errors import RunError
 
 SPINS = 2000             # about a tenth of a millisecond
-PATIENCE = 0.02          # seconds of yielding before sleeping
-NAP = 0.001              # seconds
+PATIENCE = 0.002         # seconds of yielding before sleeping
+NAP = 0.1                # seconds of sleep between two looks round
 LARGE = 20_000_000       # parameters, from which BLAS's threads compute faster than processes
 
 
@@ -79,7 +80,9 @@ class Processes(Alone):
         self.size, self.computing = size, computing or size
         self.description = (f"{size} processes" if self.computing > 1
                             else f"{size} processes that update, one of them computes")
-        self._arrived = memoryview(mmap.mmap(-1, 64 * size)).cast("q")    # a cache line a rank
+        # For each rank, in a cache line of its own: the barriers it has come to, whether it sleeps.
+        self._arrived = memoryview(mmap.mmap(-1, 64 * size)).cast("q")
+        self._bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(size)]
         self._numbers = _mapped((2, size, 8), np.float64)                 # in turns: see `sum`
         self._failure = mmap.mmap(-1, 4096)
         self._barriers = self._sums = 0
@@ -108,6 +111,8 @@ class Processes(Alone):
         status = 1
         try:
             self.rank, self._workers = rank, {}
+            if not self.computes:
+                _limit_blas()
             signal.signal(signal.SIGINT, signal.SIG_IGN)       # the first rank decides for all
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
@@ -130,6 +135,9 @@ class Processes(Alone):
         with self._fence:
             self._arrived[8 * self.rank] = self._barriers
         for rank in range(self.size):
+            if self._arrived[8 * rank + 1]:
+                os.eventfd_write(self._bells[rank], 1)
+        for rank in range(self.size):
             self._wait(8 * rank)
         with self._fence:
             pass
@@ -140,16 +148,23 @@ class Processes(Alone):
         for _ in range(SPINS):
             if arrived[place] >= due:
                 return
-        began = looked = time.monotonic()
-        while arrived[place] < due:
-            now = time.monotonic()
-            if now - began < PATIENCE:
-                os.sched_yield()
-            else:
-                time.sleep(NAP)
-            if now - looked > PATIENCE:
-                looked = now
-                self._look_round()
+        until = time.monotonic() + PATIENCE
+        while arrived[place] < due and time.monotonic() < until:
+            os.sched_yield()
+        if arrived[place] < due:
+            self._sleep(place)
+
+    def _sleep(self, place):
+        """The same, asleep. Who arrives rings the bells of those that say they sleep: so this says
+        so before it looks for the last time, and who arrives looks after he has."""
+        asleep, bell = 8 * self.rank + 1, self._bells[self.rank]
+        with self._fence:
+            self._arrived[asleep] = 1
+        while self._arrived[place] < self._barriers:
+            if select.select([bell], [], [], NAP)[0]:
+                os.eventfd_read(bell)
+            self._look_round()
+        self._arrived[asleep] = 0
 
     def _look_round(self):
         """Raise WorkerEnded if a worker has ended; end if the first rank has."""
@@ -211,6 +226,11 @@ def make(size, computing):
     if size == 1:
         return Alone()
     if computing > 1:
-        from threadpoolctl import threadpool_limits
-        threadpool_limits(1)
+        _limit_blas()
     return Processes(size, computing)
+
+
+def _limit_blas():
+    """From now on BLAS computes on one thread in this process."""
+    from threadpoolctl import threadpool_limits
+    threadpool_limits(1)

@@ -223,8 +223,8 @@ def share_out(model, config, team):
     all that the ranks write to where every rank sees it, the parameters too."""
     device = model.device
     model.params = params = model.params.on(team.shared(model.params.flat))
-    zeros = device.xp.zeros_like(params.flat)
-    grads_of = [params.on(team.shared(zeros)) for _ in range(team.computing)]
+    grads_of = [params.on(team.shared(device.xp.zeros(params.flat.size, params.flat.dtype)))
+                for _ in range(team.computing)]
     adamw = AdamW(params, device, config.beta1, config.beta2, config.weight_decay,
                   start=params.n_matrices if config.optimizer == "muon" else 0)
     adamw.m, adamw.v = team.shared(adamw.m), team.shared(adamw.v)
