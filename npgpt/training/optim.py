@@ -187,19 +187,23 @@ def orthogonal(g, steps=5):
     everything from 0.01 to 1 to between 0.7 and 1.2; nearer to 1 is not needed. Divided by the norm
     of all its elements, a matrix has no singular value above 1.
 
-    All rounds together are one matrix q, a polynomial in xxᵀ, and so is xxᵀ of the next round,
-    p xxᵀ p. So x itself, which may be much wider than it is high, is needed only twice.
+    A square matrix goes through the rounds itself. For any other, all rounds together are one
+    matrix q, as small as the smaller of xxᵀ and xᵀx: a polynomial in that, and the next round's is
+    p xxᵀ p. So x, which may be much longer one way than the other, is needed only twice.
     """
-    wide = g if g.shape[0] <= g.shape[1] else g.T             # x xᵀ is the smaller of the two then
-    x = wide / ((wide * wide).sum() ** 0.5 + 1e-7)
-    gram = x @ x.T
+    I, O = g.shape
+    x = g / ((g * g).sum() ** 0.5 + 1e-7)
+    if I == O:
+        for _ in range(steps):
+            x = _quintic(x @ x.T) @ x
+        return x
+    gram = x @ x.T if I < O else x.T @ x
     p = q = _quintic(gram)
     for _ in range(steps - 1):
         gram = p @ gram @ p
         p = _quintic(gram)
         q = p @ q
-    x = q @ x
-    return x if g.shape[0] <= g.shape[1] else x.T
+    return q @ x if I < O else x @ q
 
 
 def _quintic(gram, a=3.4445, b=-4.7750, c=2.0315):
