@@ -282,12 +282,15 @@ def test_rate_rises_holds_and_falls(decay, hold, expected):
     assert {step: learning_rate(step, c) for step in expected} == pytest.approx(expected)
 
 
-def test_orthogonal_does_to_singular_values_what_five_rounds_do_to_numbers():
+@pytest.mark.parametrize("shape", [(3, 3), (3, 13), (13, 3)])
+def test_orthogonal_does_to_singular_values_what_five_rounds_do_to_numbers(shape):
     sizes = np.array([1e-3, 4e-4, 2e-5])
     s = sizes / (np.sqrt((sizes**2).sum()) + 1e-7)
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    np.testing.assert_allclose(orthogonal(np.diag(sizes)), np.diag(s), rtol=1e-12, atol=1e-15)
+    g, expected = np.zeros(shape), np.zeros(shape)
+    g[range(3), range(3)], expected[range(3), range(3)] = sizes, s
+    np.testing.assert_allclose(orthogonal(g), expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(("n_layer", "size", "loads"), [
@@ -305,6 +308,7 @@ def test_muon_gives_every_rank_about_as_much_to_do(n_layer, size, loads):
 def test_adamw_gives_every_rank_as_much_to_do(start):
     p, _ = state()
     adamw = AdamW(p, CPU, 0.9, 0.99, 0.1, start=start)
+    assert all(mean.shape == (p.flat.size - start,) for mean in adamw.state.values())
     lengths = []
     for rank in range(3):
         spans = adamw.share(p, rank, 3)
