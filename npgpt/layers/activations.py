@@ -2,10 +2,13 @@
 
     relu(x) = max(x, 0)                        relu'(x) = 1 where x > 0, else 0
 
-    gelu(x) = x/2 * (1 + t)                    t = tanh(u)
+    gelu(x) = x * s                            s = (1 + tanh(u)) / 2
                                                u = √(2/π) * (x + 0.044715 x³)
 
-    gelu'(x) = (1 + t)/2 + x/2 * (1 - t²) * du/dx      du/dx = √(2/π) * (1 + 3 * 0.044715 x²)
+    gelu'(x) = s + x * ds/dx                   ds/dx = 2 s (1 - s) * du/dx
+                                               du/dx = √(2/π) * (1 + 3 * 0.044715 x²)
+
+s is the share of x that passes: nearly 0 far below 0, nearly 1 far above.
 
 GELU: Hendrycks and Gimpel 2016, arXiv:1606.08415. Hugging Face calls this form gelu_new; the form
 with erf differs from it by up to 5e-4.
@@ -32,29 +35,27 @@ def relu_backward(dy, cache):
 
 
 def gelu_forward(x):
-    """x (...) -> y (...). Keeps t, because tanh is the expensive part."""
+    """x (...) -> y (...). Keeps s, because tanh is the expensive part."""
     xp = array_module(x)
-    t = x * x
-    t *= GELU_CUBIC
-    t += GELU_LINEAR
-    t *= x                      # u
-    xp.tanh(t, out=t)
-    y = t + 1
-    y *= x
-    y *= 0.5
-    return y, (x, t)
+    s = x * x
+    s *= GELU_CUBIC
+    s += GELU_LINEAR
+    s *= x                      # u
+    xp.tanh(s, out=s)
+    s += 1
+    s *= 0.5
+    y = x * s
+    return y, (x, s, y)
 
 
 def gelu_backward(dy, cache):
     """dy (...) -> dx (...)."""
-    x, t = cache
+    x, s, y = cache
     dx = x * x
-    dx *= 3 * GELU_CUBIC
-    dx += GELU_LINEAR           # du/dx
-    dx *= x
-    dx *= 1 - t * t
-    dx += t
-    dx += 1
+    dx *= 6 * GELU_CUBIC
+    dx += 2 * GELU_LINEAR       # 2 du/dx
+    dx *= y                     # 2 x s du/dx
+    dx *= 1 - s                 # x ds/dx
+    dx += s
     dx *= dy
-    dx *= 0.5
     return dx

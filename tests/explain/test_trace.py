@@ -140,7 +140,7 @@ def test_arrays_changed_in_place_are_shown_with_the_elements_that_changed():
     assert value.name == "att" and np.isneginf(value.data[value.changed]).all()
     assert np.array_equal(value.changed[0, 0], ~np.tri(3, dtype=bool))
     step = next(step for step in explained("gelu").forward if "xp.tanh(" in step.source)
-    assert [value.name for value in step.values] == ["t"]
+    assert [value.name for value in step.values] == ["s"]
 
 
 def test_array_that_was_shown_is_not_shown_twice_unless_it_changed():

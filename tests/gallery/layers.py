@@ -290,7 +290,7 @@ BUGS.append(Bug(
     "There is a GELU with erf and one with tanh, and they differ by up to 5e-4. One in the "
     "forward and the other in the backward, or one in training and the other in the checkpoint's "
     "reader, passes every test that is content with 1e-2. GPT-2's is the tanh form.",
-    right="xp.tanh(t, out=t)",
+    right="xp.tanh(s, out=s)",
     wrong="y = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))",
     correct=gelu_forward, broken=gelu_with_erf, source=gelu_forward.__wrapped__,
     check=gelu_of_gpt2, blind=gelu_within_a_hundredth,

@@ -18,9 +18,9 @@ from tests import double
 MARGIN = 0.02
 WORK = {"vocab_size": 65, "block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64}     # B 16
 COST = {      # -> operations, megabytes, calls of Python functions
-    "adamw": (728, 45.20, 391),
-    "adamw, dropout": (1222, 59.27, 554),
-    "muon": (2213, 63.42, 809),
+    "adamw": (717, 43.10, 391),
+    "adamw, dropout": (1211, 57.18, 554),
+    "muon": (2201, 61.32, 809),
 }
 
 
