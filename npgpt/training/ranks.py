@@ -82,15 +82,16 @@ class Processes(Alone):
                             else f"{size} processes that update, one of them computes")
         # For each rank, in a cache line of its own: the barriers it has come to, whether it sleeps.
         self._arrived = memoryview(mmap.mmap(-1, 64 * size)).cast("q")
-        self._bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(size)]
         self._numbers = _mapped((2, size, 8), np.float64)                 # in turns: see `sum`
         self._failure = mmap.mmap(-1, 4096)
         self._barriers = self._sums = 0
         self._fence = threading.Lock()    # taking it orders memory, on processors that need it
         self._first = os.getpid()
         self._workers = {}                # process -> rank
+        self._bells = []                  # of each rank, an event that wakes it
 
     def launch(self, work):
+        self._bells = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(self.size)]
         try:
             for rank in range(1, self.size):
                 process = os.fork()
@@ -104,6 +105,8 @@ class Processes(Alone):
             for process in self._workers:
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
+            for bell in self._bells:
+                os.close(bell)
             self._workers = {}
 
     def _be(self, rank, work):

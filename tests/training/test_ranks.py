@@ -68,6 +68,30 @@ def test_buffers_are_added_up_share_by_share():
     np.testing.assert_array_equal(buffers[0], 6 * np.arange(10) + 12)
 
 
+def test_rank_that_sleeps_is_woken_by_the_one_that_arrives(monkeypatch):
+    select = ranks.select.select
+
+    def rung(*arguments):
+        found = select(*arguments)
+        assert found[0], "nobody rang"
+        return found
+
+    monkeypatch.setattr(ranks.select, "select", rung)
+    monkeypatch.setattr(ranks, "NAP", 10)            # seconds, to be sure
+    team = Processes(2)
+
+    def work():
+        for turn in range(20):
+            late = turn % 2
+            asleep = 8 * (1 - late) + 1
+            while team.rank == late and not team._arrived[asleep]:
+                os.sched_yield()
+            team.barrier()
+        return "done"
+
+    assert team.launch(work) == "done"
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
 def test_rows_are_divided_without_gap_or_overlap(count):
     team, found = Processes(3), []
