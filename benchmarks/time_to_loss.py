@@ -29,7 +29,7 @@ BAR = 5.0            # times sooner
 RECIPE = TrainingConfig(batch_size=12, max_iters=2000, learning_rate=1e-3, min_lr=1e-4,
                         warmup_iters=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0)
 SPRINT = {           # what npgpt's laptop configuration is changed to for a run this short
-    "max-iters": 360, "warmup-iters": 10, "hold": 0.3, "learning-rate": 2e-2, "muon-lr": 0.04,
+    "max-iters": 350, "warmup-iters": 10, "hold": 0.2, "learning-rate": 2e-2, "muon-lr": 0.04,
     "muon-momentum": 0.85, "eval-iters": 1,
 }
 
