@@ -29,7 +29,7 @@ def test_laptop_is_the_default_and_says_every_value_of_the_model():
     assert request.config_name == "laptop"
     model, training = request.model(65), request.training()
     assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (4, 4, 128, 64)
-    assert (training.batch_size, training.max_iters, model.dropout) == (12, 3300, 0.0)
+    assert (training.batch_size, training.max_iters, model.dropout) == (12, 4200, 0.0)
     assert training.eval_iters * training.batch_size >= 100
 
 
@@ -75,7 +75,7 @@ def test_flags_win_over_the_file_and_the_file_over_laptop(tmp_path):
 
 
 def test_what_follows_from_other_values():
-    assert read().training().lr_decay_iters == 3300
+    assert read().training().lr_decay_iters == 4200
     assert read("--max-iters", "40").training().lr_decay_iters == 40
     assert read("--max-iters", "40").training().warmup_iters == 2
     assert read("--max-iters", "90000").training().warmup_iters == 100
@@ -118,7 +118,7 @@ def test_flags_that_cannot_be_are_refused_in_one_line(words, message):
 @pytest.mark.parametrize(("words", "message"), [
     ("--n-embd 130", "n_embd must be a multiple of n_head; 130 is not one of 4"),
     ("--min-lr 0.5", "min_lr 0.5 is above learning_rate"),
-    ("--warmup-iters 4000", "warmup_iters 4000 is above lr_decay_iters 3300"),
+    ("--warmup-iters 5000", "warmup_iters 5000 is above lr_decay_iters 4200"),
 ])
 def test_values_that_contradict_each_other_are_refused(words, message):
     request = read(*words.split())
@@ -153,7 +153,7 @@ def test_resumed_run_keeps_its_values_but_for_those_that_may_change():
     saved = read("--seed", "5").values | dataclasses.asdict(read("--seed", "5").training())
     request = read("--max-iters", "9000", "--seed", "5", "--log-interval", "3").resumed(saved)
     assert request.training().max_iters == 9000 and request.training().log_interval == 3
-    assert request.training().lr_decay_iters == 3300
+    assert request.training().lr_decay_iters == 4200
     for word, name in (("--seed=6", "seed"), ("--n-layer=9", "n-layer"), ("--beta1=0", "beta1")):
         with pytest.raises(UserError, match=f"a resumed run keeps its --{name}"):
             read(word).resumed(saved)
