@@ -99,7 +99,8 @@ def loop(run):
         whole = mean_loss(run, run.data.val)
         run.log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
         progress.say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
-        (held,) = ranks.sum(run.device.held() or 0)
+        # What ranks hold that only update is the first one's too, but for a few MB.
+        (held,) = ranks.sum(run.device.held() or 0 if ranks.computes else 0)
         if held:
             progress.say(f"memory held: {size(held)} at most")
         if run.is_first:

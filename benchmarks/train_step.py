@@ -4,7 +4,7 @@ The same model on the same batches with AdamW and clipping, in float32: npgpt as
 it, PyTorch with scaled_dot_product_attention on all cores, eager and compiled. Each is a process of
 its own, they take turns, and medians are compared; compiled PyTorch, which takes a minute to start,
 has one turn. The floor is the time of the step's products of matrices alone, in as many processes
-as the step has.
+as compute in the step.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def time_floor(model, batch_size, steps, workers=None):
         rng = np.random.default_rng(0)
         products = [(rng.standard_normal(a, dtype=np.float32).swapaxes(*turn[0]),
                      rng.standard_normal(b, dtype=np.float32).swapaxes(*turn[1]), times)
-                    for a, b, turn, times in _products(model, stop - start)]
+                    for a, b, turn, times in _products(model, stop - start) if run.ranks.computes]
 
         def step():
             for a, b, times in products:

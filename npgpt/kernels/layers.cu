@@ -151,7 +151,7 @@ __global__ void gelu_forward(const Real* __restrict__ x, long long size, Real* _
 //
 // t is computed again rather than kept: a tanh costs some twenty operations, and a GPU has time for
 // more than that while the next number arrives. Kept, it would be one more array to write, to read
-// and to hold, as large as the widest in the model. A CPU decides the other way.
+// and to hold, as large as the widest in the model. A CPU decides the other way, and keeps s.
 template <typename Real>
 __global__ void gelu_backward(const Real* __restrict__ dy, const Real* __restrict__ x,
                               long long size, Real* __restrict__ dx)

@@ -114,10 +114,10 @@ class Processes(Alone):
         status = 1
         try:
             self.rank, self._workers = rank, {}
-            if not self.computes:
-                _limit_blas()
             signal.signal(signal.SIGINT, signal.SIG_IGN)       # the first rank decides for all
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if not self.computes:
+                _limit_blas()
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
             work()
             self.barrier()

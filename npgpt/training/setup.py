@@ -44,7 +44,7 @@ class Training:
 
     @property
     def grads(self):
-        """The gradients of this rank; the first one's become those of all: see train.py."""
+        """The gradients of this rank, if it computes; the first one's become those of all."""
         return self.grads_of[self.ranks.rank]
 
     @property

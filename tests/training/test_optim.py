@@ -130,6 +130,7 @@ def test_dtype_stays():
     optimizer = AdamW(p, CPU, 0.9, 0.99, 0.1)
     optimizer.step(p, grads, 1e-2, one(0.5), 1)
     assert {p.flat.dtype, optimizer.m.dtype, optimizer.v.dtype} == {np.dtype("float32")}
+    assert Muon(p, CPU, 0.95, 0.1, 1.0).m.dtype == np.float32
 
 
 def test_norm_is_that_of_all_gradients_together():
