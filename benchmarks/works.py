@@ -62,7 +62,8 @@ def npgpt_run(model, batch_size, workers=None, **options):
     keep_freed_memory()
     config = TrainingConfig(batch_size=batch_size, workers=workers, device="cpu", **options)
     gpt = GPT(model)
-    team = ranks.make(*ranks.choose(workers, batch_size, count(model.shapes()), gpt.device))
+    team = ranks.make(*ranks.choose(workers, batch_size, count(model.shapes()), gpt.device,
+                                    config.optimizer == "muon"))
     return Training("benchmark", config, None, None, Tokens(model, batch_size), gpt, team,
                     *share_out(gpt, config, team))
 

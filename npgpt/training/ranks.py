@@ -207,14 +207,15 @@ def _mapped(shape, dtype):
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
 
 
-def choose(workers, rows, parameters, device):
+def choose(workers, rows, parameters, device, muon=False):
     """-> how many ranks a run gets, and how many of them compute. workers: as asked for; None: the
-    cores, with one that computes for a large model, whose products keep BLAS's threads busy. Never
-    more compute than a batch has rows."""
+    cores, with one that computes for a large model, whose products keep BLAS's threads busy; with
+    muon that one is alone, since its update is products too. Never more compute than a batch has
+    rows."""
     if device.name != "cpu" or not can_fork():
         return 1, 1
     if workers is None and parameters >= LARGE:
-        return device.cores, 1
+        return 1 if muon else device.cores, 1
     size = min(workers or device.cores, rows)
     return size, size
 

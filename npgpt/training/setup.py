@@ -211,8 +211,8 @@ def compute_with(device, dtype, fused):
 
 def _team(config, architecture, device):
     """The ranks that a run gets. Raises UserError if there is not the memory for what they do."""
-    parameters = count(architecture.shapes())
-    team = ranks.make(*ranks.choose(config.workers, config.batch_size, parameters, device))
+    team = ranks.make(*ranks.choose(config.workers, config.batch_size, count(architecture.shapes()),
+                                    device, config.optimizer == "muon"))
     estimate.check_memory(
         estimate.memory_needed(architecture, config, device, team.computing), device)
     return team

@@ -181,6 +181,8 @@ def test_number_of_ranks_follows_a_fixed_rule():
     assert choose(None, 3, 10**6, four) == (3, 3)             # no more than there are rows
     assert choose(None, 12, ranks.LARGE - 1, four) == (4, 4)
     assert choose(None, 1, ranks.LARGE, four) == (4, 1)       # BLAS's threads compute faster
+    assert choose(None, 1, ranks.LARGE, four, muon=True) == (1, 1)
+    assert choose(None, 12, 10**6, four, muon=True) == (4, 4)
     assert choose(2, 12, ranks.LARGE, four) == (2, 2)         # unless somebody says otherwise
     assert choose(8, 12, 10**6, four) == (8, 8)
     assert choose(4, 12, 10**6, Device("gpu", np, (), cores=4)) == (1, 1)
