@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npgpt import GPT, UserError
-from npgpt.errors import run_command
+from npgpt.checkpoints.run import RunDirectory
+from npgpt.cli.command import run_command
+from npgpt.cli.options import Parser, option
 from npgpt.models.generate import Sampling, stream
-from npgpt.options import Parser, option
 from npgpt.text.tokenizer import CharTokenizer
-from npgpt.training.run import RunDirectory
 
 
 @dataclass(frozen=True)

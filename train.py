@@ -12,16 +12,16 @@ import time
 
 import numpy as np
 
-from npgpt.allocator import keep_freed_memory
-from npgpt.backend import get_device, to_host
-from npgpt.bundle import command_line
-from npgpt.errors import RunError, run_command
+from npgpt.backend import get_device, keep_freed_memory, to_host
+from npgpt.cli.bundle import command_line
+from npgpt.cli.command import run_command
+from npgpt.errors import RunError
 from npgpt.layers import Key
+from npgpt.optim.optim import clip_scale, learning_rate, squared_norm
+from npgpt.parallel.ranks import WorkerEnded
 from npgpt.training.estimate import LESS_MEMORY, size
 from npgpt.training.interrupt import Interrupt
-from npgpt.training.optim import clip_scale, learning_rate, squared_norm
 from npgpt.training.progress import Progress
-from npgpt.training.ranks import WorkerEnded
 from npgpt.training.setup import prepare
 
 MOST_UNUSABLE = 10       # steps in a row whose gradients are not finite, before training gives up

@@ -29,15 +29,15 @@ import numpy as np
 
 from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
-from npgpt.bundle import bundled
+from npgpt.cli.bundle import bundled
 from npgpt.layers import Key
+from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
 from npgpt.training.config import read_toml
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm
 from npgpt.training.setup import compute_with
 
 NANOGPT_LOSS = 1.4697        # nats per character: the best validation loss of its baby GPT
 TINY = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "batch_size": 4}
-SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/training/test_optim.py",
+SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/optim/test_optim.py",
          "tests/device", "tests/kernels"]
 ROUNDS, WARM_UP, STEPS = 2, 5, 20
 LIMITS = {"tests": 180, "--measure": 120, "--train": 200}      # seconds

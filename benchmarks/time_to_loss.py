@@ -21,9 +21,9 @@ import numpy as np
 from benchmarks.works import WORKS, machine
 from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
+from npgpt.optim.optim import learning_rate
 from npgpt.text.data import Dataset, load_text
 from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import learning_rate
 
 BAR = 5.0            # times sooner
 RECIPE = TrainingConfig(batch_size=12, max_iters=2000, learning_rate=1e-3, min_lr=1e-4,

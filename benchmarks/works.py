@@ -18,12 +18,12 @@ import numpy as np
 
 import train
 from npgpt import GPT, GPTConfig
-from npgpt.allocator import keep_freed_memory
+from npgpt.backend import keep_freed_memory
 from npgpt.models.parameters import count
-from npgpt.training import ranks
+from npgpt.optim.optim import clip_scale, learning_rate
+from npgpt.parallel import ranks
 from npgpt.training.config import TrainingConfig
 from npgpt.training.interrupt import Interrupt
-from npgpt.training.optim import clip_scale, learning_rate
 from npgpt.training.setup import Training, share_out
 
 WORKS = {

@@ -13,17 +13,17 @@ import argparse
 import numpy as np
 
 from npgpt.backend import get_device
-from npgpt.errors import run_command
+from npgpt.cli.command import run_command
 from npgpt.layers import (
     cross_entropy_backward,
     cross_entropy_forward,
     embedding_backward,
     embedding_forward,
 )
+from npgpt.lecture.torch_random import TorchRandom
 from npgpt.models.parameters import Parameters
+from npgpt.optim.optim import AdamW
 from npgpt.text.data import Dataset, load_text
-from npgpt.torch_random import TorchRandom
-from npgpt.training.optim import AdamW
 
 SEED = 1337
 B, T = 32, 8              # sequences in a batch, tokens in a sequence

@@ -26,12 +26,13 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from npgpt.errors import UserError, run_command
+from npgpt.cli.command import run_command
+from npgpt.cli.options import Options, Parser, option
+from npgpt.errors import UserError
 from npgpt.models.stacks import PAD
 from npgpt.models.transformer import END, Transformer, TransformerConfig, teacher_forced
-from npgpt.options import Options, Parser, option
+from npgpt.optim.optim import AdamW, clip_scale, learning_rate, squared_norm
 from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import AdamW, clip_scale, learning_rate, squared_norm
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
           "october", "november", "december")

@@ -14,11 +14,11 @@ import numpy as np
 
 from npgpt import GPT, GPTConfig
 from npgpt.backend import to_host
-from npgpt.errors import run_command
+from npgpt.cli.command import run_command
 from npgpt.layers import Key
+from npgpt.lecture.torch_random import TorchRandom
+from npgpt.optim.optim import AdamW
 from npgpt.text.data import Dataset, load_text
-from npgpt.torch_random import TorchRandom
-from npgpt.training.optim import AdamW
 
 SEED = 1337
 EVAL_INTERVAL = 500       # steps from one evaluation to the next

@@ -4,8 +4,9 @@ the explanation of the layers."""
 import runpy
 import sys
 
-from npgpt.bundle import bundled
-from npgpt.errors import UserError, run_command
+from npgpt.cli.bundle import bundled
+from npgpt.cli.command import run_command
+from npgpt.errors import UserError
 
 COMMANDS = {
     "train": "train a GPT on a text",

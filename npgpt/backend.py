@@ -5,6 +5,7 @@ device. Everything that knows about devices by name is in this file: choosing on
 cannot be had, moving arrays there and back, and how much memory there is.
 """
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -214,6 +215,22 @@ def array_module(x):
 def to_host(x):
     """An array of any device -> NumPy array. Waits until the device has computed it."""
     return device_of(x).to_host(x)
+
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3     # malloc.h's M_...
+LARGEST = 32 * 2**20       # bytes: the highest MMAP_THRESHOLD that glibc takes; above it, as before
+
+
+def keep_freed_memory():
+    """For the rest of this process, and of those it forks. -> whether the C library can do it."""
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):              # musl, which has none
+        return False
+    return bool(mallopt(MMAP_THRESHOLD, LARGEST) and mallopt(TRIM_THRESHOLD, 2**31 - 1)
+                and mallopt(TOP_PAD, 2**26))
 
 
 register(_cpu())

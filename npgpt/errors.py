@@ -1,48 +1,35 @@
-"""What a person sees when something goes wrong: one line, and an exit status that says what came
-of the run.
+"""The errors that a person is told of, in one line. Anything else is a bug in npgpt.
 
-    0          done
-    2          refused before anything was done: nothing was written
-    3          failed while running: the last checkpoint is whole
-    130, 143   stopped by Ctrl-C or by SIGTERM
+A message names an option in backticks: `batch_size`. In Python, and in a TOML file, the option is
+called batch_size; on the command line it is --batch-size. So no code below the commands has to know
+how flags are spelled.
 """
 
-import os
-import sys
+import re
+
+OPTION = re.compile(r"`([a-z]\w*)`")
 
 
-class UserError(ValueError):
-    """Something asked for cannot be done; the message says what is wrong and what to do."""
+def flag(name):
+    """"n_layer" -> "--n-layer"."""
+    return "--" + name.replace("_", "-")
 
 
-class RunError(RuntimeError):
+def with_flags(message):
+    """A message, with its options spelled as flags."""
+    return OPTION.sub(lambda option: flag(option[1]), message)
+
+
+class _Told(Exception):
+    def __init__(self, message):
+        """message: options stand in backticks."""
+        super().__init__(OPTION.sub(r"\1", message))
+        self.message = message
+
+
+class UserError(_Told, ValueError):
+    """Something asked for is not possible; the message says what is wrong and what to do."""
+
+
+class RunError(_Told, RuntimeError):
     """The run could not go on; the message says why and what is left."""
-
-
-def run_command(name, main, less_memory="a smaller model takes less"):
-    """Call main() -> exit status or None; what it raises by design becomes one line on stderr.
-    less_memory: what to do where memory runs out, in words.
-
-    What is not listed here is a bug in npgpt, and shows itself with a traceback.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):        # a terminal may lack a character of the text
-            stream.reconfigure(errors="replace")
-    try:
-        return main() or 0
-    except BrokenPipeError:                       # sample.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        return 130
-    except UserError as error:
-        status, message = 2, str(error)
-    except RunError as error:
-        status, message = 3, str(error)
-    except MemoryError as error:
-        status, message = 3, f"out of memory ({str(error).rstrip('.')}): {less_memory}"
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        status, message = 3, f"{where}{error.strerror or error}"
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    return status

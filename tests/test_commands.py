@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import Key
+from npgpt.optim.optim import AdamW, learning_rate
 from npgpt.text.data import Dataset
 from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import AdamW, learning_rate
-from tests.training.test_ranks import gone
+from tests.parallel.test_ranks import gone
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
@@ -128,7 +128,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home, optimizer, worke
 def test_processes_that_only_help_to_update_change_nothing_but_the_rounding(home, optimizer):
     """As for a large model: one of three computes."""
     words = ["--data=fox.txt", *TINY, "--dropout=0.2", "--grad-accum=2", f"--optimizer={optimizer}"]
-    large = ("import sys, train; from npgpt.training import ranks; "
+    large = ("import sys, train; from npgpt.parallel import ranks; "
              "ranks.choose = lambda *run: (3, 1); sys.exit(train.main())")
     command = [sys.executable, "-c", large, *words, "--max-iters=6", "--out-dir=three"]
     result = subprocess.run(command, cwd=home, env=ENVIRONMENT, capture_output=True, text=True)

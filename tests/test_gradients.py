@@ -10,7 +10,8 @@ from operator import add
 import pytest
 from hypothesis import assume, given, settings
 
-from npgpt.gradcheck import METHODS, check_gradients
+from npgpt.gradcheck import check_gradients
+from npgpt.gradcheck.check import METHODS
 from npgpt.layers import LAYERS
 from tests.cases import CASES
 

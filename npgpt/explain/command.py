@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from npgpt.cli.command import run_command
+from npgpt.cli.options import Options, Parser, option, suggestion
 from npgpt.durable import write_text
-from npgpt.errors import RunError, UserError, run_command
+from npgpt.errors import RunError, UserError
 from npgpt.explain import page, terminal
 from npgpt.explain.explanation import explain
 from npgpt.explain.subjects import LARGEST, SUBJECTS
-from npgpt.options import Options, Parser, option, suggestion
 
 
 @dataclass(frozen=True)

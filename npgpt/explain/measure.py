@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npgpt.gradcheck import FLOOR, METHODS, STEPS, TOLERANCES, GradientError, check_gradients
+from npgpt.gradcheck import GradientError, check_gradients
+from npgpt.gradcheck.check import FLOOR, METHODS, STEPS, TOLERANCES
 
 TOLERANCE = TOLERANCES["central"]
 

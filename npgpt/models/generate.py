@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import array_module, to_host
+from npgpt.cli.options import Options, option
 from npgpt.errors import RunError, UserError
-from npgpt.options import Options, option
 
 
 class KVCache:

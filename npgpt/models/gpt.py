@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import array_module, get_device
+from npgpt.checkpoints import gpt2 as checkpoint
+from npgpt.cli.options import Options, option
 from npgpt.durable import atomic_directory
 from npgpt.errors import UserError
 from npgpt.layers import (
@@ -32,11 +34,9 @@ from npgpt.layers import (
     positional_backward,
     positional_forward,
 )
-from npgpt.models import checkpoint
 from npgpt.models.blocks import ACTIVATIONS, block_backward, block_forward
 from npgpt.models.generate import Sampling, generate
 from npgpt.models.parameters import Parameters, count, initial_values, under
-from npgpt.options import Options, option
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import get_device, to_host
+from npgpt.cli.options import Options, option
 from npgpt.errors import UserError
 from npgpt.layers import (
     cross_entropy_backward,
@@ -43,7 +44,6 @@ from npgpt.models.stacks import (
     encoder_forward,
     seen,
 )
-from npgpt.options import Options, option
 
 START, END = 1, 2       # after PAD, 0, in both vocabularies; the words follow from 3 on
 

@@ -9,10 +9,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from npgpt.bundle import bundled
+from npgpt.cli.bundle import bundled
+from npgpt.cli.options import Options, Parser, checked, describe, flag, option, suggestion
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
-from npgpt.options import Options, Parser, checked, describe, flag, option, suggestion
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from npgpt.backend import Device, get_device
+from npgpt.checkpoints.gpt2 import read_tensors
+from npgpt.checkpoints.run import TENSORS, RunDirectory
 from npgpt.errors import UserError
 from npgpt.layers import LAYERS
-from npgpt.models.checkpoint import read_tensors
 from npgpt.models.gpt import GPT
 from npgpt.models.parameters import Parameters, count
+from npgpt.optim.optim import AdamW, Muon
+from npgpt.parallel import ranks
 from npgpt.text.data import Dataset, Text, load_text
-from npgpt.training import estimate, ranks
+from npgpt.training import estimate
 from npgpt.training.config import FIELDS, TRAINING_FIELDS, TrainingConfig, read_command_line
-from npgpt.training.optim import AdamW, Muon
-from npgpt.training.run import TENSORS, RunDirectory
 
 FORMAT = 1     # of training.json, whose first files lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 import train
 from npgpt import GPT, GPTConfig
 from npgpt.backend import Device, get_device
+from npgpt.checkpoints import gpt2 as checkpoint
 from npgpt.durable import SUMS
 from npgpt.gradcheck import check_gradients
 from npgpt.layers import Key, layernorm_backward, linear_forward
-from npgpt.models import checkpoint
+from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
 from npgpt.text.data import Dataset
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm
 from tests import double
 from tests.cases import CASES, configs
 from tests.on_device import back, moved

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from examples import bigram
 from npgpt.backend import get_device
+from npgpt.lecture.torch_random import TorchRandom
 from npgpt.text.data import Dataset
-from npgpt.torch_random import TorchRandom
 
 ROOT = Path(__file__).parents[2]
 PRINTED = """\

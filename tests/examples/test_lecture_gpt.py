@@ -9,7 +9,7 @@ import pytest
 
 from examples import lecture_gpt
 from npgpt import GPTConfig
-from npgpt.torch_random import TorchRandom
+from npgpt.lecture.torch_random import TorchRandom
 
 PRINTED = """\
 step 0: train loss 4.1979, val loss 4.1947

@@ -4,7 +4,7 @@ import numpy as np
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import cross_entropy_forward
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm
+from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
 from tests.gallery.bug import Bug
 
 BUGS = []

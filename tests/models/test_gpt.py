@@ -8,7 +8,7 @@ from npgpt.backend import get_device
 from npgpt.layers import Key, dropout
 from npgpt.models.generate import KVCache
 from npgpt.models.gpt import gpt_backward, gpt_forward
-from npgpt.training.optim import AdamW
+from npgpt.optim.optim import AdamW
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 VARIANTS = [

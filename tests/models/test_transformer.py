@@ -18,7 +18,7 @@ from npgpt.models.transformer import (
     transformer_backward,
     transformer_forward,
 )
-from npgpt.training.optim import AdamW
+from npgpt.optim.optim import AdamW
 from tests.cases import parameters
 
 SMALL = {"source_vocab_size": 13, "target_vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16,

@@ -38,10 +38,10 @@ MODULES = [
         "linear", "embedding", "positional", "layernorm", "activations", "dropout", "attention",
         "cross_entropy",
     )),
-    "npgpt.models.blocks", "npgpt.models.gpt", "npgpt.training.optim",
+    "npgpt.models.blocks", "npgpt.models.gpt", "npgpt.optim.optim",
 ]
 TESTS = [
-    "tests/test_gradients.py", "tests/layers", "tests/models", "tests/training/test_optim.py",
+    "tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim/test_optim.py",
 ]
 LEFT_OUT = "not transformer and not coder_block"     # as in pyproject.toml, which says why
 LIST = Path(__file__).with_name("equivalent.toml")

@@ -4,8 +4,8 @@ import tomllib
 import pytest
 
 from npgpt import GPTConfig, UserError
-from npgpt.bundle import bundled
-from npgpt.options import flag
+from npgpt.cli.bundle import bundled
+from npgpt.cli.options import flag
 from npgpt.training.config import FIELDS, TrainingConfig, read_command_line
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import Key
-from npgpt.training.optim import AdamW, Muon, clip_scale, gradient_norm
+from npgpt.optim.optim import AdamW, Muon, clip_scale, gradient_norm
 from tests import double
 
 MARGIN = 0.02

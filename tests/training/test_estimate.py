@@ -6,6 +6,7 @@ import pytest
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.backend import get_device
 from npgpt.layers import Key
+from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
 from npgpt.text.data import Dataset
 from npgpt.training.config import TrainingConfig
 from npgpt.training.estimate import (
@@ -16,7 +17,6 @@ from npgpt.training.estimate import (
     size,
     step_seconds,
 )
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm
 from tests import double
 
 CPU = get_device("cpu")

@@ -9,8 +9,8 @@ from hypothesis import given
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import LAYERS
+from npgpt.optim.optim import AdamW, clip_scale, gradient_norm, learning_rate
 from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import AdamW, clip_scale, gradient_norm, learning_rate
 from tests.cases import CASES
 
 TOLERANCE = 1e-10

@@ -1,15 +1,14 @@
-"""What a run recorded, as a picture: `python -m npgpt.training.report out/laptop loss.png`.
+"""What a run recorded, as a picture: `python -m npgpt.report out/laptop loss.png`.
 
 Needs the extra `plot` (matplotlib).
 """
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
-from npgpt.errors import UserError, run_command
-from npgpt.training.run import METRICS
+from npgpt.checkpoints.run import METRICS
+from npgpt.errors import UserError
 
 
 def read_metrics(folder):
@@ -62,9 +61,6 @@ def draw_losses(metrics, path):
 
 def main(arguments):
     if len(arguments) != 2:
-        raise UserError("usage: python -m npgpt.training.report RUN PICTURE")
+        raise UserError("usage: python -m npgpt.report RUN PICTURE")
     draw_losses(read_metrics(arguments[0]), arguments[1])
 
-
-if __name__ == "__main__":
-    raise SystemExit(run_command("report", lambda: main(sys.argv[1:])))

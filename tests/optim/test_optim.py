@@ -6,8 +6,7 @@ import pytest
 
 from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
-from npgpt.training.config import TrainingConfig
-from npgpt.training.optim import (
+from npgpt.optim.optim import (
     AdamW,
     Muon,
     clip_scale,
@@ -16,6 +15,7 @@ from npgpt.training.optim import (
     orthogonal,
     squared_norm,
 )
+from npgpt.training.config import TrainingConfig
 
 CPU = get_device("cpu")
 CONFIG = GPTConfig(vocab_size=7, block_size=5, n_layer=1, n_head=2, n_embd=8)

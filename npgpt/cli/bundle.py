@@ -8,7 +8,7 @@ from npgpt.errors import UserError
 
 def bundled(name):
     """The path of such a file or folder. Raises UserError if this installation lacks it."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     for folder in (package, package.parent):
         if (folder / name).exists():
             return folder / name

@@ -1,6 +1,6 @@
 """The directory of a run: what it holds, how a new one is chosen, how an old one is found.
 
-    checkpoint-500/    a model directory (npgpt.models.checkpoint), and beside the model
+    checkpoint-500/    a model directory (npgpt.checkpoints.gpt2), and beside the model
         training.json           step, configuration, data, best validation loss so far
         training.safetensors    what the optimiser remembers
         tokenizer.json
@@ -18,9 +18,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from npgpt.checkpoints import gpt2 as checkpoint
 from npgpt.durable import SUMS, atomic_directory, read_json, verify, write_json, write_text
 from npgpt.errors import UserError
-from npgpt.models import checkpoint
 from npgpt.text import tokenizer
 from npgpt.text.tokenizer import CharTokenizer
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt import cephes
 from npgpt.layers import attention_forward, causal_mask, cross_entropy_forward, embedding_forward
+from npgpt.lecture import cephes
+from npgpt.lecture.torch_random import TorchRandom
 from npgpt.text.tokenizer import CharTokenizer
-from npgpt.torch_random import TorchRandom
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHAKESPEARE = CharTokenizer("\n !$&',-.3:;?" + LETTERS + LETTERS.lower())

@@ -11,8 +11,8 @@ import pytest
 
 from npgpt.backend import Device, get_device
 from npgpt.errors import RunError
-from npgpt.training import ranks
-from npgpt.training.ranks import Alone, Processes, choose
+from npgpt.parallel import ranks
+from npgpt.parallel.ranks import Alone, Processes, choose
 
 pytestmark = pytest.mark.skipif(not ranks.can_fork(), reason="processes cannot share memory here")
 CPU = get_device("cpu")
@@ -159,7 +159,7 @@ def test_error_of_the_first_rank_ends_all():
 def test_workers_do_not_outlive_a_first_rank_that_is_killed(tmp_path):
     script = """
 import os, pathlib, signal, sys
-from npgpt.training.ranks import Processes
+from npgpt.parallel.ranks import Processes
 team = Processes(3)
 def work():
     pathlib.Path(sys.argv[1], str(os.getpid())).touch()

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from npgpt import GPT, GPTConfig, UserError
-from npgpt.models import checkpoint
+from npgpt.checkpoints import gpt2 as checkpoint
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 VARIANTS = [{}, {"tie_weights": False}, {"attn_bias": False}, {"head_bias": True},

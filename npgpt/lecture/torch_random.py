@@ -33,7 +33,7 @@ import math
 
 import numpy as np
 
-from npgpt import cephes
+from npgpt.lecture import cephes
 
 FLOAT = np.float32
 RANDINT_LIMIT = 2**28

@@ -6,10 +6,10 @@ import pytest
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.backend import get_device
+from npgpt.checkpoints import run as runs
+from npgpt.checkpoints.run import RunDirectory
+from npgpt.optim.optim import AdamW
 from npgpt.text.tokenizer import CharTokenizer
-from npgpt.training import run as runs
-from npgpt.training.optim import AdamW
-from npgpt.training.run import RunDirectory
 
 
 @pytest.fixture(autouse=True)

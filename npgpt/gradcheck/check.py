@@ -73,7 +73,7 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
         >>> def backward(dy, cache): return 3 * cache[0] * dy      # 2, it should say
         >>> check_gradients(forward, backward, [np.ones(3)])
         Traceback (most recent call last):
-        npgpt.gradcheck.GradientError: the gradient of x (3,) is wrong: expected ...
+        npgpt.gradcheck.check.GradientError: the gradient of x (3,) is wrong: expected ...
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")

@@ -5,8 +5,8 @@ import doctest
 import numpy as np
 import pytest
 
-from npgpt import gradcheck
 from npgpt.gradcheck import GradientError, check_gradients
+from npgpt.gradcheck import check as checker
 
 
 def square(x):
@@ -96,8 +96,8 @@ def test_two_mappings_may_share_a_name():
 
 
 def test_example_of_the_documentation_runs():
-    assert doctest.testmod(gradcheck, optionflags=doctest.ELLIPSIS).attempted > 0
-    assert doctest.testmod(gradcheck, optionflags=doctest.ELLIPSIS).failed == 0
+    assert doctest.testmod(checker, optionflags=doctest.ELLIPSIS).attempted > 0
+    assert doctest.testmod(checker, optionflags=doctest.ELLIPSIS).failed == 0
 
 
 def test_tuples_of_outputs_are_checked_together():

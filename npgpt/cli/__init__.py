@@ -1,0 +1,1 @@
+"""Command lines: options that check themselves, flags made from them, errors as one line."""

@@ -1,0 +1,1 @@
+"""What updates the parameters: schedules, clipping, AdamW, Muon."""
