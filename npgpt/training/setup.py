@@ -18,7 +18,8 @@ from npgpt.optim.optim import AdamW, Muon
 from npgpt.parallel import ranks
 from npgpt.text.data import Dataset, Text, load_text
 from npgpt.training import estimate
-from npgpt.training.config import FIELDS, TRAINING_FIELDS, TrainingConfig, read_command_line
+from npgpt.training.config import FIELDS, TRAINING_FIELDS, TrainingConfig
+from npgpt.training.request import read_command_line
 
 FORMAT = 1     # of training.json, whose first files lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
