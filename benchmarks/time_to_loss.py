@@ -104,7 +104,8 @@ def train_torch():
     parts = np.array_split(offsets, len(offsets) // 64)
     with torch.no_grad():
         for part in parts:
-            losses.append(gpt(*(torch.as_tensor(ids).long() for ids in data.windows(data.val, part))).item())
+            pair = (torch.as_tensor(ids).long() for ids in data.windows(data.val, part))
+            losses.append(gpt(*pair).item())
     return seconds, float(np.average(losses, weights=[len(part) for part in parts]))
 
 

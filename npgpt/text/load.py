@@ -51,8 +51,7 @@ def load_text(name=None):
         try:
             return Text(name, _shakespeare())
         except Unavailable as error:
-            raise Unavailable(f"{error.message}; copy it there or use `data` pydocs, which needs "
-                              "no download") from None
+            raise Unavailable(f"{error}; copy it there from another machine") from None
     if name == "pydocs":
         return Text(name, _pydocs())
     if name == "":

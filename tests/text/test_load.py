@@ -32,7 +32,7 @@ def test_without_a_network_shakespeare_asked_for_by_name_fails(offline):
         load_text("shakespeare")
     assert error.value.message == (
         "data/tinyshakespeare.txt is missing and cannot be downloaded (no network); copy it there "
-        "or use `data` pydocs, which needs no download")
+        "from another machine")
 
 
 class Answer:
