@@ -32,7 +32,7 @@ from npgpt.backend import get_device
 from npgpt.cli.bundle import bundled
 from npgpt.layers import Key
 from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
-from npgpt.training.config import read_toml
+from npgpt.training.request import read_toml
 from npgpt.training.setup import compute_with
 
 NANOGPT_LOSS = 1.4697        # nats per character: the best validation loss of its baby GPT

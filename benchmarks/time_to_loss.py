@@ -90,7 +90,8 @@ def train_torch():
     optimizer = torch.optim.AdamW(groups, betas=(RECIPE.beta1, RECIPE.beta2))
     began = time.perf_counter()
     for step in range(RECIPE.max_iters):
-        idx, targets = map(torch.as_tensor, data.batch(RECIPE.seed, step, RECIPE.batch_size))
+        idx, targets = (torch.as_tensor(ids).long()
+                        for ids in data.batch(RECIPE.seed, step, RECIPE.batch_size))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, RECIPE)
         optimizer.zero_grad(set_to_none=True)
@@ -103,7 +104,8 @@ def train_torch():
     parts = np.array_split(offsets, len(offsets) // 64)
     with torch.no_grad():
         for part in parts:
-            losses.append(gpt(*map(torch.as_tensor, data.windows(data.val, part))).item())
+            pair = (torch.as_tensor(ids).long() for ids in data.windows(data.val, part))
+            losses.append(gpt(*pair).item())
     return seconds, float(np.average(losses, weights=[len(part) for part in parts]))
 
 
