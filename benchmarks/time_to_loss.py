@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from npgpt.optim.optim import learning_rate
+from npgpt.text.data import Dataset, load_text
 
 from benchmarks.works import WORKS, machine
 from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
-from npgpt.optim.optim import learning_rate
-from npgpt.text.data import Dataset, load_text
 from npgpt.training.config import TrainingConfig
 
 BAR = 5.0            # times sooner

@@ -21,9 +21,10 @@ from npgpt.layers import (
     embedding_forward,
 )
 from npgpt.lecture.torch_random import TorchRandom
-from npgpt.models.parameters import Parameters
-from npgpt.optim.optim import AdamW
-from npgpt.text.data import Dataset, load_text
+from npgpt.models.parameters import Param, Parameters
+from npgpt.optim import AdamW
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import load_source
 
 SEED = 1337
 B, T = 32, 8              # sequences in a batch, tokens in a sequence
@@ -41,25 +42,24 @@ def main():
 def replay(steps):
     """Train and print as the lecture's bigram.py does."""
     cpu = get_device("cpu")
-    data = Dataset(load_text("shakespeare").text, T, cpu)
+    data = Dataset(load_source("shakespeare"), T, cpu)
     V = data.tokenizer.vocab_size
     random = TorchRandom(SEED)
 
-    params = Parameters({"table": (V, V)}, np.zeros(V * V, np.float32))
-    params["table"] = random.embedding(V, V)
-    grads = params.on(np.zeros_like(params.flat))
-    optimizer = AdamW(params, cpu, beta1=0.9, beta2=0.999, weight_decay=0.01)   # PyTorch's defaults
+    params = Parameters({"table.weight": Param((V, V), "table")}, np.zeros(V * V, np.float32))
+    params["table.weight"] = random.embedding(V, V)
+    optimizer = AdamW(params, beta1=0.9, beta2=0.999, weight_decay=0.01)     # PyTorch's defaults
 
     for step in range(steps):
         if step % EVAL_INTERVAL == 0:
-            train, val = (mean_loss(params["table"], data, split, random)
+            train, val = (mean_loss(params["table.weight"], data, split, random)
                           for split in (data.train, data.val))
             print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
         idx, targets = batch(data, data.train, random)
-        grads["table"] = gradient(params["table"], idx, targets)
-        optimizer.step(params, grads, LEARNING_RATE, scale=np.ones(()), t=step + 1)
+        dtable = gradient(params["table.weight"], idx, targets)
+        optimizer.step(dtable.reshape(-1), LEARNING_RATE)
 
-    print(data.tokenizer.decode(write(params["table"], 500, random)))
+    print(data.tokenizer.decode(write(params["table.weight"], 500, random)))
 
 
 def batch(data, split, random):

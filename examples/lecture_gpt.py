@@ -17,8 +17,10 @@ from npgpt.backend import to_host
 from npgpt.cli.command import run_command
 from npgpt.layers import Key
 from npgpt.lecture.torch_random import TorchRandom
-from npgpt.optim.optim import AdamW
-from npgpt.text.data import Dataset, load_text
+from npgpt.optim import AdamW
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import load_source
+from npgpt.training.step import train_step
 
 SEED = 1337
 EVAL_INTERVAL = 500       # steps from one evaluation to the next
@@ -43,24 +45,23 @@ def main():
 def replay(sizes, B, learning_rate, steps, device="cpu", dtype="float32"):
     """Train, with B sequences in a batch, and print as the lecture's gpt.py does."""
     random = TorchRandom(SEED)
-    text = load_text("shakespeare").text
-    config = GPTConfig(vocab_size=len(set(text)), **sizes, **LECTURE)
+    source = load_source("shakespeare")
+    config = GPTConfig(vocab_size=source.tokenizer.vocab_size, **sizes, **LECTURE)
     model = GPT(config, device=device, dtype=dtype, values=initial_values(config, random))
-    data = Dataset(text, config.block_size, model.device)
+    data = Dataset(source, config.block_size, model.device)
     print(f"{model.params.flat.size / 1e6} M parameters")
 
     params = model.params
     params.n_decayed = params.flat.size          # PyTorch's default: biases and norms decay too
-    optimizer = AdamW(params, model.device, beta1=0.9, beta2=0.999, weight_decay=0.01)
-    one = model.device.xp.ones(())               # no clipping
+    optimizer = AdamW(params, beta1=0.9, beta2=0.999, weight_decay=0.01)
+    grads = model.gradients()
     for step in range(steps):
         if step % EVAL_INTERVAL == 0 or step == steps - 1:
             train, val = (mean_loss(model, data, split, B, random)
                           for split in (data.train, data.val))
             print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
-        idx, targets = batch(data, data.train, B, random)
-        _, grads = model.loss_and_grads(idx, targets, Key(SEED, step))
-        optimizer.step(params, grads, learning_rate, scale=one, t=step + 1)
+        tokens = batch(data, data.train, B, random)
+        train_step(model, optimizer, [(*tokens, Key(SEED, step))], grads, lr=learning_rate)
 
     print(data.tokenizer.decode(write(model, 500, random)))
 

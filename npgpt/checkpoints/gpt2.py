@@ -1,7 +1,7 @@
 """The format of Hugging Face's GPT-2: names of transformers' GPT2Config, weights (in, out).
 
-What GPT-2 has no word for is translated if that is exact (attn_bias = false is stored as zeros), and
-marked otherwise (head_bias = true has a model_type of its own).
+What GPT-2 has no word for is translated if that is exact (attn_bias = false is stored as zeros),
+and marked otherwise (head_bias = true has a model_type of its own).
 """
 
 import numpy as np

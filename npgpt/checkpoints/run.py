@@ -47,8 +47,8 @@ class RunDirectory:
             if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path} is a file; `out_dir` takes a directory")
         if run._holds_a_run() and not overwrite:
-            raise UserError(f"{run.path} already holds a run; `resume` goes on with it, `overwrite` "
-                            "replaces it, another `out_dir` keeps both")
+            raise UserError(f"{run.path} already holds a run; `resume` goes on with it, "
+                            "`overwrite` replaces it, another `out_dir` keeps both")
         run._try_writing()
         return run
 

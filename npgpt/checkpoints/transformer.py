@@ -1,5 +1,5 @@
-"""The original Transformer's format, npgpt's own: the fields of its configuration and its parameters
-under their names. transformers has no such architecture."""
+"""The original Transformer's format, npgpt's own: the fields of its configuration and its
+parameters under their names. transformers has no such architecture."""
 
 import dataclasses
 

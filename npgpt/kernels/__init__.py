@@ -28,7 +28,7 @@ def layers_for(device, dtype, fused=False):
         pass
     faster = {}
     if dtype == "bfloat16":
-        from npgpt.kernels import bfloat16     # needs ml_dtypes
+        from npgpt.kernels import bfloat16  # needs ml_dtypes
         faster["linear"] = layers.Layer(bfloat16.linear_forward, bfloat16.linear_backward)
     if fused:
         faster |= fused_layers(device)

@@ -9,8 +9,8 @@ MOST_THREADS = 2**20      # more than any GPU runs at once; each then takes seve
 
 
 def fused_gelu(xp, launch):
-    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the backward
-    that belongs to it: the plain one for arrays that the kernels do not take."""
+    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the
+    backward that belongs to it: the plain one for arrays that the kernels do not take."""
 
     def gelu_forward(x):
         """x (...) -> y (...)."""

@@ -19,8 +19,9 @@ def source():
 
 
 def compile_kernels(xp):
-    """-> launch(kernel, dtype, threads, *args), which starts a kernel in at least that many threads.
-    Scalars among args must have the type that the kernel declares: CuPy passes on their bytes."""
+    """-> launch(kernel, dtype, threads, *args), which starts a kernel in at least that many
+    threads. Scalars among args must have the type that the kernel declares: CuPy passes on their
+    bytes."""
     module = xp.RawModule(
         code=source(), options=OPTIONS, name_expressions=list(EXPRESSIONS.values())
     )

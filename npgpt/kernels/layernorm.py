@@ -16,8 +16,8 @@ GROUPS = 256     # parts in which dw and db are summed at first, see layers.cu
 
 
 def fused_layernorm(xp, launch):
-    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the backward
-    that belongs to it: the plain one for arrays that the kernels do not take."""
+    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the
+    backward that belongs to it: the plain one for arrays that the kernels do not take."""
 
     def layernorm_forward(x, w, b, eps=1e-5):
         """x (..., C), w (C,), b (C,) -> y (..., C)."""

@@ -64,7 +64,7 @@ class GPTConfig(ModelConfig):
         return flatten({
             "wte": table(V, C),
             "wpe": table(self.block_size, C),
-            "h": {layer: block for layer in range(self.n_layer)},
+            "h": dict.fromkeys(range(self.n_layer), block),
             "ln_f": norm(C),
             "lm_head": head,
         })

@@ -9,9 +9,9 @@ in one array.
     vector    biases and norms: they do not decay
 
 In the buffer the groups follow one another in this order, so each is a slice, and frozen parameters
-stand last, so gradients and moments are as long as what is trained. The optimiser, the gradient norm
-and the communicator see the buffer. The layers see the tree: names are split at their dots, all but
-the last, so p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
+stand last, so gradients and moments are as long as what is trained. The optimiser, the gradient
+norm and the communicator see the buffer. The layers see the tree: names are split at their dots, all
+but the last, so p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
 """
 
 import math
@@ -146,8 +146,8 @@ class Parameters(Mapping):
 
 
 class Gradients(Parameters):
-    """name -> gradient: what a backward hands its gradients to. After `zero` the first gradient of a
-    name is assigned and later ones are added, so no time is spent on writing zeros."""
+    """name -> gradient: what a backward hands its gradients to. After `zero` the first gradient of
+    a name is assigned and later ones are added, so no time is spent on writing zeros."""
 
     def __init__(self, architecture, flat):
         super().__init__(architecture, flat)

@@ -11,11 +11,11 @@ the sum of theirs:
 
     dmemory = sum over the decoder blocks of their dmemory
 
-Two stacks and two vocabularies serve two domains: two languages, or dates as people and as computers
-write them. If the model reads and writes the same language, the source is only the earlier part of
-the text. Causal self-attention over the whole text then does what cross-attention does here, with
-one set of weights, and the model also learns from the source. What remains is the decoder without
-its cross-attention: GPT.
+Two stacks and two vocabularies serve two domains: two languages, or dates as people and as
+computers write them. If the model reads and writes the same language, the source is only the earlier part
+of the text. Causal self-attention over the whole text then does what cross-attention does here,
+with one set of weights, and the model also learns from the source. What remains is the decoder
+without its cross-attention: GPT.
 
 Sequences of unequal length are padded with PAD, which no token sees. An answer ends with END, and
 the decoder's input begins with START.
@@ -103,7 +103,8 @@ def transformer_forward(source, idx, p, config, key=None, maps=None, layers=laye
 
 
 def transformer_backward(dlogits, cache, grads):
-    """dlogits (B, T, V) -> None: hands the gradients to `grads`. A cache serves for one backward."""
+    """dlogits (B, T, V) -> None: hands the gradients to `grads`. A cache serves for one
+    backward."""
     encoder, decoder, lm_head, config, layers = cache
     dx, dhead, _ = layers.linear_backward(dlogits, lm_head)
     del dlogits

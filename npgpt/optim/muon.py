@@ -80,7 +80,8 @@ def orthogonal(g, steps=5):
 
     A square matrix goes through the rounds itself. For any other, all rounds together are one
     matrix q, of the size of the smaller of xxᵀ and xᵀx: a polynomial in it, and that of the next
-    round is p xxᵀ p. So x, which may have one side much longer than the other, is needed only twice.
+    round is p xxᵀ p. So x, which may have one side much longer than the other, is needed only
+    twice.
     """
     I, O = g.shape
     x = g / ((g * g).sum() ** 0.5 + 1e-7)

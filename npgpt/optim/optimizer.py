@@ -1,8 +1,9 @@
 """What every optimiser has: parameters, a shard of them, a count of steps, named state.
 
-An optimiser updates a part of the flat buffer of parameters. Where several ranks train, each is told
-its rank once and updates its shard, a list of slices of the buffer; the shards of all ranks cover
-the optimiser's part exactly once. The order of the buffer does not depend on the number of ranks.
+An optimiser updates a part of the flat buffer of parameters. Where several ranks train, each is
+told its rank once and updates its shard, a list of slices of the buffer; the shards of all ranks
+cover the optimiser's part exactly once. The order of the buffer does not depend on the number of
+ranks.
 """
 
 from npgpt.backend import device_of

@@ -1,7 +1,7 @@
 """What ranks say to each other, in MPI's words, and what every implementation has to keep to.
 
-Ranks run the same program. Each computes the gradients of its rows of a batch, sums its shard of the
-gradients over all ranks, updates that shard of the parameters, and collects the rest:
+Ranks run the same program. Each computes the gradients of its rows of a batch, sums its shard of
+the gradients over all ranks, updates that shard of the parameters, and collects the rest:
 
     flat = comm.reduce_scatter(grads, optimizer.shard)
     norm = comm.norm(flat, optimizer.shard)

@@ -2,8 +2,8 @@
 
 Parameters, gradients and the optimiser's state lie in anonymous maps that a fork inherits and that
 are gone with the last process. So a reduce-scatter adds up a shard where it lies, and an all-gather
-is a barrier. If the model is large, the first rank alone computes, with BLAS's threads on all cores,
-and the others only help to update.
+is a barrier. If the model is large, the first rank alone computes, with BLAS's threads on all
+cores, and the others only help to update.
 
 If a rank ends before the others, so do all: the first rank looks for workers that ended, and a
 worker for the first rank.

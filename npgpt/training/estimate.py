@@ -16,8 +16,8 @@ def memory_needed(model, training, device, ranks=1):
     Parameters, AdamW's two means and each rank's gradients are as long as each other. Most
     activations are what the caches keep from forward to backward; they grow with the tokens of a
     batch. The head's part, probabilities and their gradient, is freed before the blocks' backward
-    begins. A block's gradients, 12 C² in all, exist before they are added, in each rank. AdamW's own
-    arrays come when all that is gone, and count if a large model learns from a small batch.
+    begins. A block's gradients, 12 C² in all, exist before they are added, in each rank. AdamW's
+    own arrays come when all that is gone, and count if a large model learns from a small batch.
     """
     C, T, V = model.n_embd, model.block_size, model.vocab_size
     row = model.n_head * T                              # of attention, for each token
@@ -60,8 +60,8 @@ def step_seconds(model, data, rows, grads):
 
 
 def run_seconds(step_seconds, training, first_step=0):
-    """Seconds for the gradients of one batch, TrainingConfig -> seconds for the run from first_step.
-    A forward alone takes about a third of forward and backward."""
+    """Seconds for the gradients of one batch, TrainingConfig -> seconds for the run from
+    first_step. A forward alone takes about a third of forward and backward."""
     steps = training.max_iters - first_step
     evaluations = steps // training.eval_interval + 1
     batches = steps * training.grad_accum + evaluations * 2 * training.eval_iters / 3

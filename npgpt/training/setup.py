@@ -67,13 +67,18 @@ def resumed_run(request):
 
 
 def assemble(request, config, directory, source, data, model, comm):
-    """-> Run: the model's parameters go where all ranks see them, and gradients and an optimiser
-    are made for it."""
-    model.params = model.params.on(comm.share(model.params.flat))
-    buffers = comm.buffers(model.params.flat[:model.params.n_trainable])
-    optimizer = build_optimizer(model.params, config, comm.share)
+    """-> Run of a model that is ready."""
+    optimizer, buffers = distribute(model, config, comm)
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
                buffers, list(request.notes))
+
+
+def distribute(model, config, comm):
+    """Put a model's parameters where all ranks see them -> its optimiser, and for each rank the
+    buffer of its gradients."""
+    model.params = model.params.on(comm.share(model.params.flat))
+    buffers = comm.buffers(model.params.flat[:model.params.n_trainable])
+    return build_optimizer(model.params, config, comm.share), buffers
 
 
 def build_optimizer(params, config, share=lambda array: array):
@@ -92,8 +97,8 @@ def build_optimizer(params, config, share=lambda array: array):
 def build_communicator(request, config, architecture, device):
     """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
     if "workers" in request.flags and (config.workers or 0) > config.batch_size:
-        raise UserError(f"`workers` must be at most `batch_size`, {config.batch_size}, because each "
-                        f"computes some of its sequences; got {config.workers}")
+        raise UserError(f"`workers` must be at most `batch_size`, {config.batch_size}, because "
+                        f"each computes some of its sequences; got {config.workers}")
     size, computing = choose_ranks(config.workers, config.batch_size,
                                    count(architecture.architecture()), device,
                                    config.optimizer == "muon")
@@ -110,8 +115,8 @@ def supported(config, device, request):
     for name in (name for name, fit in fits.items() if not fit):
         if not request.resume or name in request.flags:
             if name == "fused":
-                raise UserError(f"`fused` needs a GPU, and this run is on the {device.description}")
-            raise UserError(f"`dtype` must be {' or '.join(device.dtypes)} on {device.description}, "
-                            f"got {config.dtype}")
+                raise UserError(f"`fused` needs a GPU, and this run is on {device.description}")
+            raise UserError(f"`dtype` must be {' or '.join(device.dtypes)} on "
+                            f"{device.description}, got {config.dtype}")
         config = replace(config, **{name: TRAINING_FIELDS[name].default})
     return config

@@ -28,8 +28,8 @@ def train_step(model, optimizer, batches, grads, comm=None, *, lr, grad_clip=0.0
 
 def batches_of_step(data, config, step, comm):
     """The batches of a step that this rank computes, one for each part of gradient accumulation:
-    (idx, targets, key, count), as model.loss_and_grads takes them. Together they are the same batch,
-    with the same dropout, in however many parts and on however many ranks it comes."""
+    (idx, targets, key, count), as model.loss_and_grads takes them. Together they are the same
+    batch, with the same dropout, in however many parts and on however many ranks it comes."""
     c = config
     rows = c.batch_size * c.grad_accum
     start, stop = comm.rows(c.batch_size)
