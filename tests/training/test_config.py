@@ -225,7 +225,8 @@ def test_resumed_run_with_adamw_goes_on_with_its_rates_and_all_its_values():
 def test_checkpoint_that_lacks_a_value_is_taken_to_have_its_default():
     saved = {name: field.default for name, field in FIELDS.items() if name != "hold"}
     assert read("--resume", "--hold=0").resumed(saved).training().hold == 0
-    with pytest.raises(UserError, match=r"a resumed run keeps its hold of 0\.0, got 0\.5"):
+    with pytest.raises(UserError, match=r"a resumed run keeps its hold of 0\.0, got 0\.5; to "
+                       "change it, start a new run without resume$"):
         read("--resume", "--hold=0.5").resumed(saved)
 
 
@@ -237,6 +238,6 @@ def test_help_says_what_a_path_is_and_spells_options_as_flags(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     text = capsys.readouterr().out
-    assert "--data FILE" in text and "--max-iters)" in text
+    assert "\n  --data FILE  " in text and "--max-iters)" in text
     assert "{float32,float64,tf32,bfloat16}" in text
     assert "`" not in text and "lr_decay_iters" not in text
