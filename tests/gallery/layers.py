@@ -144,7 +144,7 @@ BUGS.append(Bug(
     "The scores are multiplied by a lower triangle, and later every zero is taken for a hidden "
     "place. A score that is exactly 0 disappears with them: after a ReLU, with equal embeddings, "
     "or at the start of training it is not rare. The mask must be kept apart from the numbers.",
-    right="xp.copyto(att, -math.inf, where=~mask)",
+    right="xp.copyto(scores, -math.inf, where=~mask)",
     wrong="scores = np.where(scores == 0, -np.inf, scores)",
     correct=hidden_by_a_mask, broken=hidden_where_zero, source=attention_layer,
     check=zero_scores_count, blind=random_scores_agree,
@@ -165,7 +165,7 @@ BUGS.append(Bug(
     "Adding −1e4 instead of −inf hides a key as long as no score comes near 1e4. A model can "
     "learn its way around it, and in float16 it does not even have to learn. Only −inf is out of "
     "reach.",
-    right="xp.copyto(att, -math.inf, where=~mask)",
+    right="xp.copyto(scores, -math.inf, where=~mask)",
     wrong="scores = scores + np.where(causal_mask(np, T, T), 0.0, -1e4)",
     correct=hidden_by_a_mask, broken=hidden_by_a_large_number, source=attention_layer,
     check=the_future_has_no_influence, blind=random_scores_agree,
@@ -196,8 +196,8 @@ def sum_for_a_mean(dy, cache):
     _, dw, db = layernorm_backward(dy, cache)
     dy_xhat = dy * xhat
     dxhat = dy * w
-    along = dy_xhat @ w
-    dx = rstd * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * along[..., None])
+    mean_dxhat_xhat = dy_xhat @ w
+    dx = rstd * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * mean_dxhat_xhat[..., None])
     return dx, dw, db
 
 
@@ -206,8 +206,8 @@ BUGS.append(Bug(
     "Two of the three terms of dx are means, and one of them was written as a sum. The gradients "
     "of w and b do not pass through that line. Tests that look at the parameters of the layer "
     "alone pass.",
-    right="along = dy_xhat @ w / C",
-    wrong="along = dy_xhat @ w",
+    right="mean_dxhat_xhat = dy_xhat @ w / C",
+    wrong="mean_dxhat_xhat = dy_xhat @ w",
     correct=layernorm_backward, broken=sum_for_a_mean, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_parameters_alone,
 ))
@@ -216,8 +216,8 @@ BUGS.append(Bug(
 def w_outside_the_means(dy, cache):
     xhat, rstd, w = cache
     _, dw, db = layernorm_backward(dy, cache)
-    along = (dy * xhat).mean(-1, keepdims=True)
-    dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * along)
+    mean_dy_xhat = (dy * xhat).mean(-1, keepdims=True)
+    dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * mean_dy_xhat)
     return dx, dw, db
 
 
@@ -227,7 +227,7 @@ BUGS.append(Bug(
     "is when training begins and in every test that does not draw it, nothing is wrong. Then it "
     "drifts.",
     right="dxhat = dy * w",
-    wrong="dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * along)",
+    wrong="dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * mean_dy_xhat)",
     correct=layernorm_backward, broken=w_outside_the_means, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_at_its_start,
 ))
@@ -290,7 +290,7 @@ BUGS.append(Bug(
     "There is a GELU with erf and one with tanh, and they differ by up to 5e-4. One in the "
     "forward and the other in the backward, or one in training and the other in the checkpoint's "
     "reader, passes every test that is content with 1e-2. GPT-2's is the tanh form.",
-    right="xp.tanh(s, out=s)",
+    right="s = xp.tanh(u, out=u)",
     wrong="y = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))",
     correct=gelu_forward, broken=gelu_with_erf, source=gelu_forward.__wrapped__,
     check=gelu_of_gpt2, blind=gelu_within_a_hundredth,
