@@ -1,11 +1,11 @@
 """The lecture's bigram model, number for number: `python examples/bigram.py`.
 
 The simplest model of a text: a table (V, V) whose row v holds the logits of the token that follows
-v. To look a row up is an embedding; the loss is cross-entropy; there is nothing between them.
+v. Looking up a row is an embedding, and the loss is cross-entropy. There are no other layers.
 
-Every random number comes from one stream, PyTorch's, in the order in which bigram.py of
+All random numbers come from PyTorch's stream, in the order in which bigram.py of
 https://github.com/karpathy/ng-video-lecture draws them: the table, then the batches, then the text.
-So the losses printed here are the ones that PyTorch prints, and the text is the same text.
+So the losses and the text are those that PyTorch prints.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SEED = 1337
 B, T = 32, 8              # sequences in a batch, tokens in a sequence
 LEARNING_RATE = 1e-2
 EVAL_INTERVAL = 300       # steps from one evaluation to the next
-EVAL_ITERS = 200          # batches of each split that an evaluation takes
+EVAL_ITERS = 200          # batches of each split in an evaluation
 
 
 def main():
@@ -63,7 +63,7 @@ def replay(steps):
 
 
 def batch(data, split, random):
-    """B windows of a split, anywhere -> idx, targets (B, T)."""
+    """B random windows of a split -> idx, targets (B, T)."""
     return data.windows(split, random.randint(len(split) - T, (B,)))
 
 
@@ -88,7 +88,7 @@ def mean_loss(table, data, split, random):
 
 
 def write(table, n, random):
-    """Token 0 and n tokens after it -> list of n + 1 ints. A bigram looks at the last one alone."""
+    """-> list of n + 1 ints: token 0 and n more, each drawn from the logits of the last one."""
     tokens = [0]
     for _ in range(n):
         logits = table[tokens[-1:]]                                  # (1, V)

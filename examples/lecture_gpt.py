@@ -1,11 +1,10 @@
 """The lecture's GPT, number for number: `python examples/lecture_gpt.py`, a few minutes on a CPU.
 
-The model, its initial weights, its batches and the text it writes are those of gpt.py of
-https://github.com/karpathy/ng-video-lecture, at a size for a CPU; every random number comes from
-PyTorch's one stream in PyTorch's order. With `--dtype float64` all that is printed is what PyTorch
-prints in float64; in float32 the two round differently, and README.md beside this file tells how
-far that carries. `--full` is the lecture's own size, for a GPU: there the initial weights are
-PyTorch's, and what dropout drops is npgpt's choice.
+The model, its initial weights, its batches and its text are those of gpt.py of
+https://github.com/karpathy/ng-video-lecture, at a size for a CPU. All random numbers come from
+PyTorch's stream in PyTorch's order. With `--dtype float64` the output equals that of PyTorch in
+float64. In float32 the two round differently; README.md in this directory shows the effect.
+`--full` is the lecture's own size, for a GPU, with PyTorch's initial weights and npgpt's dropout.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from npgpt.training.step import train_step
 
 SEED = 1337
 EVAL_INTERVAL = 500       # steps from one evaluation to the next
-EVAL_ITERS = 200          # batches of each split that an evaluation takes
+EVAL_ITERS = 200          # batches of each split in an evaluation
 STD = np.float32(0.02)    # of the initial weights
 LECTURE = {"activation": "relu", "tie_weights": False, "attn_bias": False, "head_bias": True}
 SMALL = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "dropout": 0.0}
@@ -69,8 +68,8 @@ def replay(sizes, B, learning_rate, steps, device="cpu", dtype="float32"):
 def initial_values(config, random):
     """Every parameter as PyTorch draws it -> pairs of names and arrays.
 
-    Each layer draws PyTorch's default values when it is made. Then gpt.py draws all weights again,
-    with STD, so that the first values count for nothing but the place in the stream."""
+    Each layer draws PyTorch's default values when it is created. Then gpt.py draws all weights
+    again, with STD, so the first values only advance the stream."""
     layers = list(layers_in_order(config))
     for name, shape in layers:
         if name in ("wte.weight", "wpe.weight"):
@@ -91,8 +90,8 @@ def initial_values(config, random):
 
 
 def layers_in_order(config):
-    """Name and shape (out, in) of all that draws its weights, in the order in which gpt.py makes
-    them: there each head has matrices of its own, which are columns of c_attn here."""
+    """Name and shape (out, in) of each layer with random weights, in the order in which gpt.py
+    creates them. There each head has its own matrices, which are columns of c_attn here."""
     V, T, C, H = config.vocab_size, config.block_size, config.n_embd, config.n_head
     yield "wte.weight", (V, C)
     yield "wpe.weight", (T, C)
@@ -107,7 +106,7 @@ def layers_in_order(config):
 
 
 def batch(data, split, B, random):
-    """B windows of a split, anywhere -> idx, targets (B, T)."""
+    """B random windows of a split -> idx, targets (B, T)."""
     return data.windows(split, random.randint(len(split) - data.block_size, (B,)))
 
 
@@ -118,7 +117,7 @@ def mean_loss(model, data, split, B, random):
 
 
 def write(model, n, random):
-    """Token 0 and n tokens after it -> (n + 1,) int."""
+    """-> (n + 1,) int: token 0 and n more."""
     idx = np.zeros((1, 1), np.int64)
     for _ in range(n):
         logits = to_host(model.logits(idx[:, -model.config.block_size:])[:, -1])     # (1, V)

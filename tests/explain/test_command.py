@@ -148,7 +148,7 @@ def test_page_that_cannot_be_written_is_one_line_and_status_3(tmp_path, monkeypa
 def test_wrong_backward_is_shown_with_a_cross_and_ends_with_status_3(words, tmp_path, monkeypatch,
                                                                      capsys):
     source = Path(layernorm.__file__).read_text(encoding="utf-8")
-    line = "    dx -= xhat * along[..., None]\n"
+    line = "    dx -= xhat * mean_dxhat_xhat[..., None]\n"
     assert source.count(line) == 1
     path = tmp_path / "broken.py"
     path.write_text(source.replace(line, ""), encoding="utf-8")

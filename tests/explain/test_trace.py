@@ -137,7 +137,7 @@ def test_arrays_changed_in_place_are_shown_with_the_elements_that_changed():
     e = explained("attention")
     step = next(step for step in e.forward if "copyto" in step.source)
     (value,) = step.values
-    assert value.name == "att" and np.isneginf(value.data[value.changed]).all()
+    assert value.name == "scores" and np.isneginf(value.data[value.changed]).all()
     assert np.array_equal(value.changed[0, 0], ~np.tri(3, dtype=bool))
     step = next(step for step in explained("gelu").forward if "xp.tanh(" in step.source)
     assert [value.name for value in step.values] == ["s"]
