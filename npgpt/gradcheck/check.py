@@ -62,8 +62,8 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
     forward(*inputs) -> y, cache. y: an array, or a tuple of arrays.
     backward(dy, cache) -> the gradients of the differentiable inputs, in their order; dy is a
         tuple if y is.
-    inputs: arrays, or mappings of names to arrays for composites. Float arrays are differentiated;
-        everything else (token ids, masks, options) is passed on unchanged.
+    inputs: arrays, or mappings of names to arrays for composites, nested to any depth. Float arrays
+        are differentiated; everything else (token ids, masks, options) is passed on unchanged.
     method: "complex" or "central", see above.
     names: names of the inputs for messages. Default: the argument names of `forward`, if known.
     tolerance: largest relative error. Default: 1e-12 for "complex", 1e-7 for "central".
@@ -88,14 +88,14 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
         dy = _like(y, lambda a: rng.standard_normal(a.shape))
         gradients = _gradients_by_leaf(backward(dy, cache), inputs)
 
-        for i, name, key in _leaves(inputs, names):
-            x, dx = _leaf(inputs, i, key), gradients[i, key]
+        for i, name, path in _leaves(inputs, names):
+            x, dx = _leaf(inputs, i, path), gradients[i, path]
             if dx.shape != x.shape:
                 raise GradientError(f"the gradient of {name} {x.shape} has the shape {dx.shape}")
             u = rng.standard_normal(x.shape)
             found = float(np.vdot(u, dx))
             for h in STEPS[method]:
-                ju = METHODS[method](_along(u, forward, inputs, i, key), h)
+                ju = METHODS[method](_along(u, forward, inputs, i, path), h)
                 expected = _dot(ju, dy)
                 scale = max(_norm(ju) * _norm(dy), _norm(u) * _norm(dx),
                             FLOOR * _norm(u) * _norm(dy))
@@ -113,9 +113,9 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
     return report
 
 
-def _along(u, forward, inputs, i, key):
+def _along(u, forward, inputs, i, path):
     """-> function of a step that returns y with one of the inputs moved by step * u."""
-    return lambda step: forward(*_moved(inputs, i, key, step * u))[0]
+    return lambda step: forward(*_moved(inputs, i, path, step * u))[0]
 
 
 def _complex_step(along, h):
@@ -146,35 +146,47 @@ def _as_float64(x):
 
 
 def _leaves(inputs, names):
-    """-> (index of the input, displayed name, key in the mapping or None) for each array."""
+    """-> (index of the input, displayed name, path in the mapping) for each array."""
     for i, x in enumerate(inputs):
         if isinstance(x, Mapping):
-            yield from ((i, key, key) for key in x if _is_differentiable(x[key]))
+            yield from ((i, ".".join(map(str, path)), path) for path, a in _flat(x).items()
+                        if _is_differentiable(a))
         elif _is_differentiable(x):
-            yield i, names[i], None
+            yield i, names[i], ()
 
 
-def _leaf(inputs, i, key):
-    return inputs[i] if key is None else inputs[i][key]
+def _flat(mapping, path=()):
+    """A nested mapping -> mapping of paths, tuples of keys, to what lies there."""
+    found = {}
+    for key, x in mapping.items():
+        found |= _flat(x, (*path, key)) if isinstance(x, Mapping) else {(*path, key): x}
+    return found
 
 
-def _moved(inputs, i, key, step):
+def _leaf(inputs, i, path):
+    x = inputs[i]
+    for key in path:
+        x = x[key]
+    return x
+
+
+def _moved(inputs, i, path, step):
     """The inputs with one array moved by step. If the step is complex, all become complex."""
     dtype = np.result_type(step.dtype, np.float64)
-    inputs = [
-        {k: a.astype(dtype) for k, a in x.items()} if isinstance(x, Mapping)
-        else x.astype(dtype) if _is_differentiable(x) else x
-        for x in inputs
-    ]
-    if key is None:
-        inputs[i] = inputs[i] + step
-    else:
-        inputs[i][key] = inputs[i][key] + step
+
+    def copied(x):
+        if isinstance(x, Mapping):
+            return {key: copied(part) for key, part in x.items()}
+        return x.astype(dtype) if _is_differentiable(x) else x
+
+    inputs = [copied(x) for x in inputs]
+    *branch, last = i, *path
+    _leaf([inputs], 0, branch)[last] = _leaf(inputs, i, path) + step
     return inputs
 
 
 def _gradients_by_leaf(gradients, inputs):
-    """The result of a backward -> mapping of (index of the input, key or None) to gradient."""
+    """The result of a backward -> mapping of (index of the input, path) to gradient."""
     if not isinstance(gradients, tuple):
         gradients = (gradients,)
     gradients = [g for g in gradients if g is not None]
@@ -185,12 +197,15 @@ def _gradients_by_leaf(gradients, inputs):
     by_leaf = {}
     for (i, x), gradient in zip(owners, gradients):
         if isinstance(x, Mapping):
-            if gradient.keys() != x.keys():
-                different = ", ".join(sorted(gradient.keys() ^ x.keys()))
-                raise GradientError(f"gradients and parameters differ in their names: {different}")
-            by_leaf.update({(i, key): gradient[key] for key in gradient})
+            found = _flat(gradient)
+            if found.keys() != _flat(x).keys():
+                paths = found.keys() ^ _flat(x).keys()
+                different = sorted(".".join(map(str, path)) for path in paths)
+                raise GradientError("gradients and parameters differ in their names: "
+                                    + ", ".join(different))
+            by_leaf.update({(i, path): a for path, a in found.items()})
         else:
-            by_leaf[i, None] = gradient
+            by_leaf[i, ()] = gradient
     return by_leaf
 
 
