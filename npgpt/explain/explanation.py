@@ -1,4 +1,4 @@
-"""An explanation: a subject's formula, its forward and backward step by step, and the check."""
+"""An explanation: a subject's formula, its forward and backward step by step, and the checks."""
 
 import inspect
 from dataclasses import dataclass
