@@ -1,13 +1,15 @@
-"""`python -m npgpt explain LAYER`: a layer's own lines, run on small numbers.
+"""`python -m npgpt explain LAYER`: run a layer line by line on small numbers.
 
     subjects     what can be explained: functions, and small inputs for them
-    trace        runs a function and notes what each of its statements makes
-    values       what changed between two moments
-    measure      the gradients a second time, from the forward alone
-    explanation  all of it for one subject
+    trace        runs a function and records what each statement makes
+    values       what a statement made or changed
+    nested       nested mappings of parameters and gradients
+    measure      measures the gradients by finite differences
+    explanation  all results for one subject
     numbers      numbers as text, arrays as matrices
-    highlight    Python source in parts that can be coloured
+    highlight    Python source split into parts to colour
+    wording      the sentences of terminal and page
     terminal     an explanation as lines of text
-    page         an explanation as a page of HTML
+    page         an explanation as an HTML page
     command      the command line
 """

@@ -1,5 +1,4 @@
-"""`python -m npgpt explain LAYER`: a layer's own lines on small numbers, and proof that they are
-right."""
+"""`python -m npgpt explain LAYER`: the command line."""
 
 import dataclasses
 import os
@@ -20,33 +19,38 @@ from npgpt.explain.subjects import LARGEST, SUBJECTS
 
 @dataclass(frozen=True)
 class ExplainConfig(Options):
-    """What explain can be asked for."""
+    """The options of explain."""
 
     layer: str | None = option(None, "what to explain")
-    seed: int = option(1337, "of the random numbers", at_least=0, at_most=2**64 - 1)
+    seed: int = option(1337, "seed of the random numbers", at_least=0, at_most=2**64 - 1)
     shape: str | None = option(None, f"sizes from 1 to {LARGEST}, as B=2,T=3,C=4")
-    html: str | None = option(None, "a page to write, .html, instead of the text")
+    html: str | None = option(None, "write an HTML page to this file instead of printing text")
+
+
+METAVARS = {"shape": "SIZES", "html": "FILE"}
 
 
 def main(arguments):
-    """Explain as the command line says -> exit status."""
+    """Run the command -> exit status."""
     return run_command("npgpt explain", lambda: _explain(arguments))
 
 
 def _explain(arguments):
     fields = dataclasses.fields(ExplainConfig)
     parser = Parser(prog="npgpt explain", usage="npgpt explain [LAYER] [--shape B=2,T=3] ...",
-                    description="Run a layer's own lines on small numbers, forward and backward, "
-                                "show what each makes, and check the gradients. Without LAYER: "
-                                "list them.")
+                    description="Run a layer line by line on small numbers, forward and backward, "
+                                "show what each line makes, and check the gradients. Without "
+                                "LAYER, list the layers.")
     parser.add_argument("layer", nargs="?", metavar="LAYER", help=", ".join(SUBJECTS))
     parser.add_options("the numbers", [f for f in fields if f.name != "layer"], {})
+    for action in parser._actions:            # argparse has no public way to reach them
+        action.metavar = METAVARS.get(action.dest, action.metavar)
     c = ExplainConfig(**parser.parse(arguments, fields))
     if c.layer is None:
         return _show(_list())
     if c.layer not in SUBJECTS:
-        raise UserError(f"unknown layer {c.layer!r}{suggestion(c.layer, SUBJECTS)}; there are: "
-                        f"{', '.join(SUBJECTS)}")
+        raise UserError(f"LAYER must be one of {', '.join(SUBJECTS)}, got {c.layer!r}"
+                        f"{suggestion(c.layer, SUBJECTS)}")
     sizes = SUBJECTS[c.layer].sizes_from(c.shape)
     target = None if c.html is None else _writable(c.html)
 
@@ -55,13 +59,15 @@ def _explain(arguments):
         _show(lambda width: terminal.lines(explanation, width))
     else:
         write_text(target, page.html(explanation))
-        print(f"{target} is written", flush=True)
+        print(f"wrote {target}", flush=True)
     if not explanation.right:
-        raise RunError(f"the gradients of {c.layer} are not those of its forward")
+        where = "the end of the text" if target is None else target
+        raise RunError(f"the backward of {c.layer} is not the derivative of its forward; "
+                       f"{where} shows which gradients are wrong")
 
 
 def _list():
-    """-> function of a width that gives a line for each subject."""
+    """-> function: width -> a line for each subject."""
     name_width = max(map(len, SUBJECTS))
 
     def lines(width):
@@ -77,7 +83,7 @@ def _list():
 
 
 def _show(lines):
-    """Print what lines(width) yields, at once, so that a reader who leaves is noticed by us."""
+    """Print lines(width) in one piece, so that a closed pipe raises BrokenPipeError here."""
     plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
     console = Console(highlight=False, markup=False, emoji=False, **plain)
     with console.capture() as capture:
@@ -87,12 +93,13 @@ def _show(lines):
 
 
 def _writable(name):
-    """The path of a page. Raises UserError if none can stand there."""
+    """The path of a page. Raises UserError if no page can be written there."""
     path = Path(name)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html needs a file that ends in .html, not {name!r}")
+        raise UserError(f"`html` must end in .html, got {name!r}")
     if path.is_dir():
-        raise UserError(f"{path} is a directory")
+        raise UserError(f"`html` must be a file, and {path} is a directory; give another name")
     if not path.parent.is_dir():
-        raise UserError(f"there is no directory {path.parent} to write {path.name} in")
+        raise UserError(f"the directory of `html` does not exist: {path.parent}; "
+                        f"create it with: mkdir -p {path.parent}")
     return path

@@ -1,37 +1,38 @@
-"""An explanation: a subject's formula, its forward and backward step by step, and the check."""
+"""An explanation: a subject's formula, its forward and backward step by step, and the checks."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from npgpt.errors import UserError
 from npgpt.explain.measure import Check, check_each_number, differentiable, verdict
+from npgpt.explain.nested import leaves
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import Step, trace
 from npgpt.explain.values import Seen
+from npgpt.models.parameters import Gradients, count
 
 MOST_NUMBERS = 2000       # of the inputs
 
 
 @dataclass
 class Explanation:
-    """Everything that a terminal or a page shows."""
+    """Everything that the terminal or the page shows."""
 
     name: str
     path: str                   # of the source file, from the root of the checkout
-    formula: str                # its docstring
+    formula: str                # the docstring of that file
     sizes: dict[str, int]
     seed: int
     forward: list[Step]
     backward: list[Step]
-    output: str                 # what the forward's result is called, and its gradient
-    gradients: list[str]        # what the backward's results are called
-    step: float                 # of the differences
+    output: str                 # the name of the forward's result
+    gradients: list[str]        # the names of the backward's results
+    step: float                 # h of the finite differences
     checks: list[Check]
-    error: float                # the largest that npgpt.gradcheck found, by the complex step
-    message: str                # of its error; "" if the gradients are right
+    error: float                # the largest that npgpt.gradcheck found with the complex step
+    message: str                # its error message; "" if the gradients are right
 
     @property
     def right(self):
@@ -40,7 +41,7 @@ class Explanation:
 
     @property
     def has_rounding(self):
-        """Whether a number is shown that is only what rounding left of 0."""
+        """Whether a number is shown that would be 0 without rounding errors."""
         arrays = [value.data for step in (*self.forward, *self.backward) for value in step.values
                   if value.data is not None and value.data.dtype.kind == "f" and not value.brief]
         return any(((array != 0) & (abs(array) < 1e-14)).any() for array in arrays)
@@ -51,18 +52,19 @@ def explain(name, sizes, seed):
     subject = SUBJECTS[name]
     draw, seen = Draw(seed), Seen()
     inputs = subject.inputs(sizes, draw)
-    count = sum(_size(x) for x in differentiable(inputs).values())
-    if count > MOST_NUMBERS:
-        raise UserError(f"--shape makes {count} numbers of the inputs, and the gradient of each is "
-                        f"measured; at most {MOST_NUMBERS} are")
+    size = sum(array.size for x in differentiable(inputs).values() for _, array in leaves(x))
+    if size > MOST_NUMBERS:
+        raise UserError(f"the inputs must have at most {MOST_NUMBERS} numbers in all, got {size}; "
+                        "give smaller sizes in `shape`")
     forward, plain_backward = map(inspect.unwrap, subject.functions())
 
     def backward(dy, cache):
         if not subject.adds:
             return plain_backward(dy, cache)
-        grads = {key: np.zeros_like(array, dtype=np.float64) for key, array in inputs["p"].items()}
+        architecture = inputs["config"].architecture()
+        grads = Gradients(architecture, np.zeros(count(architecture)))
         plain_backward(dy, cache, grads)
-        return grads
+        return grads.tree
 
     (y, cache), forward_steps = trace(
         forward, lambda: forward(*inputs.values()), seen, [subject.output, "cache"])
@@ -76,8 +78,9 @@ def explain(name, sizes, seed):
 
     notes = dict.fromkeys(differentiable(inputs), "random") | subject.notes
     _annotate(forward_steps, notes, subject.brief)
-    _annotate(backward_steps, {_first_argument(plain_backward): note, "grads": "to add to",
-                               "cache": "what the forward kept"}, subject.brief)
+    _annotate(backward_steps, {_first_argument(plain_backward): note,
+                               "grads": "the gradients are added to it",
+                               "cache": "returned by the forward"}, subject.brief)
 
     error, message = verdict(forward, backward, inputs)
     found = _by_input(result, inputs)
@@ -88,25 +91,25 @@ def explain(name, sizes, seed):
     )
 
 
-def _size(x):
-    return sum(map(_size, x.values())) if isinstance(x, Mapping) else x.size
-
-
 def _by_input(result, inputs):
-    """What a backward returned -> input -> gradient; nothing if they do not belong together."""
+    """What a backward returned -> input -> gradient; {} if the two do not match."""
     gradients = result if isinstance(result, tuple) else (result,)
     gradients = [gradient for gradient in gradients if gradient is not None]
     of = differentiable(inputs)
     if len(gradients) != len(of) or any(
-        getattr(gradient, "keys", dict)() != getattr(x, "keys", dict)()
+        _paths(gradient) != _paths(x)
         for gradient, x in zip(gradients, of.values())
     ):
         return {}
     return dict(zip(of, gradients))
 
 
+def _paths(x):
+    return {path for path, _ in leaves(x)}
+
+
 def _annotate(steps, notes, brief):
-    """Say of a function's arguments where they come from; brief: arrays of floats in short."""
+    """Note where a function's arguments come from. brief: show only the norm of float arrays."""
     for value in steps[0].values:
         value.note = notes.get(value.name.partition("[")[0], "")
     for step in steps:

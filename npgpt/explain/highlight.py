@@ -1,4 +1,4 @@
-"""Python source in parts that can be coloured."""
+"""Python source split into parts to colour."""
 
 import io
 import keyword
@@ -8,8 +8,8 @@ KINDS = {tokenize.COMMENT: "comment", tokenize.STRING: "string", tokenize.NUMBER
 
 
 def parts(source):
-    """-> (kind, text) pairs that together are the source; kind: comment, string, number, keyword,
-    defined (the name of a function) or ""."""
+    """-> (kind, text) pairs; the texts joined are the source. kind: comment, string, number,
+    keyword, defined (the name of a function) or ""."""
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -27,6 +27,6 @@ def parts(source):
                 result += [("", source[end:first]), (kind, token.string)]
                 end = starts[token.end[0] - 1] + token.end[1]
     except (tokenize.TokenError, IndentationError):
-        pass                       # a line out of the middle of a statement
+        pass                       # the lines are only part of a statement
     result.append(("", source[end:]))
     return [(kind, text) for kind, text in result if text]

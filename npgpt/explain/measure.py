@@ -1,9 +1,9 @@
-"""The gradients measured: from the forward alone, one number moved at a time.
+"""The gradients measured by finite differences: from the forward alone, one number at a time.
 
-    dx[i] = (how sum(y * dy) changes when x[i] moves by h) / h
+    dx[i] = (the change of sum(y * dy) when x[i] changes by h) / h
 
-by the four-point differences of npgpt.gradcheck. They know nothing of the backward, so where both
-agree the backward is right.
+The differences are the four-point differences of npgpt.gradcheck. They do not use the backward, so
+a backward that agrees with them is right.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npgpt.explain.nested import label, leaves, replaced
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.gradcheck.check import FLOOR, METHODS, STEPS, TOLERANCES
 
@@ -19,13 +20,13 @@ TOLERANCE = TOLERANCES["central"]
 
 @dataclass
 class Check:
-    """The gradient of one input, as the backward says and as it was measured."""
+    """The gradient of one array: what the backward returned, and what was measured."""
 
     name: str                 # of the gradient: dx
-    found: np.ndarray
+    found: np.ndarray         # from the backward
     measured: np.ndarray
-    error: float              # relative; nan where the shapes differ
-    brief: bool = False       # one of many: the norms are enough
+    error: float              # relative; nan if the shapes differ
+    brief: bool = False       # one of many: only the norms are shown
 
     @property
     def right(self):
@@ -33,7 +34,7 @@ class Check:
 
     @property
     def far(self):
-        """bool, the elements that differ, where any do."""
+        """bool: the elements that differ. All False if the gradient is right."""
         if self.right:
             return np.zeros(self.found.shape, bool)
         near = np.abs(self.found - self.measured) <= TOLERANCE * np.abs(self.measured).max()
@@ -41,25 +42,26 @@ class Check:
 
 
 def check_each_number(forward, inputs, dy, found, names):
-    """found, names: for each input that has one, its gradient as the backward says and what that is
-    called -> the step taken, and a Check for each array. The next step is taken where one fails, as
-    in npgpt.gradcheck."""
+    """-> the step h, and a Check for each array.
+
+    found, names: input -> its gradient from the backward, and the name of that gradient. If a check
+    fails, the next step is tried, as in npgpt.gradcheck.
+    """
     for h in STEPS["central"]:
         checks = []
         for name in found:
-            x = inputs[name]
-            for key in x if isinstance(x, Mapping) else [None]:
-                gradient = found[name] if key is None else found[name][key]
-                label = names[name] if key is None else f'{names[name]}["{key}"]'
-                measured = _measured(forward, inputs, dy, h, name, key)
-                checks.append(_check(label, gradient, measured, dy, key is not None))
+            gradients = dict(leaves(found[name]))
+            for path, _ in leaves(inputs[name]):
+                measured = _measured(forward, inputs, dy, h, name, path)
+                checks.append(
+                    _check(label(names[name], path), gradients[path], measured, dy, bool(path)))
         if all(check.right for check in checks):
             break
     return h, checks
 
 
 def verdict(forward, backward, inputs):
-    """What npgpt.gradcheck says, by the complex step -> (largest relative error, message or "")."""
+    """The result of npgpt.gradcheck by the complex step -> largest relative error, message or ""."""
     try:
         report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:
@@ -73,19 +75,19 @@ def differentiable(inputs):
             if isinstance(x, Mapping) or (isinstance(x, np.ndarray) and x.dtype.kind == "f")}
 
 
-def _measured(forward, inputs, dy, h, name, key=None):
-    """The gradient of sum(y * dy) for one input, or one entry of it, number by number."""
-    x = inputs[name] if key is None else inputs[name][key]
+def _measured(forward, inputs, dy, h, name, path):
+    """The gradient of sum(y * dy) for the array at a path of one input, number by number."""
+    x = dict(leaves(inputs[name]))[path]
 
     def moved(i, step):
         array = x.copy()
         array.flat[i] += step
-        changed = {name: array if key is None else {**inputs[name], key: array}}
-        return forward(*{**inputs, **changed}.values())[0]
+        return forward(*{**inputs, name: replaced(inputs[name], path, array)}.values())[0]
 
-    flat = [sum(np.vdot(dy, part) for part in METHODS["central"](lambda s, i=i: moved(i, s), h))
-            for i in range(x.size)]
-    return np.array(flat).reshape(x.shape)
+    numbers = [sum(np.vdot(dy, part)
+                   for part in METHODS["central"](lambda s, i=i: moved(i, s), h))
+               for i in range(x.size)]
+    return np.array(numbers).reshape(x.shape)
 
 
 def _check(name, found, measured, dy, brief):

@@ -1,4 +1,4 @@
-"""Numbers as text, four significant digits of them, and arrays as matrices of such texts."""
+"""Numbers as text with four significant digits, and arrays as matrices of such texts."""
 
 import math
 import re
@@ -9,17 +9,17 @@ DIGITS = 4
 
 
 def number(x):
-    """A number, or True or False, as text."""
+    """A number or a bool as text."""
     if isinstance(x, (bool, np.bool_, int, np.integer)):
         return str(x)
-    x = float(f"{x:.9g}")       # so that 2.6755 and 2.67549999999 look alike
+    x = float(f"{x:.9g}")       # 2.6755 and 2.67549999999 give the same text
     return "0" if x == 0 else f"{x:.{DIGITS}g}"      # never -0
 
 
 def aligned(array):
-    """-> array of texts of one width, their points below each other."""
+    """-> array of texts of one width, aligned at the decimal point."""
     texts = [number(x) for x in array.ravel()]
-    points = [len(re.match(r"-?\d*", text)[0]) for text in texts]      # where the point is
+    points = [len(re.match(r"-?\d*", text)[0]) for text in texts]      # index of the point
     left = max(points)
     right = max([len(text) - point for text, point in zip(texts, points) if point > 1
                  or text[0].isdigit()], default=0)
@@ -30,8 +30,8 @@ def aligned(array):
 
 
 def matrices(array):
-    """-> pairs of a label and a matrix: one for a vector or a matrix, else one for each index of
-    the leading axes, as "[0, 1]"."""
+    """-> pairs of a label and a matrix. A vector or a matrix gives one pair; an array with more
+    axes gives one for each index of the leading axes, labelled like "[0, 1]"."""
     if array.ndim < 2:
         return [("", array.reshape(1, -1))]
     return [("" if array.ndim == 2 else str(list(index)), array[index])
@@ -39,10 +39,10 @@ def matrices(array):
 
 
 def norm(array):
-    """The root of the sum of squares, as text."""
+    """The root of the sum of squares as text."""
     return number(math.sqrt(float((array * array).sum())))
 
 
 def shape(array):
-    """Its shape, as text."""
+    """The shape as text."""
     return str(array.shape)

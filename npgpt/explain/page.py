@@ -1,7 +1,7 @@
-"""An explanation as one page of HTML that needs nothing else: no script, no font, no other file.
+"""An explanation as a self-contained HTML page: no script, no font, no other file.
 
-Each number is shaded by its size: orange above 0, blue below. A name that was shown before links to
-the line that made it.
+The shade of a number shows its size: orange above 0, blue below. An array that was shown before
+links to the line that made it.
 """
 
 import itertools
@@ -14,12 +14,12 @@ from npgpt.explain import wording
 from npgpt.explain.highlight import parts
 from npgpt.explain.numbers import aligned, matrices, norm
 
-DARKEST = 0.5        # opacity of the largest number's shade: the number on it stays readable
+DARKEST = 0.5        # opacity of the largest number's shade: the number stays readable
 STYLE = Path(__file__).with_name("page.css")
 
 
 def html(e):
-    """An explanation -> the text of the page."""
+    """An explanation -> the text of its page."""
     return "\n".join(_page(e)) + "\n"
 
 
@@ -53,8 +53,8 @@ def _page(e):
            f"--shape {sizes} --html FILE</code></p></footer></body></html>")
 
 
-SHADES = ("The larger a number, the stronger its shade: orange above 0, blue below. Underlined: "
-          "changed, where a line did not change all.")
+SHADES = ("The shade of a number shows its size: orange above 0, blue below. If a line changes "
+          "only some numbers of an array, those are underlined.")
 
 
 def _steps(steps, side, made):
@@ -70,7 +70,7 @@ def _step(step, name, made):
 
 
 def _source(step):
-    """The statement as it stands in the file, each of its lines with its number."""
+    """The statement as it is in the file, each line with its number."""
     code = "".join(
         "\n".join(f'<span class="{kind}">{escape(row)}</span>' if kind and row else escape(row)
                   for row in text.split("\n"))

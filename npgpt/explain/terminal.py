@@ -1,4 +1,4 @@
-"""An explanation as lines for a terminal: a statement, and under it what it made.
+"""An explanation as lines for a terminal: each statement with its results below it.
 
      19 │     xhat *= rstd
         │       xhat (2, 3, 4), changed in place
@@ -16,29 +16,37 @@ from npgpt.explain.highlight import parts
 from npgpt.explain.numbers import aligned, matrices, norm
 
 STYLES = {"comment": "dim", "string": "green", "keyword": "magenta", "defined": "bold"}
-MOST_ROWS, MOST_MATRICES = 12, 8      # of an array; where there are more, "…" stands for them
+MOST_ROWS, MOST_MATRICES = 12, 8      # of an array; "…" stands for the rest
 PROSE = 88                            # columns of running text
 BAR = "    │ "
-INDENT = 6                            # of an array under its statement
+INDENT = 6                            # of an array below its statement
+NARROWEST = 40                        # columns; a narrower terminal breaks the lines itself
+GAP = "  "                            # between columns of numbers
 
 
 def lines(e, width):
-    """An explanation -> Texts, a line each, of at most `width` columns."""
+    """An explanation -> Texts, one for each line, of at most `width` columns; width: from 40."""
+    width = max(width, NARROWEST)
     yield Text(e.name, "bold")
-    yield Text(wording.origin(e), "dim")
+    yield from _folded(Text(wording.origin(e), "dim"), width, 4)
     yield Text()
     yield from _formula(e.formula, width)
     yield from _prose(wording.legend(e), width)
     yield from _section("Forward", width)
-    yield from _steps(e.forward, width)
+    yield from steps(e.forward, width)
     yield from _section("Backward", width)
     yield from _prose(wording.meaning(e), width)
     yield Text()
-    yield from _steps(e.backward, width)
+    yield from steps(e.backward, width)
     yield from _section("Check", width)
     yield from _prose(wording.measured(e), width)
     yield Text()
-    yield from _checks(e.checks, width)
+    yield from checks(e.checks, width)
+    yield from verdict(e, width)
+
+
+def verdict(e, width):
+    """Whether all the gradients are right."""
     yield from _prose(wording.verdict(e), width, "bold green" if e.right else "bold red")
 
 
@@ -48,7 +56,7 @@ def _prose(text, width, style=""):
 
 
 def _formula(text, width):
-    """A docstring; where it is too wide, its paragraphs are wrapped anew."""
+    """A docstring. Paragraphs that are too wide are wrapped again."""
     for paragraph in text.split("\n\n"):
         rows = paragraph.split("\n")
         if paragraph.startswith("    "):
@@ -66,8 +74,9 @@ def _section(name, width):
     yield Text()
 
 
-def _steps(steps, width):
-    for step in steps:
+def steps(some, width):
+    """Steps -> lines: each statement with its results."""
+    for step in some:
         yield from _source(step, width)
         names = max((len(value.name) for value in step.values if value.brief), default=0)
         for value in step.values:
@@ -86,7 +95,7 @@ def _barred(text):
 
 
 def _source(step, width):
-    """The statement as it stands in the file, each of its lines with its number."""
+    """The statement as it is in the file, each line with its number."""
     room = width - len(BAR)
     source = "\n".join(
         line if len(line) <= room else re.sub(r" {3,}#", "  #", line)
@@ -106,12 +115,15 @@ def _source(step, width):
 
 
 def _folded(text, room, indent):
-    """A Text -> Texts of at most `room` columns, broken at spaces, all but the first indented."""
+    """A Text -> Texts of at most `room` columns, all but the first indented. They are broken at a
+    space, else after punctuation, else anywhere."""
+    indent = min(indent, room // 2)
     while len(text) > room:
-        comment = text.plain.find("  # ", indent)
-        at = comment if 0 < comment <= room else text.plain.rfind(" ", indent + 1, room + 1)
-        if at < 0:
-            break
+        plain = text.plain
+        comment = plain.find("  # ", indent + 1, room + 4)
+        space = plain.rfind(" ", indent + 1, room + 1)
+        mark = max(plain.rfind(mark, indent + 1, room) for mark in "([.,") + 1
+        at = comment if comment > 0 else space if space > 0 else mark if mark > 0 else room
         first, text = text.divide([at])
         yield first
         text = Text(" " * indent) + text[len(text.plain) - len(text.plain.lstrip()):]
@@ -119,7 +131,7 @@ def _folded(text, room, indent):
 
 
 def _array(array, changed, room):
-    """The matrices of an array, side by side as far as there is room."""
+    """The matrices of an array, side by side if there is room."""
     texts = aligned(array)
     some = changed is not None and not changed.all()
     styles = _styles(array)
@@ -134,23 +146,27 @@ def _array(array, changed, room):
 
 
 def _styles(array):
-    """-> a style for each number: below 0 cyan, and dim where there is nothing."""
+    """-> a style for each number: cyan below 0, dim for 0 and -inf."""
     return np.where((array == 0) | (array == -np.inf), "dim", np.where(array < 0, "cyan", "")
                     ).astype(object)
 
 
 def _block(label, texts, styles, room):
-    """A matrix of texts -> Texts of one width, the first with the label."""
-    indent = len(label) + (2 if label else 0)
-    cell = len(texts[0, 0]) + 2
-    columns = _some(texts.shape[1], (room - indent + 2) // cell)
+    """A matrix of texts -> Texts of one width of at most `room` columns, the first with the label.
+    The label has a line of its own if two numbers would not fit beside it."""
+    gap, cell, n_columns = len(GAP), len(texts[0, 0]) + len(GAP), texts.shape[1]
+    indent = len(label) + gap if label else 0
     result = []
-    for n, i in enumerate(_some(len(texts), MOST_ROWS)):
+    if label and indent + min(n_columns * cell - gap, 2 * cell + 1) > room:
+        result.append(Text(label, "dim"))
+        label, indent = "", 0
+    columns = _some(n_columns, (room - indent + gap) // cell, (room - indent - 1) // cell)
+    for n, i in enumerate(_some(len(texts), MOST_ROWS, MOST_ROWS - 1)):
         line = Text.assemble(((label if n == 0 else "").ljust(indent), "dim"))
         for m, j in enumerate(columns):
-            line.append("  " if m else "")
+            line.append(GAP if m else "")
             if i is None or j is None:
-                line.append("…".rjust(cell - 2), "dim")
+                line.append("…".rjust(1 if j is None else cell - gap), "dim")
                 continue
             before, core, after = texts[i, j].partition(texts[i, j].strip())
             line.append(before)
@@ -168,14 +184,16 @@ def _of_one_width(block):
     return block
 
 
-def _some(count, most):
-    """Indices of what is shown of so many, and None for what is left out."""
-    most = max(most, 3)
-    return range(count) if count <= most else [*range(most - 2), None, count - 1]
+def _some(count, most, beside):
+    """The indices to show of 0..count-1, None for those left out: all of them if they are at most
+    `most`, else so many `beside` the None, the last among them if there are two."""
+    if count <= most:
+        return range(count)
+    return [*range(max(beside - 1, 1)), None, *([count - 1] if beside > 1 else [])]
 
 
 def _side_by_side(blocks, room, gap=4):
-    """Blocks of lines -> lines; as many beside each other as there is room for."""
+    """Blocks of lines -> lines, with as many blocks side by side as there is room for."""
     rows = [[]]
     for block in blocks:
         used = sum(len(other[0]) + gap for other in rows[-1])
@@ -192,24 +210,38 @@ def _side_by_side(blocks, room, gap=4):
             yield line
 
 
-def _checks(checks, width):
-    for check in checks:
+def checks(some, width):
+    """Checks -> lines: each gradient beside the measured one; many of them as a table of norms."""
+    for check in some:
         if check.brief:
             continue
-        yield Text.assemble((check.name, "bold"), f" {check.found.shape}  ", _outcome(check))
+        head = Text.assemble((check.name, "bold"), f" {check.found.shape}  ", _outcome(check))
+        yield from _folded(head, width, 4)
         if check.found.shape == check.measured.shape:
             yield from (Text("  ") + line for line in _pairs(check, width - 2))
         yield Text()
-    brief = [check for check in checks if check.brief]
+    brief = [check for check in some if check.brief]
     if brief:
-        names = max(len(check.name) for check in brief)
-        yield Text(" " * names + "  shape     norm       measured   relative error", "dim")
-        for check in brief:
-            norms = f"{norm(check.found):9}  {norm(check.measured):9}"
-            row = Text.assemble((check.name.ljust(names), "bold"),
-                                f"  {check.found.shape!s:8}  {norms}  ", _outcome(check))
-            yield from _folded(row, width, 4)
+        yield from _table_of_norms(brief, width)
         yield Text()
+
+
+def _table_of_norms(some, width):
+    """A row for each gradient. Its name has a line of its own if the row would be too wide."""
+    names = max(len(check.name) for check in some)
+    head = f"  {'shape':8}  {'norm':9}  {'measured':9}  relative error"
+    is_wide = names + len(head) <= width
+    yield Text(" " * names + head if is_wide else "shape    norm      measured  error", "dim")
+    for check in some:
+        name, norms = Text(check.name, "bold"), (norm(check.found), norm(check.measured))
+        if is_wide:
+            figures = f"  {check.found.shape!s:8}  {norms[0]:9}  {norms[1]:9}  "
+            name.pad_right(names - len(name))
+        else:
+            figures = f"{check.found.shape!s:8} {norms[0]:9} {norms[1]:9} "
+            yield from _folded(name, width, 4)
+            name = Text()
+        yield from _folded(Text.assemble(name, figures, _outcome(check)), width, 4)
 
 
 def _outcome(check):
@@ -217,7 +249,7 @@ def _outcome(check):
 
 
 def _pairs(check, room):
-    """What the backward says beside what was measured, matrix by matrix."""
+    """The gradient from the backward beside the measured one, matrix by matrix."""
     both = np.stack([check.found, check.measured])
     texts = aligned(both)
     far = check.far

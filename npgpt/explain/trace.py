@@ -1,8 +1,8 @@
-"""Runs a function and notes what each of its statements makes: the real lines, as they run.
+"""Runs a function and records what each statement makes.
 
-Python tells a trace function of every line before it runs (sys.settrace). Between two statements
-the function's names are compared, so whatever a statement made or changed is found, also where an
-array is changed in place by a function that it calls. Nothing is known here about any layer.
+Python calls a trace function before each line (sys.settrace). The recorder compares the function's
+names before and after each statement. So it finds everything that the statement made or changed,
+also an array that a called function changed in place. It knows nothing about particular layers.
 """
 
 import ast
@@ -18,14 +18,14 @@ from npgpt.explain.values import Value, described, differences, snapshot
 
 @dataclass
 class Step:
-    """A statement that ran; or, if it did not, a line that stands between two that did."""
+    """A statement that ran, or a line between two of them that did not run."""
 
-    first: int                  # its lines in the file
+    first: int                  # line in the file
     last: int
     source: str                 # as in the file
     ran: bool = True
     values: list[Value] = field(default_factory=list)
-    note: str = ""              # what came of a condition or a loop
+    note: str = ""              # the result of a condition; the end of a loop
 
     @property
     def is_idle(self):
@@ -35,10 +35,10 @@ class Step:
 
 
 def trace(function, call, seen, returns):
-    """Run call(), which calls the function once -> what call() returned, and the Steps.
+    """Run call(), which calls the function once -> the result of call(), and the Steps.
 
-    seen: the arrays that were shown before. returns: names for the parts of what the function
-    returns; those that it does not name itself are shown under these.
+    seen: the arrays that were shown before. returns: names for the returned values, used for those
+    that are not variables of the function.
     """
     recorder = _Recorder(inspect.unwrap(function), seen, returns)
     before = sys.gettrace()
@@ -51,7 +51,7 @@ def trace(function, call, seen, returns):
 
 
 class _Recorder:
-    """The trace function, and the steps that it has noted so far."""
+    """The trace function and the steps it has recorded so far."""
 
     def __init__(self, function, seen, returns):
         self.function, self.seen, self.returns = function, seen, returns
@@ -62,11 +62,11 @@ class _Recorder:
         self.statements = {line: statement for statement in _statements(self.definition.body)
                            for line in range(statement.first, statement.last + 1)}
         self.steps = []
-        self.current = None         # the statement that runs now
-        self.before = {}            # the names before it
+        self.current = None         # the statement that is running
+        self.before = {}            # a snapshot of the names before it
 
     def __call__(self, frame, event, argument):
-        """Called for every function that is called; only this one's lines are of interest."""
+        """Called for every function call. Only the lines of self.function are traced."""
         if frame.f_code is not self.function.__code__:
             return None
         self._begin(frame)
@@ -75,7 +75,7 @@ class _Recorder:
     def _line(self, frame, event, argument):
         if event == "line":
             statement = self.statements[frame.f_lineno]
-            if statement is not self.current:       # else another line of the same one
+            if statement is not self.current:       # else: another line of the same statement
                 self._end(frame, statement)
                 self.current = statement
         elif event == "return":
@@ -86,7 +86,7 @@ class _Recorder:
         return self._line
 
     def _begin(self, frame):
-        """The first step: the function's head with its arguments and the constants it reads."""
+        """The first step: the head of the function, its arguments and the constants it reads."""
         first = self.definition.body[0]
         has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         last = first.end_lineno if has_docstring else first.lineno - 1
@@ -98,7 +98,7 @@ class _Recorder:
         self.before = snapshot(frame.f_locals)
 
     def _end(self, frame, following):
-        """Note the statement that has just run; `following` is the one that runs next."""
+        """Record the statement that has just run; `following` runs next."""
         after = snapshot(frame.f_locals)
         if self.current is not None:
             node = self.current.node
@@ -107,7 +107,7 @@ class _Recorder:
             if isinstance(node, ast.If):
                 step.note = "yes" if inside else "no"
             elif isinstance(node, ast.For) and not inside:
-                step.note = "it ends"
+                step.note = "end of the loop"
             if not (isinstance(node, ast.For) and not inside):
                 step.values = differences(self.before, after, _targets(node), self.seen, step.first)
         self.before = after
@@ -119,15 +119,15 @@ class _Recorder:
         return self.steps[-1]
 
     def _pass_over(self, line):
-        """The lines from the last step up to this one did not run; a loop that starts again passes
-        over none."""
+        """Record the lines between the last step and this one: they did not run. Lines that are
+        already recorded, as in the next pass of a loop, are left out."""
         begun = self.steps[-1].last + 1 if self.steps else line
         known = {n for step in self.steps for n in range(step.first, step.last + 1)}
         self.steps += [Step(n, n, self.lines[n], ran=False)
                        for n in range(begun, line) if n not in known]
 
     def _returned(self, result):
-        """What the return statement returned, part by part."""
+        """The values that the return statement returned."""
         node = self.current.node.value
         whole = isinstance(node, ast.Tuple) and len(node.elts) == len(self.returns)
         parts = zip(node.elts, self.returns, result) if whole else [(node, self.returns[0], result)]
@@ -144,7 +144,7 @@ class _Recorder:
 
 @dataclass(eq=False)
 class _Statement:
-    """What runs as one: a simple statement, or the head of an if or a loop."""
+    """A simple statement, or the head of an if or a loop."""
 
     first: int
     last: int
@@ -152,7 +152,7 @@ class _Statement:
 
 
 def _statements(body):
-    """Every statement of a body, and of the bodies within it."""
+    """Every statement of a body and of the bodies inside it."""
     for node in body:
         inner = [] if isinstance(node, ast.FunctionDef) else [
             getattr(node, name, []) for name in ("body", "orelse", "finalbody")
@@ -168,14 +168,13 @@ def _statements(body):
 
 
 def _contains(node, statement):
-    """Whether a statement belongs to the body of an if or a loop, not to its else."""
+    """Whether a statement is in the body of an if or a loop, not in its else."""
     body = getattr(node, "body", None)
     return bool(body) and body[0].lineno <= statement.first <= body[-1].end_lineno
 
 
 def _targets(node):
-    """The names that a statement assigns to, in their order. What it assigns to by an index it
-    changes in place."""
+    """The names that a statement assigns to, in order. dw[i] = ... assigns to dw."""
     targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
     found = [part for target in targets if target is not None for part in ast.walk(target)]
     return list(dict.fromkeys(part.id for part in found
@@ -183,7 +182,7 @@ def _targets(node):
 
 
 def _is_assigned(name, targets):
-    """dw[start:start + T] = ... assigns to dw, and start and T are only read."""
+    """dw[start:start + T] = ... assigns to dw; start and T are only read."""
     return isinstance(name.ctx, ast.Store) or any(
         part.value is name for target in targets for part in ast.walk(target)
         if isinstance(part, ast.Subscript)
@@ -191,7 +190,7 @@ def _is_assigned(name, targets):
 
 
 def _packed(node, held):
-    """The cache that a forward returns: its parts, as the source names them, with their shapes."""
+    """The cache that a forward returns: its parts with their names in the source and shapes."""
     parts = node.elts if isinstance(node, ast.Tuple) else [node]
     items = held if isinstance(node, ast.Tuple) else [held]
     return ", ".join(

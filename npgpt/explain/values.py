@@ -1,49 +1,50 @@
-"""What a statement made or changed: the difference between two moments of a function's names."""
+"""What a statement made or changed: the difference of a function's names before and after it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from npgpt.explain.nested import label, leaves
 from npgpt.explain.numbers import number
 
 
 @dataclass
 class Value:
-    """A name and what it stands for after a statement."""
+    """A name and its value after a statement."""
 
     name: str
-    data: np.ndarray | None = None      # a copy; None if it is no array
-    text: str = ""                      # what to say of it if it is none
+    data: np.ndarray | None = None      # a copy; None if the value is not an array
+    text: str = ""                      # shown instead of an array
     changed: np.ndarray | None = None   # changed in place: bool, the elements that now differ
-    origin: tuple | None = None         # shown already: (name, line) where it was
-    brief: bool = False                 # one of many: shape and norm are enough
+    origin: tuple | None = None         # shown before: (name, line)
+    brief: bool = False                 # one of many: only shape and norm are shown
     note: str = ""                      # where it comes from
 
 
 class Seen:
-    """Which arrays were shown, under which name and at which line, and what they held then."""
+    """The arrays that were shown: their names, lines and content at that time."""
 
     def __init__(self):
-        self._shown = {}     # id -> array, copy, name, line; the array is kept, and so its id
+        self._shown = {}     # id -> array, copy, name, line. Keeping the array keeps its id unique
 
     def add(self, array, name, line):
         self._shown[id(array)] = array, array.copy(), name, line
 
     def origin(self, array):
-        """-> (name, line) if the array was shown as it is now, else None."""
+        """-> (name, line) if the array was shown and has not changed since, else None."""
         _, copy, name, line = self._shown.get(id(array), (None, None, None, None))
         return (name, line) if copy is not None and same(array, copy) else None
 
 
 def snapshot(names):
-    """name -> object  ->  name -> (object, its content now)."""
+    """name -> object  ->  name -> (object, its content)."""
     return {name: (held, _content(held)) for name, held in names.items()}
 
 
 def differences(before, after, targets, seen, line):
-    """Two snapshots -> Values of what is new or other. targets: the names that the statement
-    assigns to, of which each is listed, also where its numbers happen to stay the same."""
+    """Two snapshots -> Values of what is new or changed. targets: the names that the statement
+    assigns to; each is listed, even if its numbers stay the same."""
     values = []
     for name in [*targets, *(name for name in after if name not in targets)]:
         if name not in after:
@@ -62,25 +63,25 @@ def differences(before, after, targets, seen, line):
 
 
 def described(name, held, seen, line):
-    """An object under a name -> Values: one, or one for each array of a mapping."""
+    """A name and its object -> Values: one, or one for each array of a mapping."""
     if isinstance(held, np.ndarray) and held.ndim:
         origin = seen.origin(held)
         if origin is None:
             seen.add(held, name, line)
         return [Value(name, held.copy(), origin=origin)]
     if isinstance(held, Mapping):
-        arrays = [array for array in held.values() if isinstance(array, np.ndarray)]
+        arrays = [array for _, array in leaves(held) if isinstance(array, np.ndarray)]
         if arrays and all(seen.origin(array) for array in arrays):
             return [Value(name, text=f": {_count(arrays)}, all shown above")]
         if arrays and not any(array.any() for array in arrays):
             return [Value(name, text=f": {_count(arrays)}, all 0")]
-        values = [_described_entry(name, key, held[key], seen, line) for key in held]
-        return values or [Value(name, text=": nothing yet")]
+        values = [value for key in held for value in _described_entry(name, key, held, seen, line)]
+        return values or [Value(name, text=": empty")]
     return [Value(name, text=text_of(held))]
 
 
 def text_of(held):
-    """What to say, after its name, of an object that is no array with axes."""
+    """The text after the name of an object that is not an array with axes."""
     if isinstance(held, (bool, np.bool_, int, np.integer, str, type(None))):
         return f" = {held!r}" if isinstance(held, str) else f" = {held}"
     if isinstance(held, (float, np.floating, np.ndarray)):
@@ -92,7 +93,7 @@ def text_of(held):
 
 
 def same(a, b):
-    """Whether two arrays hold the same bytes in the same shape."""
+    """Whether two arrays have the same shape, dtype and bytes."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
@@ -109,20 +110,23 @@ def _identities(items):
 
 
 def _entries(name, held, content, old, seen, line):
-    """The Values of those entries of a mapping that are new or other."""
+    """The Values of the entries of a mapping that are new or changed, at any depth."""
     values = []
-    for key in held:
-        if key not in old:
-            values.append(_described_entry(name, key, held[key], seen, line))
-        elif isinstance(held[key], np.ndarray) and not same(content[key], old[key]):
-            values.append(_changed(f'{name}["{key}"]', held[key], old[key], seen, line, True))
+    for key, entry in held.items():
+        if key not in old or isinstance(entry, Mapping) != isinstance(old[key], Mapping):
+            values += _described_entry(name, key, held, seen, line)
+        elif isinstance(entry, Mapping):
+            values += _entries(label(name, [key]), entry, content[key], old[key], seen, line)
+        elif isinstance(entry, np.ndarray) and not same(content[key], old[key]):
+            values.append(_changed(label(name, [key]), entry, old[key], seen, line, True))
     return values
 
 
 def _described_entry(name, key, held, seen, line):
-    (value,) = described(f'{name}["{key}"]', held, seen, line)
-    value.brief = True
-    return value
+    values = described(label(name, [key]), held[key], seen, line)
+    for value in values:
+        value.brief = True
+    return values
 
 
 def _changed(name, held, old, seen, line, brief=False):
@@ -132,7 +136,7 @@ def _changed(name, held, old, seen, line, brief=False):
 
 
 def _arrays(held):
-    """Every array with axes in a nest of tuples, lists and mappings."""
+    """Every array with axes in nested tuples, lists and mappings."""
     if isinstance(held, np.ndarray) and held.ndim:
         yield held
     elif isinstance(held, (tuple, list)):

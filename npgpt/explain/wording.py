@@ -1,39 +1,39 @@
-"""The sentences that a terminal and a page have in common."""
+"""The sentences that the terminal and the page have in common."""
 
 import math
 
 from npgpt.explain.numbers import norm, number, shape
 
-LEGEND = ("Under each line stands what it made or changed, with its shape. [1] is the part at "
-          "index 1 of the first axis. The inputs are random, with two decimals (seed {seed}); "
-          "numbers are shown to four significant digits.")
-ROUNDING = "A number like 1e-16 is 0 but for rounding."
-MEANING = ("d{output} says, for each number of {output}, how much the loss grows when that number "
-           "grows by a little. {upstream} The backward turns it into the same for each input: "
-           "{gradients}.")
+LEGEND = ("Below each line are the values that it made or changed, with their shapes. [1] is the "
+          "part at index 1 of the first axis. The inputs are random numbers with two decimals "
+          "(seed {seed}). Numbers are shown with four significant digits.")
+ROUNDING = "A number like 1e-16 would be 0 without rounding errors."
+MEANING = ("d{output} is the gradient of the loss with respect to {output}: how much the loss "
+           "grows when a number of {output} grows a little. {upstream} The backward computes the "
+           "gradients of the inputs from it: {gradients}.")
 UPSTREAM = {
-    "": "In a model the layers above send it back; here it is random.",
-    "cross_entropy": "Here both are the same number, so it is 1.",
-    "gpt": "It is what cross_entropy_backward answers for random targets.",
+    "": "In a model it comes from the layers above; here it is random.",
+    "cross_entropy": "Here the output is the loss itself, so it is 1.",
+    "gpt": "Here it is what cross_entropy_backward returns for random targets.",
 }
-MEASURED = ("The same gradients, measured without the backward: move one number of an input up and "
-            "down by h = {h}, run the forward, and see how much {loss} changes. Divided by the "
-            "move, that is the gradient of this number.")
+MEASURED = ("The same gradients, measured by finite differences, without the backward: change one "
+            "number of an input by ±h and ±2h, h = {h}, run the forward, and see how much {loss} "
+            "changes. The change divided by the step is the gradient of that number.")
 
 
 def origin(e):
-    """Where the code is, and how large the arrays."""
+    """The file of the code, and the sizes."""
     return f"{e.path}, with {', '.join(f'{letter}={size}' for letter, size in e.sizes.items())}"
 
 
 def legend(e):
-    """How to read what follows."""
+    """How to read the steps."""
     noise = f" {ROUNDING}" if e.has_rounding else ""
     return LEGEND.format(seed=e.seed) + noise
 
 
 def meaning(e):
-    """What comes into the backward and what goes out of it."""
+    """What the backward takes and what it returns."""
     upstream = UPSTREAM.get(e.name, UPSTREAM[""])
     return MEANING.format(output=e.output, upstream=upstream, gradients=", ".join(e.gradients))
 
@@ -46,14 +46,14 @@ def measured(e):
 
 
 def caption(value):
-    """A Value -> what stands beside its name."""
+    """A Value -> the text after its name."""
     if value.data is None:
         about = value.text
     else:
         about = f" {shape(value.data)}"
         if value.origin:
             name, line = value.origin
-            about += (f", as it was after line {line}" if name == value.name
+            about += (f", unchanged since line {line}" if name == value.name
                       else f", the array {name} of line {line}")
         elif value.changed is not None:
             count, size = int(value.changed.sum()), value.changed.size
@@ -65,18 +65,18 @@ def caption(value):
 
 
 def outcome(check):
-    """Whether a gradient is right, and by how much it is not."""
+    """Whether a gradient is right, and its error."""
     if math.isnan(check.error) and check.found.shape != check.measured.shape:
-        return f"✗ its shape is {check.found.shape}, and must be {check.measured.shape}"
+        return f"✗ its shape is {check.found.shape}, but must be {check.measured.shape}"
     about = "" if check.brief else "relative error "
     return f"{'✓' if check.right else '✗'} {about}{check.error:.1e}"
 
 
 def verdict(e):
-    """What all the checks say together."""
+    """The result of all checks together."""
     if e.right:
-        return (f"✓ Every gradient is right. npgpt.gradcheck, which checks them once more by the "
-                f"complex step, finds a relative error of at most {e.error:.1e}.")
+        return (f"✓ Every gradient is right. npgpt.gradcheck also verified them with the complex "
+                f"step: the largest relative error is {e.error:.1e}.")
     wrong = ", ".join(check.name for check in e.checks if not check.right)
     sentence = f"✗ The backward is not the derivative of the forward: {wrong or 'see below'}."
     return f"{sentence} npgpt.gradcheck: {e.message}." if e.message else sentence

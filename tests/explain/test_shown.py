@@ -65,7 +65,25 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_no_line_is_wider_than_the_terminal(name, width):
     lines = text(name, width).split("\n")
-    assert max(map(len, lines)) <= width or width < 80
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("name", ["linear", "layernorm", "gelu"])
+def test_no_line_of_the_largest_sizes_is_wider_than_a_narrow_terminal(name):
+    e = explain(name, dict.fromkeys(SUBJECTS[name].sizes, subjects.LARGEST), 1337)
+    for width in (40, 47, 60):
+        assert max(len(line.plain) for line in terminal.lines(e, width)) <= width
+
+
+def test_first_and_last_number_of_each_row_are_shown_in_a_narrow_terminal():
+    array = np.arange(2 * 3 * 8).reshape(2, 3, 8) + 0.12345
+    shown = [line.plain.split() for line in terminal._array(array, None, 20)]
+    assert shown[0][:1] == ["[0]"] and ["[1]"] in [row[:1] for row in shown]
+    rows = [[number for number in row if number[0] != "["] for row in shown]
+    rows = [row for row in rows if row]
+    assert [(row[0], row[-1]) for row in rows] == [
+        (number(m[0]), number(m[-1])) for m in array.reshape(6, 8)]
+    assert all("…" in row for row in rows)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -131,7 +149,7 @@ def test_array_that_was_shown_before_is_named_with_its_line():
     lines = {step.source.split("#")[0].strip(): step.first for step in e.forward}
     softmax = lines["att /= total + (total == 0)"]
     backward = text("attention", 100).partition("Backward")[2]
-    assert f"att (1, 2, 3, 3), as it was after line {softmax}\n" in backward
+    assert f"att (1, 2, 3, 3), unchanged since line {softmax}\n" in backward
     assert f"kept (1, 2, 3, 3), the array att of line {softmax}\n" in backward
     link = f'the array att of <a href="#f{[step.first for step in e.forward].index(softmax)}">'
     assert link in page.html(e)
@@ -162,11 +180,15 @@ WRONG = '''
     '''
 
 
+def _two_arrays(s, draw):
+    return {"x": draw(s["T"], s["C"]), "w": draw(s["C"])}
+
+
 @pytest.fixture
 def wrong(tmp_path, monkeypatch):
     """-> function that adds a subject made of a source, and explains it."""
 
-    def add(source=WRONG):
+    def add(source=WRONG, inputs=_two_arrays, **more):
         path = tmp_path / "wrong.py"
         path.write_text(textwrap.dedent(source))
         spec = importlib.util.spec_from_file_location("wrong", path)
@@ -174,8 +196,7 @@ def wrong(tmp_path, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "wrong", module)
         spec.loader.exec_module(module)
         subject = subjects.Subject(
-            {"T": 3, "C": 4}, lambda s, draw: {"x": draw(s["T"], s["C"]), "w": draw(s["C"])},
-            lambda: (module.forward, module.backward))
+            {"T": 3, "C": 4}, inputs, lambda: (module.forward, module.backward), **more)
         monkeypatch.setitem(SUBJECTS, "wrong", subject)
         return explained("wrong")
 
@@ -196,7 +217,7 @@ def test_bug_in_a_backward_is_a_cross_at_its_gradient_and_no_other(wrong):
 
 
 @pytest.mark.parametrize(("line", "changed", "said"), [
-    ("return dx, dw", "return dx, dw[:2]", "its shape is (2,), and must be (4,)"),
+    ("return dx, dw", "return dx, dw[:2]", "its shape is (2,), but must be (4,)"),
     ("return dx, dw", "return dx", "1 gradients for 2 differentiable inputs"),
     ("dw = (dy * x).mean(0)", 'dw = (dy * x).sum(0) * float("nan")', "✗ relative error nan"),
 ])
@@ -205,6 +226,98 @@ def test_gradients_that_cannot_be_compared_are_wrong(wrong, line, changed, said)
     e = wrong(textwrap.dedent(WRONG).replace(line, changed))
     assert not e.right
     assert said in text("wrong", 100).replace("\n", " ") and said in page.html(e)
+
+
+NESTED = '''
+    """A composite with nested parameters.
+
+        y = (x * w + b) * scale
+    """
+
+    def inner_forward(x, p):
+        return x * p["w"] + p["b"], (x, p["w"])
+
+
+    def inner_backward(dy, cache):
+        x, w = cache
+        return dy * w, {"b": dy.sum(0), "w": (dy * x).sum(0)}
+
+
+    def forward(x, p):
+        """x (T, C) -> y (T, C)."""
+        h, inner = inner_forward(x, p["mlp"]["c_fc"])
+        y = h * p["scale"]
+        return y, (inner, h, p["scale"])
+
+
+    def backward(dy, cache):
+        """dy (T, C) -> dx (T, C), dp like p."""
+        inner, h, scale = cache
+        dp = {"mlp": {}}
+        dp["scale"] = (dy * h).sum(0)
+        dx, dp["mlp"]["c_fc"] = inner_backward(dy * scale, inner)
+        return dx, dp
+    '''
+ADDING = '''
+
+    def backward(dy, cache, grads):
+        """dy (T, C) -> None: the gradients are added to grads."""
+        _, dp = returning_backward(dy, cache)
+        grads["scale"] += dp["scale"]
+        grads["mlp"]["c_fc"]["w"] += dp["mlp"]["c_fc"]["w"]
+        grads["mlp"]["c_fc"]["b"] += dp["mlp"]["c_fc"]["b"]
+    '''
+
+
+def _nested(s, draw):
+    C = s["C"]
+    return {"x": draw(s["T"], C),
+            "p": draw.parameters({"scale": (C,), "mlp": {"c_fc": {"w": (C,), "b": (C,)}}})}
+
+
+def test_nested_parameters_and_their_gradients_are_shown_and_checked_by_their_names(wrong):
+    e = wrong(NESTED, _nested)
+    assert e.right and e.error < 1e-12
+    names = ['dp["scale"]', 'dp["mlp"]["c_fc"]["w"]', 'dp["mlp"]["c_fc"]["b"]']
+    assert [check.name for check in e.checks] == ["dx", *names]
+    assert [value.name for value in e.forward[0].values] == [
+        "x", *(name[1:] for name in names)]
+    made = {step.source.strip(): [value.name for value in step.values] for step in e.backward}
+    assert made['dp = {"mlp": {}}'] == ['dp["mlp"]']
+    assert made['dp["scale"] = (dy * h).sum(0)'] == ['dp["scale"]']
+    assert made['dx, dp["mlp"]["c_fc"] = inner_backward(dy * scale, inner)'] == [
+        "dx", 'dp["mlp"]["c_fc"]["b"]', 'dp["mlp"]["c_fc"]["w"]']
+    assert e.backward[-1].values[-1].text == ": 3 arrays, 12 numbers, all shown above"
+    shown = Page(page.html(e)).words
+    assert all(name in shown and name in text("wrong", 80) for name in names)
+
+
+@pytest.mark.parametrize(("line", "changed", "wrong_names"), [
+    ("(dy * x).sum(0)", "(dy + x).sum(0)", ['dp["mlp"]["c_fc"]["w"]']),
+    ('{"b": dy.sum(0), ', "{", []),
+    ("dy.sum(0)", "dy.sum(0)[:2]", ['dp["mlp"]["c_fc"]["b"]']),
+])
+def test_wrong_nested_gradient_is_named(wrong, line, changed, wrong_names):
+    assert line in NESTED
+    e = wrong(NESTED.replace(line, changed), _nested)
+    assert not e.right and "c_fc." in e.message
+    assert [check.name for check in e.checks if not check.right] == wrong_names
+    assert "✗ The backward is not the derivative" in text("wrong", 80)
+
+
+def _only_parameters(s, draw):
+    return {"x": draw.integers(9, s["T"], s["C"]), "p": _nested(s, draw)["p"]}
+
+
+def test_gradients_added_to_a_nested_mapping_are_shown_where_they_change(wrong):
+    source = textwrap.dedent(NESTED).replace("def backward(", "def returning_backward(")
+    source += textwrap.dedent(ADDING)
+    e = wrong(source, _only_parameters, adds=True, brief=True)
+    assert e.right
+    changed = [value.name for step in e.backward for value in step.values
+               if value.changed is not None]
+    assert changed == ['grads["scale"]', 'grads["mlp"]["c_fc"]["w"]', 'grads["mlp"]["c_fc"]["b"]']
+    assert [check.name for check in e.checks] == changed
 
 
 def test_bug_far_from_the_top_of_the_model_is_seen(monkeypatch):

@@ -56,7 +56,7 @@ def test_every_line_that_runs_is_shown_in_its_order(name):
     e = explained(name)
     (y, cache), lines = lines_run(forward, lambda: forward(*inputs.values()))
     assert walked(e.forward, lines) == len(e.forward)
-    more = ({key: np.zeros_like(x) for key, x in inputs["p"].items()},) if name == "gpt" else ()
+    more = (GPT(inputs["config"]).gradients(),) if subject.adds else ()
     _, lines = lines_run(backward, lambda: backward(np.ones_like(y), cache, *more))
     assert walked(e.backward, lines) == len(e.backward)
 
@@ -181,7 +181,8 @@ def test_branches_loops_and_statements_of_several_lines_are_shown_as_they_ran(tm
     assert ran == [
         ("total = x", ""), ("for i in range(2):", ""), ("if i == 1:", "no"),
         ("total = total * 2", ""), ("for i in range(2):", ""), ("if i == 1:", "yes"),
-        ("total = total + (", ""), ("for i in range(2):", "it ends"), ("return total, None", ""),
+        ("total = total + (", ""), ("for i in range(2):", "end of the loop"),
+        ("return total, None", ""),
     ]
     assert [step.source.strip() for step in steps if not step.ran and not step.is_idle] == [
         "# A comment stays.", "else:"]
