@@ -12,6 +12,7 @@ from npgpt.explain.explanation import explain
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import trace
 from npgpt.explain.values import Seen
+from npgpt.models.gpt import GPT
 
 SEED = 3
 

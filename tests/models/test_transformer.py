@@ -6,7 +6,7 @@ import pytest
 from npgpt import UserError
 from npgpt.layers import Key, dropout
 from npgpt.models.blocks import attention_weights, cross_attention_forward
-from npgpt.models.parameters import under
+from npgpt.models.parameters import nest
 from npgpt.models.postnorm import decoder_block_forward, encoder_block_forward
 from npgpt.models.stacks import PAD, embed_forward, encoder_forward, sinusoid
 from npgpt.models.transformer import (
@@ -18,7 +18,8 @@ from npgpt.models.transformer import (
     transformer_backward,
     transformer_forward,
 )
-from npgpt.optim.optim import AdamW
+from npgpt.optim import AdamW
+from npgpt.training.step import train_step
 from tests.cases import parameters
 
 SMALL = {"source_vocab_size": 13, "target_vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16,
@@ -113,7 +114,7 @@ def test_encoder_without_positions_moves_with_its_tokens(monkeypatch):
     order = np.random.default_rng(0).permutation(source.shape[1])
 
     def memory(source):
-        return encoder_forward(source, under(m.params, "encoder."), m.config)[0]
+        return encoder_forward(source, m.params.tree["encoder"], m.config)[0]
 
     assert np.abs(memory(source[:, order]) - memory(source)[:, order]).max() > 0.1
     monkeypatch.setattr("npgpt.models.stacks.sinusoid", lambda xp, T, C: xp.zeros((T, C)))
@@ -122,21 +123,26 @@ def test_encoder_without_positions_moves_with_its_tokens(monkeypatch):
 
 
 def test_cross_attention_does_not_care_in_which_order_the_memory_stands():
-    shapes = under(TransformerConfig(**SMALL).shapes(), "decoder.h.0.")
-    p = parameters(shapes, np.random.default_rng(0).standard_normal)
+    p = decoder_block()["crossattention"]
     x, memory = (np.random.default_rng(1).standard_normal((2, T, 16)) for T in (5, 7))
     order = np.random.default_rng(2).permutation(7)
     np.testing.assert_allclose(cross_attention_forward(x, memory[:, order], p, 2)[0],
                                cross_attention_forward(x, memory, p, 2)[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("forward", [
-    cross_attention_forward, decoder_block_forward,
-    lambda x, memory, *rest, **options: encoder_block_forward(x, *rest, **options),
+def decoder_block():
+    """-> the parameters of a decoder block."""
+    shapes = TransformerConfig(**SMALL).shapes()
+    return nest(parameters(shapes, np.random.default_rng(0).standard_normal))["decoder"]["h"][0]
+
+
+@pytest.mark.parametrize(("forward", "p"), [
+    (cross_attention_forward, decoder_block()["crossattention"]),
+    (decoder_block_forward, decoder_block()),
+    (lambda x, memory, *rest, **options: encoder_block_forward(x, *rest, **options),
+     decoder_block()),
 ])
-def test_options_that_are_left_out_are_no_mask_and_no_dropout(forward):
-    shapes = under(TransformerConfig(**SMALL).shapes(), "decoder.h.0.")
-    p = parameters(shapes, np.random.default_rng(0).standard_normal)
+def test_defaults_are_no_mask_and_no_dropout(forward, p):
     x, memory = (np.random.default_rng(1).standard_normal((2, T, 16)) for T in (5, 7))
     left_out, _ = forward(x, memory, p, 2, key=Key(1, 1))
     said, _ = forward(x, memory, p, 2, mask=None, dropout=0.0, key=None)
@@ -177,10 +183,9 @@ def test_one_linear_map_leads_from_every_place_to_the_one_three_further_on():
 
 
 def train(m, steps, rate, source, idx, targets):
-    optimizer = AdamW(m.params, m.device, 0.9, 0.99, 0.0)
-    for t in range(1, steps + 1):
-        _, grads = m.loss_and_grads(source, idx, targets)
-        optimizer.step(m.params, grads, rate, np.float64(1.0), t)
+    optimizer, grads = AdamW(m.params, weight_decay=0.0), m.gradients()
+    for _ in range(steps):
+        train_step(m, optimizer, [(source, idx, targets)], grads, lr=rate)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -253,10 +258,10 @@ def test_every_parameter_moves_in_one_step(variant):
 
 def test_gradient_that_is_passed_back_is_not_changed():
     m, (source, idx, _) = model(), batch()
-    logits, cache = transformer_forward(source, idx, m.params, m.config)
+    logits, cache = transformer_forward(source, idx, m.params.tree, m.config)
     dlogits = np.random.default_rng(0).standard_normal(logits.shape)
     kept = dlogits.copy()
-    transformer_backward(dlogits, cache, m.params.on(np.zeros_like(m.params.flat)))
+    transformer_backward(dlogits, cache, m.gradients())
     np.testing.assert_array_equal(dlogits, kept)
 
 
@@ -279,11 +284,11 @@ def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
     targets[:2, 3:] = -1
     count = (targets >= 0).sum()
     whole, expected = m.loss_and_grads(source, idx, targets, Key(1, 5))
-    grads, rows, losses = m.params.on(np.zeros_like(m.params.flat)), 4 // parts, []
+    grads, rows, losses = m.gradients(), 4 // parts, []
     for row in range(0, 4, rows):
         part = slice(row, row + rows)
         loss, same = m.loss_and_grads(source[part], idx[part], targets[part], Key(1, 5, row),
-                                      grads, count)
+                                      count, into=grads)
         assert same is grads
         losses.append(loss)
     assert sum(losses) == pytest.approx(whole, rel=1e-12)
