@@ -50,7 +50,7 @@ def test_initial_loss_is_that_of_guessing(variant):
 
 def train(gpt, steps, rate, idx, targets):
     optimizer = AdamW(gpt.params, weight_decay=0.0)
-    for t in range(1, steps + 1):
+    for _ in range(steps):
         _, grads = gpt.loss_and_grads(idx, targets)
         optimizer.step(grads.flat, rate)
 
@@ -199,8 +199,9 @@ def test_lists_are_taken_as_token_ids():
 
 
 @pytest.mark.parametrize(("idx", "message"), [
-    ([[0, 11]], "token ids from 0 to 10, got 0 to 11"), ([[-1, 3]], "got -1 to 3"), ([[0.5]], "whole numbers"),
-    ([1, 2, 3], "whole numbers"), ([[0] * 9], "9 tokens do not fit into the context of 8"),
+    ([[0, 11]], "token ids from 0 to 10, got 11"), ([[-1, 3]], "got -1"),
+    ([[0.5]], "whole numbers"), ([1, 2, 3], "whole numbers"),
+    ([[0] * 9], "9 tokens do not fit into the context of 8"),
 ])
 def test_token_ids_that_cannot_be_are_refused(idx, message):
     with pytest.raises(UserError, match=message):
@@ -218,7 +219,7 @@ def test_more_than_the_context_holds_is_refused_with_a_cache_too():
 @pytest.mark.parametrize("targets", [[[1, 2], [3, 4], [5, 6]], [[1]], [[1, 2, 3]]])
 def test_targets_of_another_shape_are_refused(targets):
     for method in (model().loss, model().loss_and_grads):
-        with pytest.raises(UserError, match=r"idx \(2, 3\) and idx and targets must have the same shape"):
+        with pytest.raises(UserError, match="must have the same shape"):
             method([[1, 2, 3], [4, 5, 6]], targets)
 
 
@@ -233,7 +234,7 @@ def test_parameters_that_are_missing_or_do_not_fit_are_refused(values, message):
 
 
 def test_target_of_minus_two_is_refused():
-    with pytest.raises(UserError, match=r"must lie in -1\.\.10"):
+    with pytest.raises(UserError, match="targets must be token ids from -1 to 10, got -2"):
         model().loss([[1]], [[-2]])
 
 

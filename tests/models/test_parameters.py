@@ -125,7 +125,8 @@ def test_initial_values_follow_the_table_and_depend_on_seed_and_name_alone():
     param = Param((300, 200), "table", std=0.5, mean=2.0)
     value = param.draw("a", 1)
     assert value.dtype == np.float32
-    assert value.mean() == pytest.approx(2, abs=0.01) and value.std() == pytest.approx(0.5, rel=0.01)
+    assert value.mean() == pytest.approx(2, abs=0.01)
+    assert value.std() == pytest.approx(0.5, rel=0.01)
     assert np.array_equal(value, param.draw("a", 1))
     assert not np.array_equal(value, param.draw("b", 1))
     assert not np.array_equal(value, param.draw("a", 2))
