@@ -4,7 +4,7 @@ import types
 import numpy as np
 import pytest
 
-from npgpt import UserError, backend
+from npgpt import GPT, GPTConfig, UserError, backend
 from npgpt.backend import Device, array_module, get_device, register, to_host
 from tests import double
 
@@ -115,7 +115,7 @@ def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
     gpu = get_device("auto")
     assert gpu.name == "gpu" and gpu.xp is cupy
     assert gpu.description == "NVIDIA Test, CUDA 12.4, CuPy 14.0.0"
-    assert gpu.memory() == 7 and gpu.held() == 3           # the pool's free memory counts too
+    assert gpu.memory() == 7 and gpu.peak_memory() == 3      # the pool's free memory counts too
     assert gpu.default_dtype == "tf32" and "bfloat16" in gpu.dtypes
     assert array_module(cupy.ndarray()) is cupy
     assert gpu.slices(0, 10**7) == [slice(0, 10**7)]       # one launch for each operation
@@ -125,8 +125,8 @@ def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
 def test_tf32_is_the_default_from_ampere_on(registry, monkeypatch, capability, default):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(capability=capability))
     gpu = get_device("gpu")
-    assert gpu.default_dtype == default and gpu.dtypes[0] == "float32"
-    assert (len(gpu.dtypes) == 1) == (default == "float32")
+    assert gpu.default_dtype == default and gpu.dtypes[:2] == ("float32", "float64")
+    assert ("tf32" in gpu.dtypes) == (default == "tf32")
 
 
 def test_cublas_that_fails_says_so(registry, monkeypatch):
@@ -136,16 +136,22 @@ def test_cublas_that_fails_says_so(registry, monkeypatch):
 
     def fail():
         raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
-    cupy.cuda.cublas, cupy.cuda.get_cublas_handle = types.SimpleNamespace(setMathMode=None), fail
-    with pytest.raises(UserError, match=r"cuBLAS cannot be used: CUBLAS_STATUS_ALLOC_FAILED; .*12"):
-        gpu.compute_in("tf32")
+    cupy.cuda.cublas, cupy.cuda.get_cublas_handle = types.SimpleNamespace(getMathMode=None), fail
+    with pytest.raises(UserError, match=r"cuBLAS does not work: CUBLAS_STATUS_ALLOC_FAILED; .*12"):
+        GPT(GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2), device=gpu,
+            dtype="tf32")
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [("float32", 0), ("tf32", 3), ("bfloat16", 3)])
-def test_precision_is_told_to_cublas(dtype, mode):
+@pytest.mark.parametrize("before", [0, 3])
+def test_precision_is_told_to_cublas_on_entry_and_restored_on_exit(dtype, mode, before):
     with double.installed() as gpu:
-        gpu.compute_in(dtype)
-        assert double.cupy.MathMode.mode == mode
+        double.cupy.MathMode.mode = before
+        with pytest.raises(KeyError), gpu.math_mode(dtype):
+            assert double.cupy.MathMode.mode == mode
+            raise KeyError
+        assert double.cupy.MathMode.mode == before
+        double.cupy.MathMode.mode = 0
 
 
 def test_array_of_cupy_is_known_before_the_device_is_asked_for(registry, monkeypatch):

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from npgpt.optim.optim import AdamW, learning_rate
+from npgpt.text.data import Dataset
 from safetensors.numpy import load_file
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import Key
-from npgpt.optim.optim import AdamW, learning_rate
-from npgpt.text.data import Dataset
 from npgpt.training.config import TrainingConfig
-from tests.parallel.test_ranks import gone
+from tests.parallel.test_processes import gone
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",

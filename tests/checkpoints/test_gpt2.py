@@ -166,14 +166,14 @@ def edited(tmp_path, **changes):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"model_type": "llama"}, "model_type is 'llama'"),
-    ({"activation_function": "silu"}, "no activation 'silu'"),
-    ({"activation_function": "gelu"}, "no activation 'gelu'"),       # the form with erf
-    ({"layer_norm_epsilon": 1e-6}, "no layer_norm_epsilon of 1e-06"),
-    ({"scale_attn_by_inverse_layer_idx": True}, "no scale_attn_by_inverse_layer_idx"),
-    ({"n_inner": 99}, "n_inner is 99"),
+    ({"activation_function": "silu"}, "does not support the activation 'silu'"),
+    ({"activation_function": "gelu"}, "the activation 'gelu'"),       # with erf
+    ({"layer_norm_epsilon": 1e-6}, "does not support layer_norm_epsilon = 1e-06"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+    ({"n_inner": 99}, r"n_inner must be 4 \* n_embd, got 99"),
     ({"n_layer": 3}, r"h\.2\..* is missing"),
     ({"n_layer": 1}, r"h\.1\..* is unknown"),
-    ({"vocab_size": 12}, r"wte.weight has the shape \(11, 16\), and \(12, 16\)"),
+    ({"vocab_size": 12}, r"wte.weight has the shape \(11, 16\), expected \(12, 16\)"),
     ({"n_embd": "wide"}, "n_embd"), ({"n_head": 0}, "n_head must be"),
     ({"n_layer": 10**12}, "n_layer must be"),
     ({"tie_word_embeddings": False}, r"lm_head\.weight .* is missing"),

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig, UserError
-from npgpt.backend import get_device
 from npgpt.checkpoints import run as runs
 from npgpt.checkpoints.run import RunDirectory
-from npgpt.optim.optim import AdamW
+from npgpt.optim import AdamW
 from npgpt.text.tokenizer import CharTokenizer
 
 
@@ -19,7 +18,7 @@ def elsewhere(monkeypatch, tmp_path):
 
 def save(run, step, is_best=False):
     model = GPT(GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=4))
-    optimizer = AdamW(model.params, get_device("cpu"), 0.9, 0.99, 0.1)
+    optimizer = AdamW(model.params)
     run.save(model, CharTokenizer("ab"), optimizer.state, {"step": step}, is_best=is_best)
 
 
@@ -43,7 +42,7 @@ def test_directory_that_holds_a_run_is_refused_or_overwritten(tmp_path):
     run.begin(0)
     save(run, 5)
     (tmp_path / "r" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds a run already; --resume .* --overwrite"):
+    with pytest.raises(UserError, match=r"already holds a run; resume .* overwrite"):
         RunDirectory.new(tmp_path / "r", "laptop", False)
     again = RunDirectory.new(tmp_path / "r", "laptop", True)
     again.begin(0)
@@ -120,7 +119,7 @@ def test_only_latest_and_best_are_kept(tmp_path):
 
 
 def test_newest_run_is_the_one_that_saved_last(tmp_path):
-    with pytest.raises(UserError, match="there is no run under out/"):
+    with pytest.raises(UserError, match="there is no run in out/"):
         RunDirectory.existing(None)
     for number, name in enumerate(("b", "a", "c")):
         run = RunDirectory.new(runs.OUT / name, "laptop", False)
@@ -144,7 +143,7 @@ def test_name_of_a_checkpoint_must_be_one(name, tmp_path):
     save(run, 1)
     (tmp_path / "elsewhere").mkdir()
     (run.path / "latest").write_text(name + "\n")
-    with pytest.raises(UserError, match="there is no such checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         run.checkpoint("latest")
 
 

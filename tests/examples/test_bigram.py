@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from npgpt.text.data import Dataset
+
 from examples import bigram
 from npgpt.backend import get_device
 from npgpt.lecture.torch_random import TorchRandom
-from npgpt.text.data import Dataset
 
 ROOT = Path(__file__).parents[2]
 PRINTED = """\

@@ -125,7 +125,7 @@ def test_invalid_flags_are_refused_in_one_line(words, message):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("--n-embd 130", "n_embd must be a multiple of n_head; 130 is not one of 4"),
+    ("--n-embd 130", "n_embd must be a multiple of n_head, got 130 and 4"),
     ("--min-lr 0.5", "min_lr must be at most learning_rate, which is 0.015, got 0.5"),
     ("--warmup-iters 5000", "warmup_iters must be at most lr_decay_iters, which is 4200, "
      "got 5000"),

@@ -6,8 +6,9 @@ import pytest
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.backend import get_device
 from npgpt.layers import Key
-from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
-from npgpt.text.data import Dataset
+from npgpt.optim import AdamW
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import TokenSource
 from npgpt.training.config import TrainingConfig
 from npgpt.training.estimate import (
     check_memory,
@@ -17,6 +18,7 @@ from npgpt.training.estimate import (
     size,
     step_seconds,
 )
+from npgpt.training.step import train_step
 from tests import double
 
 CPU = get_device("cpu")
@@ -47,11 +49,8 @@ def _memory_of_a_step(options, device):
     idx, targets = rng.integers(65, size=(2, 8, model.block_size))
     tracemalloc.start()
     gpt = GPT(model, device=device)
-    optimizer = AdamW(gpt.params, device, 0.9, 0.99, 0.1)
-    grads = gpt.params.on(device.xp.zeros_like(gpt.params.flat))
-    gpt.loss_and_grads(idx, targets, Key(1, 1), grads)
-    scale = clip_scale(gradient_norm(grads, device), 1.0, device)
-    optimizer.step(gpt.params, grads, 1e-3, scale, 1)
+    optimizer, grads = AdamW(gpt.params), gpt.gradients()
+    train_step(gpt, optimizer, [(idx, targets, Key(1, 1))], grads, lr=1e-3, grad_clip=1.0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak, memory_needed(model, training, device)
@@ -66,7 +65,7 @@ def test_memory_grows_with_the_batch_and_not_with_accumulation():
 
 
 def test_more_memory_than_there_is_is_refused_with_the_knobs():
-    with pytest.raises(UserError, match=r"about 1e\+06 TB .* --batch-size .* --block-size"):
+    with pytest.raises(UserError, match=r"about 1e\+06 TB .* batch_size .* block_size"):
         check_memory(10**18, get_device("cpu"))
     check_memory(10**6, get_device("cpu"))
 
@@ -80,8 +79,8 @@ def test_time_counts_steps_accumulation_and_evaluations():
 def test_trial_changes_nothing():
     gpt = GPT(GPTConfig(vocab_size=3, block_size=4, n_layer=1, n_head=1, n_embd=4))
     before = gpt.params.flat.copy()
-    grads = gpt.params.on(np.zeros_like(gpt.params.flat))
-    assert step_seconds(gpt, Dataset("abc" * 50, 4, gpt.device), 5, grads) > 0
+    data = Dataset(TokenSource.from_text("abc" * 50), 4, gpt.device)
+    assert step_seconds(gpt, data, 5, gpt.gradients()) > 0
     np.testing.assert_array_equal(gpt.params.flat, before)
 
 
