@@ -75,6 +75,19 @@ def test_no_line_of_the_largest_sizes_is_wider_than_a_narrow_terminal(name):
         assert max(len(line.plain) for line in terminal.lines(e, width)) <= width
 
 
+@given(arrays(float, st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
+              elements=st.floats(allow_nan=True)), st.integers(26, 60))
+def test_no_row_of_any_array_is_wider_than_its_room(array, room):
+    assert max(len(line.plain) for line in terminal._array(array, None, room)) <= room
+
+
+@given(st.text("ab .,([#", max_size=60), st.integers(8, 30), st.integers(0, 40))
+def test_folded_line_has_all_its_characters_and_fits(line, room, indent):
+    pieces = [piece.plain for piece in terminal._folded(terminal.Text(line), room, indent)]
+    assert max(map(len, pieces)) <= room
+    assert "".join("".join(pieces).split()) == "".join(line.split())
+
+
 def test_first_and_last_number_of_each_row_are_shown_in_a_narrow_terminal():
     array = np.arange(2 * 3 * 8).reshape(2, 3, 8) + 0.12345
     shown = [line.plain.split() for line in terminal._array(array, None, 20)]
