@@ -6,21 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npgpt import GPT, UserError
+from npgpt.backend import get_device
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser, option
 from npgpt.models.generate import Sampling, stream
-from npgpt.text.tokenizer import CharTokenizer
+from npgpt.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
 class SampleConfig(Sampling):
-    """What sample.py can be asked for."""
+    """The options of sample.py."""
 
-    temperature: float = option(0.8, "boldness: 0 takes the likeliest token, always", at_least=0)
-    prompt: str | None = option(None, "what the text starts with (default: a line break)")
+    temperature: float = option(0.8, "higher is bolder; 0 always takes the likeliest token",
+                                at_least=0)
+    prompt: str | None = option(None, "the start of the text (default: a line break)")
     num_samples: int = option(1, "texts to write", at_least=1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "gpu"))
+    dtype: str | None = option(
+        None, "precision of the products of matrices; tf32 and bfloat16 need a GPU (default: tf32 "
+        "on a GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
+    )
 
 
 def main(arguments=None):
@@ -42,11 +48,12 @@ def sample(arguments):
     c = SampleConfig(**given)
 
     directory = model_directory(directory)
-    tokenizer = CharTokenizer.load(directory)
+    tokenizer = load_tokenizer(directory)
     if c.prompt == "":
-        raise UserError("the prompt is empty; without --prompt the text starts from a line break")
+        raise UserError("`prompt` is empty; without it the text starts from a line break")
     idx = tokenizer.start if c.prompt is None else tokenizer.encode(c.prompt)
-    model = GPT.from_pretrained(directory, device=c.device)
+    device = get_device(c.device)
+    model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {directory} do not fit each other")
     print(f"{directory}, {model.params.flat.size:,} parameters", file=sys.stderr)

@@ -31,13 +31,13 @@ from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
 from npgpt.cli.bundle import bundled
 from npgpt.layers import Key
-from npgpt.optim.optim import AdamW, clip_scale, gradient_norm
-from npgpt.training.config import read_toml
-from npgpt.training.setup import compute_with
+from npgpt.optim import AdamW
+from npgpt.training.request import read_toml
+from npgpt.training.step import train_step
 
 NANOGPT_LOSS = 1.4697        # nats per character: the best validation loss of its baby GPT
 TINY = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "batch_size": 4}
-SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/optim/test_optim.py",
+SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/optim",
          "tests/device", "tests/kernels"]
 ROUNDS, WARM_UP, STEPS = 2, 5, 20
 LIMITS = {"tests": 180, "--measure": 120, "--train": 200}      # seconds
@@ -116,9 +116,8 @@ def repeats(tiny):
     rows = []
     for vocab_size in (65, 50257 if not tiny else 500):
         gpu = get_device("gpu")
-        compute_with(gpu, gpu.default_dtype, fused=False)
         c = _configuration(tiny, dropout=0.2, n_layer=1, vocab_size=vocab_size)
-        gpt = _model(c, "gpu")
+        gpt = _model(c, "gpu", gpu.default_dtype)
         begun, hashes = gpt.params.flat.copy(), set()
         for _ in range(100):
             gpt.params.flat[...] = begun
@@ -126,7 +125,6 @@ def repeats(tiny):
             for number in range(3):
                 step(number)
             hashes.add(hashlib.sha256(gpu.to_host(gpt.params.flat).tobytes()).digest())
-        compute_with(gpu, "float32", fused=False)
         rows.append((f"different parameters after 3 steps, 100 times, vocabulary {vocab_size:,}",
                      str(len(hashes)), "1" + ("" if len(hashes) == 1 else " **wrong**")))
     return rows
@@ -165,25 +163,20 @@ def steps(tiny):
 
 
 def measure_npgpt(dtype, fused, tiny):
-    """-> seconds for a step, in the loop's own functions; bytes held."""
+    """-> seconds of a step of training; peak memory in bytes."""
     c = _configuration(tiny)
-    gpu = compute_with(get_device("gpu"), dtype, fused)
-    step = _steps_of_npgpt(c, _model(c, "gpu"), c["batch_size"])
-    return {"seconds": _seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.held()}
+    gpu = get_device("gpu")
+    step = _steps_of_npgpt(c, _model(c, "gpu", dtype, fused), c["batch_size"])
+    return {"seconds": _seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.peak_memory()}
 
 
 def _steps_of_npgpt(c, gpt, rows):
-    """-> function that takes the step with this number, as train.py does."""
-    device = gpt.device
-    grads = gpt.params.on(device.xp.zeros_like(gpt.params.flat))
-    optimizer = AdamW(gpt.params, device, 0.9, 0.99, 0.1)
-    idx = device.to_device(_tokens(c, rows))
+    """-> function that takes the step with this number."""
+    optimizer, grads = AdamW(gpt.params), gpt.gradients()
+    idx = gpt.device.to_device(_tokens(c, rows))
 
     def step(number):
-        grads.flat[...] = 0
-        gpt.loss_and_grads(idx, idx, Key(1, number), into=grads)
-        scale = clip_scale(gradient_norm(grads, device), 1.0, device)
-        optimizer.step(gpt.params, grads, 1e-3, scale, number + 1)
+        train_step(gpt, optimizer, [(idx, idx, Key(1, number))], grads, lr=1e-3, grad_clip=1.0)
     return step
 
 
@@ -243,8 +236,8 @@ def _architecture(c):
     return GPTConfig(**{name: c[name] for name in GPTConfig.__dataclass_fields__ if name in c})
 
 
-def _model(c, device, dtype="float32"):
-    return GPT(_architecture(c), device=device, dtype=dtype)
+def _model(c, device, dtype="float32", fused=False):
+    return GPT(_architecture(c), device=device, dtype=dtype, fused=fused)
 
 
 def _tokens(c, rows):

@@ -1,4 +1,5 @@
-"""A training step beside PyTorch's: `python -m benchmarks.train_step [a b c d]`.
+"""A training step beside PyTorch's: `python -m benchmarks.train_step [a b c d]`, or beside that of
+another checkout of npgpt: `--against CHECKOUT`.
 
 The same model on the same batches with AdamW and clipping, in float32: npgpt as the trainer runs
 it, PyTorch with scaled_dot_product_attention on all cores, eager and compiled. Each is a process of
@@ -12,7 +13,7 @@ import json
 
 import numpy as np
 
-from benchmarks.works import WORKS, Race, machine, npgpt_run, time_npgpt, time_torch, timed
+from benchmarks.works import WORKS, Race, communicator, machine, time_npgpt, time_torch, timed
 from npgpt import GPTConfig
 
 STEPS = {"a": 60, "b": 120, "c": 4, "d": 12}
@@ -25,6 +26,8 @@ def main():
     parser.add_argument("works", nargs="*", metavar="WORK", help="a, b, c or d [all]")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--workers", type=int, help="ranks of npgpt [as the trainer chooses]")
+    parser.add_argument("--against", metavar="CHECKOUT", help="compare with npgpt there instead")
+    parser.add_argument("--rounds", type=int, help="turns of each side [3; with --against 20]")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name in arguments.works:
@@ -38,13 +41,29 @@ def main():
         return print(json.dumps(seconds))
 
     print(machine() + "\n")
+    if arguments.against:
+        return compare(arguments.works or WORKS, arguments.against, arguments.rounds or 20)
     print("| work | npgpt | eager PyTorch | ratio | bar | compiled | floor | npgpt ÷ floor | "
           "memory, npgpt | PyTorch |\n|" + " --- |" * 10)
     for name in arguments.works or WORKS:
         words = [name, *(["--workers", arguments.workers] if arguments.workers else [])]
         sides = {side: [*words, "--side", side] for side in SIDES
                  if side != "compiled" or not arguments.no_compile}
-        print(_row(name, Race("train_step", sides, ROUNDS, once=["compiled"])), flush=True)
+        print(_row(name, Race("train_step", sides, arguments.rounds or ROUNDS, once=["compiled"])),
+              flush=True)
+    return 0
+
+
+def compare(works, checkout, rounds):
+    """Print the time of a step here as a share of that in another checkout."""
+    print(f"| work | here | {checkout} | ratio | 95 % interval |\n|" + " --- |" * 5)
+    for name in works:
+        sides = {side: [name, "--side", "npgpt"] for side in ("here", "there")}
+        race = Race("train_step", sides, rounds, checkouts={"there": checkout})
+        ratio, low, high = race.ratio("here", "there")
+        here, there = (_milliseconds(race.median(side)) for side in sides)
+        print(f"| ({name}) {WORKS[name][0]} | {here} | {there} | **{ratio:.3f}** | {low:.3f} to "
+              f"{high:.3f} |", flush=True)
     return 0
 
 
@@ -65,22 +84,22 @@ def _milliseconds(seconds):
 
 def time_floor(model, batch_size, steps, workers=None):
     """-> seconds of the products of each step alone, as npgpt's ranks would share them."""
-    run = npgpt_run(model, batch_size, workers)
+    comm = communicator(model, batch_size, workers)
 
     def work():
-        start, stop = run.ranks.rows(batch_size)
+        start, stop = comm.rows(batch_size)
         rng = np.random.default_rng(0)
-        products = [(rng.standard_normal(a, dtype=np.float32).swapaxes(*turn[0]),
-                     rng.standard_normal(b, dtype=np.float32).swapaxes(*turn[1]), times)
-                    for a, b, turn, times in _products(model, stop - start) if run.ranks.computes]
+        products = [(rng.standard_normal(a, dtype=np.float32).swapaxes(*swap[0]),
+                     rng.standard_normal(b, dtype=np.float32).swapaxes(*swap[1]), times)
+                    for a, b, swap, times in _products(model, stop - start) if comm.computes]
 
         def step():
             for a, b, times in products:
                 for _ in range(times):
                     a @ b
-            run.ranks.barrier()
+            comm.barrier()
         return timed(step, steps)
-    return run.ranks.launch(work)
+    return comm.launch(work)
 
 
 def _products(model, rows):
@@ -88,15 +107,15 @@ def _products(model, rows):
     T, C, V, L, H = (getattr(model, name) for name in (
         "block_size", "n_embd", "vocab_size", "n_layer", "n_head"))
     N, D = rows * T, C // H
-    still, turned = (-1, -1), (-1, -2)
+    plain, transposed = (-1, -1), (-1, -2)
     for i, o, times in ((C, 3 * C, L), (C, C, L), (C, 4 * C, L), (4 * C, C, L), (C, V, 1)):
-        yield (N, i), (i, o), (still, still), times                # y  = x @ w
-        yield (N, o), (i, o), (still, turned), times               # dx = dy @ w.T
-        yield (N, i), (N, o), (turned, still), times               # dw = x.T @ dy
+        yield (N, i), (i, o), (plain, plain), times                # y  = x @ w
+        yield (N, o), (i, o), (plain, transposed), times               # dx = dy @ w.T
+        yield (N, i), (N, o), (transposed, plain), times               # dw = x.T @ dy
     wide, square = (rows, H, T, D), (rows, H, T, T)
-    yield wide, wide, (still, turned), 2 * L                       # q @ k.T, dy @ v.T
-    yield square, wide, (still, still), 2 * L                      # att @ v, dscores @ k
-    yield square, wide, (turned, still), 2 * L                     # att.T @ dy, dscores.T @ q
+    yield wide, wide, (plain, transposed), 2 * L                       # q @ k.T, dy @ v.T
+    yield square, wide, (plain, plain), 2 * L                      # att @ v, dscores @ k
+    yield square, wide, (transposed, plain), 2 * L                     # att.T @ dy, dscores.T @ q
 
 
 SIDES = {

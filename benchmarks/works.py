@@ -1,9 +1,10 @@
-"""What the CPU benchmarks train, and how: the trainer's own step, on tokens drawn at random.
+"""What the CPU benchmarks train, and how: the trainer's own step, on random tokens.
 
-A work is a model, a batch and a name. `Race` lets sides take turns at it, each in a process of its
-own, and watches the memory of each with all the processes that it starts.
+A work is a model, a batch and a name. In a `Race` the sides take turns, each in a process of its
+own, and the peak memory of each, with all the processes that it starts, is watched.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -11,20 +12,19 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-import train
 from npgpt import GPT, GPTConfig
-from npgpt.backend import keep_freed_memory
+from npgpt.backend import get_device, keep_freed_memory
 from npgpt.models.parameters import count
-from npgpt.optim.optim import clip_scale, learning_rate
-from npgpt.parallel import ranks
+from npgpt.optim import learning_rate
+from npgpt.parallel import choose_ranks, make_communicator
 from npgpt.training.config import TrainingConfig
-from npgpt.training.interrupt import Interrupt
-from npgpt.training.setup import Training, share_out
+from npgpt.training.setup import distribute
+from npgpt.training.step import batches_of_step, train_step
 
 WORKS = {
     "a": ("nanoGPT's CPU recipe", 12,
@@ -35,60 +35,50 @@ WORKS = {
     "d": ("baby, batch of 2", 2,
           {"vocab_size": 65, "block_size": 512, "n_layer": 6, "n_head": 6, "n_embd": 384}),
 }
-SAMPLE_SECONDS = 0.5      # between two looks at the memory: to look takes time from those that run
+SAMPLE_SECONDS = 0.5      # between two readings of the memory, which take time from the race
 
 
 @dataclass
 class Tokens:
-    """Batches drawn once, in the place of a text."""
+    """Random batches, in place of a text."""
 
     model: GPTConfig
-    rows: int
-    _batches: dict = field(default_factory=dict)
 
     @property
     def block_size(self):
         return self.model.block_size
 
     def batch(self, seed, step, rows, start=0, stop=None):
-        """As npgpt.text.data.Dataset.batch."""
+        """As npgpt.text.dataset.Dataset.batch."""
         rng = np.random.default_rng(step % 4)
         tokens = rng.integers(self.model.vocab_size, size=(rows, self.block_size + 1))[start:stop]
         return tokens[:, :-1], tokens[:, 1:]
 
 
-def npgpt_run(model, batch_size, workers=None, **options):
-    """GPTConfig -> Training of it, with as many ranks as the trainer would choose."""
-    keep_freed_memory()
-    config = TrainingConfig(batch_size=batch_size, workers=workers, device="cpu", **options)
-    gpt = GPT(model)
-    team = ranks.make(*ranks.choose(workers, batch_size, count(model.shapes()), gpt.device,
-                                    config.optimizer == "muon"))
-    return Training("benchmark", config, None, None, Tokens(model, batch_size), gpt, team,
-                    *share_out(gpt, config, team))
-
-
-def npgpt_step(run, interrupt):
-    """A step as train.py takes it, but for the reports."""
-    loss, norm, _ = train.gradients_of_batch(run, interrupt)
-    scale = clip_scale(norm, run.config.grad_clip, run.device)
-    for optimizer, share in zip(run.optimizers, run.shares):
-        optimizer.step(run.model.params, run.grads_of[0], learning_rate(run.step, run.config),
-                       scale, run.step + 1, share)
-    run.ranks.barrier()
-    run.step += 1
-    return loss
+def communicator(model, batch_size, workers=None):
+    """GPTConfig -> as many ranks as the trainer would choose."""
+    return make_communicator(*choose_ranks(workers, batch_size, count(model.architecture()),
+                                           get_device("cpu")))
 
 
 def time_npgpt(model, batch_size, steps, workers=None):
-    """-> seconds of each step, after two to warm up."""
-    run = npgpt_run(model, batch_size, workers)
+    """-> seconds of each step of training, after two to warm up."""
+    keep_freed_memory()
+    config = TrainingConfig(batch_size=batch_size, device="cpu")
+    gpt, data, comm = GPT(model), Tokens(model), communicator(model, batch_size, workers)
+    optimizer, buffers = distribute(gpt, config, comm)
 
     def work():
-        step = timed(lambda: npgpt_step(run, Interrupt()), steps)
-        run.ranks.barrier()
-        return step
-    return run.ranks.launch(work)
+        optimizer.set_rank(comm.rank, comm.size)
+        grads, numbers = gpt.gradients(buffers[comm.rank]), itertools.count()
+
+        def step():
+            number = next(numbers)
+            batches = batches_of_step(data, config, number, comm)
+            train_step(gpt, optimizer, batches, grads, comm, lr=learning_rate(number, config),
+                       grad_clip=config.grad_clip)
+        return timed(step, steps)
+    return comm.launch(work)
 
 
 def time_torch(model, batch_size, steps, compiled=False):
@@ -103,7 +93,7 @@ def time_torch(model, batch_size, steps, compiled=False):
     groups = [{"params": [p for p in gpt.parameters() if p.ndim == 2], "weight_decay": 0.1},
               {"params": [p for p in gpt.parameters() if p.ndim == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, 1e-3, (0.9, 0.99))
-    data, number = Tokens(model, batch_size), iter(range(10**9))
+    data, number = Tokens(model), itertools.count()
 
     def step():
         idx, targets = map(torch.as_tensor, data.batch(0, next(number), batch_size))
@@ -129,28 +119,39 @@ def timed(step, steps, warm_up=2):
 class Race:
     """Sides that take turns: name -> words for `python -m benchmarks.MODULE`, which prints a JSON
     list of seconds as its last line. A side whose process fails is left out. once: sides that take
-    part in the first round alone."""
+    part in the first round only. checkouts: name -> the directory that a side runs in."""
 
-    def __init__(self, module, sides, rounds, once=()):
+    def __init__(self, module, sides, rounds, once=(), checkouts=None):
         self.seconds, self.bytes = {}, {}
+        self.medians = {}                 # name -> the median of each round
         for number in range(rounds):
             for name, words in sides.items():
                 if number and name in once:
                     continue
                 command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, words)]
-                seconds, most = _watched(command)
+                seconds, most = _watched(command, (checkouts or {}).get(name))
                 if seconds:
                     self.seconds.setdefault(name, []).extend(seconds)
+                    self.medians.setdefault(name, []).append(statistics.median(seconds))
                     self.bytes[name] = max(most, self.bytes.get(name, 0))
 
     def median(self, name):
         """Seconds, or None for a side that failed."""
         return statistics.median(self.seconds[name]) if name in self.seconds else None
 
+    def ratio(self, name, other):
+        """-> median over the rounds of one side's seconds divided by the other's, and a bootstrap
+        interval of 95 % for it."""
+        ratios = np.divide(self.medians[name], self.medians[other])
+        draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+        return np.median(ratios), *np.percentile(np.median(draws, axis=1), [2.5, 97.5])
 
-def _watched(command):
-    """-> seconds that the command printed, or None; most bytes held by its processes together."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def _watched(command, directory=None):
+    """-> seconds that the command printed, or None; the peak memory of its processes together."""
+    environment = os.environ | ({"PYTHONPATH": str(directory)} if directory else {})
+    process = subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     most, ended = [0], threading.Event()
 
     def watch():
@@ -169,7 +170,7 @@ def _watched(command):
 
 
 def family(pid):
-    """A process and all that it started, and they."""
+    """A process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -178,7 +179,7 @@ def family(pid):
 
 
 def proportional_bytes(pid):
-    """Memory of a process, with what it shares with others counted in part (PSS)."""
+    """Memory of a process; memory shared by n processes counts for an n-th (PSS)."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -187,7 +188,7 @@ def proportional_bytes(pid):
 
 
 def machine():
-    """What the figures were found on, in a line."""
+    """What the figures were measured on, in a line."""
     import torch
     from threadpoolctl import threadpool_info
 

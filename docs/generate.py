@@ -10,10 +10,10 @@ the exit status is 1.
 An excerpt is part of what `npgpt explain` prints in a terminal of 80 columns. Its marker names
 arrays, not lines, so an excerpt stays valid when the lines of a layer move:
 
-    <!-- generated: explain layernorm, backward from dw to along, check dw -->
+    <!-- generated: explain layernorm, backward from dw to mean_dxhat_xhat, check dw -->
 
 This gives the steps of the backward from the one that first makes dw to the one that first makes
-along, the check of dw, and the verdict.
+mean_dxhat_xhat, the check of dw, and the verdict.
 
 Code and words must match exactly. Numbers in the output of explain may differ by 0.1 %, and
 rounding errors are not compared: they depend on the processor and on the version of NumPy. A file
@@ -132,7 +132,7 @@ def excerpt(marker, explanations):
     words = MARKER.fullmatch(marker)
     if not words:
         raise GenerateError(f"README.md: a marker must have the form <!-- generated: explain "
-                            f"layernorm, backward from dw to along, check dw -->, got {marker!r}")
+                            f"layernorm, backward from dw to mean_dxhat_xhat, check dw -->, got {marker!r}")
     name, side, first, last, gradient = words.groups()
     if name not in explanations:
         raise GenerateError(f"README.md: explain has no subject {name!r}; choose one of "

@@ -1,11 +1,11 @@
 """The lecture's bigram model, number for number: `python examples/bigram.py`.
 
 The simplest model of a text: a table (V, V) whose row v holds the logits of the token that follows
-v. To look a row up is an embedding; the loss is cross-entropy; there is nothing between them.
+v. Looking up a row is an embedding, and the loss is cross-entropy. There are no other layers.
 
-Every random number comes from one stream, PyTorch's, in the order in which bigram.py of
+All random numbers come from PyTorch's stream, in the order in which bigram.py of
 https://github.com/karpathy/ng-video-lecture draws them: the table, then the batches, then the text.
-So the losses printed here are the ones that PyTorch prints, and the text is the same text.
+So the losses and the text are those that PyTorch prints.
 """
 
 import argparse
@@ -21,15 +21,16 @@ from npgpt.layers import (
     embedding_forward,
 )
 from npgpt.lecture.torch_random import TorchRandom
-from npgpt.models.parameters import Parameters
-from npgpt.optim.optim import AdamW
-from npgpt.text.data import Dataset, load_text
+from npgpt.models.parameters import Param, Parameters
+from npgpt.optim import AdamW
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import load_source
 
 SEED = 1337
 B, T = 32, 8              # sequences in a batch, tokens in a sequence
 LEARNING_RATE = 1e-2
 EVAL_INTERVAL = 300       # steps from one evaluation to the next
-EVAL_ITERS = 200          # batches of each split that an evaluation takes
+EVAL_ITERS = 200          # batches of each split in an evaluation
 
 
 def main():
@@ -41,29 +42,28 @@ def main():
 def replay(steps):
     """Train and print as the lecture's bigram.py does."""
     cpu = get_device("cpu")
-    data = Dataset(load_text("shakespeare").text, T, cpu)
+    data = Dataset(load_source("shakespeare"), T, cpu)
     V = data.tokenizer.vocab_size
     random = TorchRandom(SEED)
 
-    params = Parameters({"table": (V, V)}, np.zeros(V * V, np.float32))
-    params["table"] = random.embedding(V, V)
-    grads = params.on(np.zeros_like(params.flat))
-    optimizer = AdamW(params, cpu, beta1=0.9, beta2=0.999, weight_decay=0.01)   # PyTorch's defaults
+    params = Parameters({"table.weight": Param((V, V), "table")}, np.zeros(V * V, np.float32))
+    params["table.weight"] = random.embedding(V, V)
+    optimizer = AdamW(params, beta1=0.9, beta2=0.999, weight_decay=0.01)     # PyTorch's defaults
 
     for step in range(steps):
         if step % EVAL_INTERVAL == 0:
-            train, val = (mean_loss(params["table"], data, split, random)
+            train, val = (mean_loss(params["table.weight"], data, split, random)
                           for split in (data.train, data.val))
             print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
         idx, targets = batch(data, data.train, random)
-        grads["table"] = gradient(params["table"], idx, targets)
-        optimizer.step(params, grads, LEARNING_RATE, scale=np.ones(()), t=step + 1)
+        dtable = gradient(params["table.weight"], idx, targets)
+        optimizer.step(dtable.reshape(-1), LEARNING_RATE)
 
-    print(data.tokenizer.decode(write(params["table"], 500, random)))
+    print(data.tokenizer.decode(write(params["table.weight"], 500, random)))
 
 
 def batch(data, split, random):
-    """B windows of a split, anywhere -> idx, targets (B, T)."""
+    """B random windows of a split -> idx, targets (B, T)."""
     return data.windows(split, random.randint(len(split) - T, (B,)))
 
 
@@ -88,7 +88,7 @@ def mean_loss(table, data, split, random):
 
 
 def write(table, n, random):
-    """Token 0 and n tokens after it -> list of n + 1 ints. A bigram looks at the last one alone."""
+    """-> list of n + 1 ints: token 0 and n more, each drawn from the logits of the last one."""
     tokens = [0]
     for _ in range(n):
         logits = table[tokens[-1:]]                                  # (1, V)

@@ -31,8 +31,9 @@ from npgpt.cli.options import Options, Parser, option
 from npgpt.errors import UserError
 from npgpt.models.stacks import PAD
 from npgpt.models.transformer import END, Transformer, TransformerConfig, teacher_forced
-from npgpt.optim.optim import AdamW, clip_scale, learning_rate, squared_norm
+from npgpt.optim import AdamW, learning_rate
 from npgpt.training.config import TrainingConfig
+from npgpt.training.step import train_step
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
           "october", "november", "december")
@@ -110,15 +111,14 @@ def batch(days, seed, step):
 
 
 def train(model, days, c, report):
-    """Move the model's parameters; report(step, loss) now and then."""
+    """Train the model; report(step, loss) now and then."""
     t = TrainingConfig(max_iters=c.steps, learning_rate=RATE, min_lr=RATE / 100)
-    optimizer = AdamW(model.params, model.device, t.beta1, t.beta2, weight_decay=0.01)
+    optimizer, grads = AdamW(model.params, weight_decay=0.01), model.gradients()
     for step in range(c.steps):
         source, answers = batch(days, c.seed, step)
-        loss, grads = model.loss_and_grads(source, *teacher_forced(answers))
-        norm = model.device.xp.sqrt(squared_norm(grads, model.device))
-        scale = clip_scale(norm, t.grad_clip, model.device)
-        optimizer.step(model.params, grads, learning_rate(step, t), scale, step + 1)
+        batches = [(source, *teacher_forced(answers))]
+        loss, _ = train_step(model, optimizer, batches, grads, lr=learning_rate(step, t),
+                             grad_clip=t.grad_clip)
         if (step + 1) % REPORT_INTERVAL == 0 or step + 1 == c.steps:
             report(step + 1, float(loss))
 

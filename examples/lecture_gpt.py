@@ -1,11 +1,10 @@
 """The lecture's GPT, number for number: `python examples/lecture_gpt.py`, a few minutes on a CPU.
 
-The model, its initial weights, its batches and the text it writes are those of gpt.py of
-https://github.com/karpathy/ng-video-lecture, at a size for a CPU; every random number comes from
-PyTorch's one stream in PyTorch's order. With `--dtype float64` all that is printed is what PyTorch
-prints in float64; in float32 the two round differently, and README.md beside this file tells how
-far that carries. `--full` is the lecture's own size, for a GPU: there the initial weights are
-PyTorch's, and what dropout drops is npgpt's choice.
+The model, its initial weights, its batches and its text are those of gpt.py of
+https://github.com/karpathy/ng-video-lecture, at a size for a CPU. All random numbers come from
+PyTorch's stream in PyTorch's order. With `--dtype float64` the output equals that of PyTorch in
+float64. In float32 the two round differently; README.md in this directory shows the effect.
+`--full` is the lecture's own size, for a GPU, with PyTorch's initial weights and npgpt's dropout.
 """
 
 import argparse
@@ -17,12 +16,14 @@ from npgpt.backend import to_host
 from npgpt.cli.command import run_command
 from npgpt.layers import Key
 from npgpt.lecture.torch_random import TorchRandom
-from npgpt.optim.optim import AdamW
-from npgpt.text.data import Dataset, load_text
+from npgpt.optim import AdamW
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import load_source
+from npgpt.training.step import train_step
 
 SEED = 1337
 EVAL_INTERVAL = 500       # steps from one evaluation to the next
-EVAL_ITERS = 200          # batches of each split that an evaluation takes
+EVAL_ITERS = 200          # batches of each split in an evaluation
 STD = np.float32(0.02)    # of the initial weights
 LECTURE = {"activation": "relu", "tie_weights": False, "attn_bias": False, "head_bias": True}
 SMALL = {"block_size": 32, "n_layer": 4, "n_head": 4, "n_embd": 64, "dropout": 0.0}
@@ -43,24 +44,23 @@ def main():
 def replay(sizes, B, learning_rate, steps, device="cpu", dtype="float32"):
     """Train, with B sequences in a batch, and print as the lecture's gpt.py does."""
     random = TorchRandom(SEED)
-    text = load_text("shakespeare").text
-    config = GPTConfig(vocab_size=len(set(text)), **sizes, **LECTURE)
+    source = load_source("shakespeare")
+    config = GPTConfig(vocab_size=source.tokenizer.vocab_size, **sizes, **LECTURE)
     model = GPT(config, device=device, dtype=dtype, values=initial_values(config, random))
-    data = Dataset(text, config.block_size, model.device)
+    data = Dataset(source, config.block_size, model.device)
     print(f"{model.params.flat.size / 1e6} M parameters")
 
     params = model.params
     params.n_decayed = params.flat.size          # PyTorch's default: biases and norms decay too
-    optimizer = AdamW(params, model.device, beta1=0.9, beta2=0.999, weight_decay=0.01)
-    one = model.device.xp.ones(())               # no clipping
+    optimizer = AdamW(params, beta1=0.9, beta2=0.999, weight_decay=0.01)
+    grads = model.gradients()
     for step in range(steps):
         if step % EVAL_INTERVAL == 0 or step == steps - 1:
             train, val = (mean_loss(model, data, split, B, random)
                           for split in (data.train, data.val))
             print(f"step {step}: train loss {train:.4f}, val loss {val:.4f}", flush=True)
-        idx, targets = batch(data, data.train, B, random)
-        _, grads = model.loss_and_grads(idx, targets, Key(SEED, step))
-        optimizer.step(params, grads, learning_rate, scale=one, t=step + 1)
+        tokens = batch(data, data.train, B, random)
+        train_step(model, optimizer, [(*tokens, Key(SEED, step))], grads, lr=learning_rate)
 
     print(data.tokenizer.decode(write(model, 500, random)))
 
@@ -68,8 +68,8 @@ def replay(sizes, B, learning_rate, steps, device="cpu", dtype="float32"):
 def initial_values(config, random):
     """Every parameter as PyTorch draws it -> pairs of names and arrays.
 
-    Each layer draws PyTorch's default values when it is made. Then gpt.py draws all weights again,
-    with STD, so that the first values count for nothing but the place in the stream."""
+    Each layer draws PyTorch's default values when it is created. Then gpt.py draws all weights
+    again, with STD, so the first values only advance the stream."""
     layers = list(layers_in_order(config))
     for name, shape in layers:
         if name in ("wte.weight", "wpe.weight"):
@@ -90,8 +90,8 @@ def initial_values(config, random):
 
 
 def layers_in_order(config):
-    """Name and shape (out, in) of all that draws its weights, in the order in which gpt.py makes
-    them: there each head has matrices of its own, which are columns of c_attn here."""
+    """Name and shape (out, in) of each layer with random weights, in the order in which gpt.py
+    creates them. There each head has its own matrices, which are columns of c_attn here."""
     V, T, C, H = config.vocab_size, config.block_size, config.n_embd, config.n_head
     yield "wte.weight", (V, C)
     yield "wpe.weight", (T, C)
@@ -106,7 +106,7 @@ def layers_in_order(config):
 
 
 def batch(data, split, B, random):
-    """B windows of a split, anywhere -> idx, targets (B, T)."""
+    """B random windows of a split -> idx, targets (B, T)."""
     return data.windows(split, random.randint(len(split) - data.block_size, (B,)))
 
 
@@ -117,7 +117,7 @@ def mean_loss(model, data, split, B, random):
 
 
 def write(model, n, random):
-    """Token 0 and n tokens after it -> (n + 1,) int."""
+    """-> (n + 1,) int: token 0 and n more."""
     idx = np.zeros((1, 1), np.int64)
     for _ in range(n):
         logits = to_host(model.logits(idx[:, -model.config.block_size:])[:, -1])     # (1, V)

@@ -1,8 +1,18 @@
-"""npgpt: a GPT in NumPy and CuPy, with every backward pass written by hand."""
+"""npgpt: a GPT in NumPy and CuPy, with every backward pass written by hand.
+
+    from npgpt import AdamW, Dataset, GPT, GPTConfig, load_source, train_step
+"""
 
 from npgpt import gradcheck
+from npgpt.backend import get_device
 from npgpt.errors import UserError
+from npgpt.layers import Key
 from npgpt.models.gpt import GPT, GPTConfig
+from npgpt.optim import AdamW, Muon, OptimizerGroup
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import load_source
+from npgpt.training.step import train_step
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "GPTConfig", "UserError", "gradcheck"]
+__all__ = ["GPT", "AdamW", "Dataset", "GPTConfig", "Key", "Muon", "OptimizerGroup", "UserError",
+           "get_device", "gradcheck", "load_source", "train_step"]

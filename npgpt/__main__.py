@@ -1,17 +1,19 @@
-"""`python -m npgpt COMMAND ...`, also installed as `npgpt`: the scripts, wherever npgpt lies, and
-the explanation of the layers."""
+"""`python -m npgpt COMMAND ...`, also installed as `npgpt`: the scripts train.py and sample.py, and
+the commands that have none."""
 
 import runpy
 import sys
 
 from npgpt.cli.bundle import bundled
 from npgpt.cli.command import run_command
+from npgpt.cli.options import suggestion, version
 from npgpt.errors import UserError
 
 COMMANDS = {
     "train": "train a GPT on a text",
     "sample": "write text with a trained GPT",
     "explain": "run a layer on small numbers, line by line, forward and backward",
+    "report": "draw a run's losses: npgpt report RUN PICTURE",
 }
 
 
@@ -29,12 +31,20 @@ def _run(arguments):
         print("\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
         print("\nnpgpt COMMAND --help explains a command.")
         return 0
+    if command == "--version":
+        print(version())
+        return 0
     if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
+        hint = suggestion(command, COMMANDS) or ";"
+        raise UserError(f"unknown command {command!r}{hint} the commands are {', '.join(COMMANDS)}")
     if command == "explain":
         from npgpt.explain import command as explain
 
         return explain.main(rest)
+    if command == "report":
+        from npgpt.report import losses
+
+        return run_command("npgpt report", lambda: losses.main(rest))
     return runpy.run_path(str(bundled(f"{command}.py")))["main"](rest)
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -29,19 +30,20 @@ except ImportError:                    # Windows
 class Device:
     """Where arrays live, and the module whose functions work on them."""
 
-    name: str                                  # as --device names it
+    name: str                                  # "cpu", "gpu"
     xp: ModuleType                             # numpy, cupy, or a module like them
     arrays: tuple[type, ...]                   # the types of xp's arrays
     to_host: Callable = np.asarray             # xp array -> numpy array; waits for the device
     synchronize: Callable = lambda: None       # returns when everything asked of the device is done
     memory: Callable = lambda: None            # -> bytes that can still be allocated, None: unknown
-    held: Callable = lambda: None              # -> bytes held at most so far, None: unknown
+    peak_memory: Callable = lambda: None       # -> bytes, the most so far, None: unknown
     cores: int = 1                             # of the host, for what runs on them
     description: str = ""                      # for a person to read
     chunk: int = 2**24                         # elements of a flat array worked on at a time
-    dtypes: tuple[str, ...] = ("float32",)     # what --dtype can be
-    default_dtype: str = "float32"             # what it is where nobody says
-    compute_in: Callable = lambda dtype: None  # sets how products of float32 arrays are computed
+    dtypes: tuple[str, ...] = ("float32", "float64")      # the precisions it has
+    default_dtype: str = "float32"             # the one to train in
+    math_mode: Callable = nullcontext          # (dtype) -> context in which float32 arrays are
+                                               # multiplied in that precision
 
     def to_device(self, x, dtype=None):
         """Host array, list or scalar -> array on this device."""
@@ -63,7 +65,7 @@ def _available_host_memory():
         return None
 
 
-def _most_host_memory_held():
+def _peak_host_memory():
     if resource is None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
@@ -88,7 +90,7 @@ def _cpu():
         "cpu", np, (np.ndarray, np.generic),      # a sum over every axis is a generic
         cores=cores,
         memory=_available_host_memory,
-        held=_most_host_memory_held,
+        peak_memory=_peak_host_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
         chunk=32_768,
     )
@@ -134,17 +136,23 @@ def _gpu():
         hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         raise UserError(f"no GPU: the NVIDIA driver shows no device{hint}; use --device cpu")
 
-    def compute_in(dtype):
-        mode = DEFAULT_MATH if dtype == "float32" else TF32_MATH
+    @contextmanager
+    def math_mode(dtype):
         try:
-            cupy.cuda.cublas.setMathMode(cupy.cuda.get_cublas_handle(), mode)
+            cublas, handle = cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
+            before = cublas.getMathMode(handle)
         except (ImportError, OSError, RuntimeError) as error:
-            raise UserError(f"cuBLAS cannot be used: {error}; the extras [cuda12] and [cuda13] "
+            raise UserError(f"cuBLAS does not work: {error}; the extras [cuda12] and [cuda13] "
                             "bring it, and it needs some free memory on the GPU") from error
+        cublas.setMathMode(handle, TF32_MATH if dtype in ("tf32", "bfloat16") else DEFAULT_MATH)
+        try:
+            yield
+        finally:
+            cublas.setMathMode(handle, before)
 
     properties = runtime.getDeviceProperties(0)
     name = properties["name"].decode()
-    dtypes = ["float32"]
+    dtypes = ["float32", "float64"]
     if properties["major"] >= TF32_CAPABILITY:
         dtypes.append("tf32")
         if importlib.util.find_spec("ml_dtypes"):          # without it CuPy has no bfloat16
@@ -155,11 +163,11 @@ def _gpu():
         to_host=cupy.asnumpy,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory=lambda: runtime.memGetInfo()[0] + pool.free_bytes(),
-        held=pool.total_bytes,           # the pool keeps what it took, unless it ran out
+        peak_memory=pool.total_bytes,    # the pool keeps what it took, unless it ran out
         description=f"{name}, CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}",
         dtypes=tuple(dtypes),
         default_dtype="tf32" if "tf32" in dtypes else "float32",
-        compute_in=compute_in,
+        math_mode=math_mode,
     )
 
 

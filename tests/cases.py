@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
+from npgpt import layers
 from npgpt.backend import array_module
-from npgpt.layers import LAYERS, Key, causal_mask, cross_entropy_backward, cross_entropy_forward
+from npgpt.layers import LAYERS, Key, causal_mask
 from npgpt.models import blocks, postnorm
 from npgpt.models.gpt import GPTConfig, gpt_backward, gpt_forward
-from npgpt.models.parameters import under
+from npgpt.models.parameters import Gradients, count, nest
 from npgpt.models.transformer import (
     TransformerConfig,
     transformer_backward,
@@ -164,18 +165,14 @@ def configs(draw, vocab_size=5):
     )
 
 
-def _block_parameters(config, n, part=""):
-    shapes = {name.removeprefix("h.0."): shape for name, shape in config.shapes().items()
-              if name.startswith(f"h.0.{part}")}
-    return parameters(shapes, n)
-
-
 def _composite(draw, forward, backward, part, options_of):
     config, seed = draw(configs()), draw(SEEDS)
     n = normal(seed)
     B, T = draw(st.integers(1, 3)), config.block_size
     options = options_of(config, T) | {"dropout": config.dropout, "key": Key(seed, 7)}
-    p = _block_parameters(config, np.random.default_rng(seed).standard_normal, part)
+    draw_shape = np.random.default_rng(seed).standard_normal
+    p = nest(parameters(config.shapes(), draw_shape))["h"][0]
+    p = p[part] if part else p
     return _part(forward, backward, [n(B, T, config.n_embd), p], options)
 
 
@@ -187,13 +184,13 @@ def _part(forward, backward, inputs, options):
 
 @st.composite
 def mlp(draw):
-    return _composite(draw, blocks.mlp_forward, blocks.mlp_backward, "mlp.",
+    return _composite(draw, blocks.mlp_forward, blocks.mlp_backward, "mlp",
                       lambda c, T: {"activation": c.activation})
 
 
 @st.composite
 def self_attention(draw):
-    return _composite(draw, blocks.self_attention_forward, blocks.self_attention_backward, "attn.",
+    return _composite(draw, blocks.self_attention_forward, blocks.self_attention_backward, "attn",
                       lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T)})
 
 
@@ -220,24 +217,23 @@ def _model(model_forward, model_backward, config, tokens, targets, seed):
 
     def forward(*inputs):
         *tokens, targets, p = inputs
-        logits, cache = model_forward(*tokens, p, config, key)
-        loss, ce = cross_entropy_forward(logits, targets)
-        return loss, (cache, ce, p)
+        logits, cache = model_forward(*tokens, nest(p), config, key)
+        loss, ce = layers.cross_entropy_forward(logits, targets)
+        return loss, (cache, ce)
 
     def backward(dloss, cache):
-        cache, ce, p = cache
-        grads = {name: array_module(array).zeros_like(array) for name, array in p.items()}
-        model_backward(cross_entropy_backward(dloss, ce), cache, grads)
-        return grads
+        cache, ce = cache
+        zeros = array_module(dloss).zeros
+        architecture = config.architecture()
+        grads = Gradients(architecture, zeros(count(architecture), dtype=dloss.dtype))
+        model_backward(layers.cross_entropy_backward(dloss, ce), cache, grads)
+        return {name: grads[name] for name in architecture}
 
     inputs = [*tokens, targets,
               parameters(config.shapes(), np.random.default_rng(seed).standard_normal)]
     with kinks() as kink:
         forward(*inputs)
     return Case(forward, backward, inputs, vars(config), kink.far)
-
-
-CROSS = "crossattention."
 
 
 @st.composite
@@ -263,10 +259,11 @@ def _postnorm(draw, stack, part=""):
     B, T, S, M = draw(sizes("BTSM")).values()
     C = config.n_embd
     M += 15 * (M == C)
-    shapes = under(config.shapes(), f"{stack}.h.0.{part}")
+    shapes = config.shapes()
     if stack == "decoder":
-        shapes[f"{CROSS}c_attn.weight".removeprefix(part)] = M, 2 * C
-    p = parameters({part + name: shape for name, shape in shapes.items()}, rng.standard_normal)
+        shapes["decoder.h.0.crossattention.c_attn.weight"] = M, 2 * C
+    p = nest(parameters(shapes, rng.standard_normal))[stack]["h"][0]
+    p = p[part] if part else p
     mask = rng.random((B, 1, T, T)) < 0.7
     memory_mask = rng.random((B, 1, 1, S)) < 0.7         # at times it hides a whole row
     options = {"n_head": config.n_head, "dropout": config.dropout, "key": Key(seed, 13)}
@@ -275,7 +272,7 @@ def _postnorm(draw, stack, part=""):
 
 @st.composite
 def cross_attention(draw):
-    x, memory, p, _, mask, options = _postnorm(draw, "decoder", CROSS)
+    x, memory, p, _, mask, options = _postnorm(draw, "decoder", "crossattention")
     return _part(blocks.cross_attention_forward, blocks.cross_attention_backward, [x, memory, p],
                  options | {"mask": mask})
 
@@ -312,22 +309,21 @@ class kinks:
 
     def __enter__(self):
         self.far = True
-        self._before = blocks.ACTIVATIONS["relu"]
-        forward, backward = self._before
+        self._before = LAYERS["relu"]
 
         def watched(x):
             self.far &= bool((np.abs(x) > 1e-3).all())
-            return forward(x)
+            return self._before.forward(x)
 
-        blocks.ACTIVATIONS["relu"] = watched, backward
+        LAYERS["relu"] = self._before._replace(forward=watched)
         return self
 
     def __exit__(self, *error):
-        blocks.ACTIVATIONS["relu"] = self._before
+        LAYERS["relu"] = self._before
 
 
 CASES = {case.__name__: case for case in (
     linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
     mlp, self_attention, block, gpt, cross_attention, encoder_block, decoder_block, transformer,
 )}
-USED_UP = ("gpt", "transformer")     # a model's backward consumes its cache: docs/architecture.md
+USED_UP = ("gpt", "transformer")     # a model's backward consumes its cache

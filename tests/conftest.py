@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from npgpt import backend
-from npgpt.training.setup import compute_with
 from tests import double, on_device
 
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -43,13 +42,11 @@ def pytest_configure(config):
 @pytest.fixture
 def device(request):
     """The GPU's Device: CuPy's with --device gpu, else the double's, while a test runs. NumPy's
-    arrays stay on the CPU then, to compare with; afterwards all is plain and in full precision."""
+    arrays stay on the CPU then, to compare with."""
     name = request.config.getoption("--device")
     on_device.leave_every_layer()
     if name == "gpu":
-        gpu = backend.get_device("gpu")
-        yield compute_with(gpu, "float32", fused=False)
-        compute_with(gpu, "float32", fused=False)
+        yield backend.get_device("gpu")
     else:
         with double.installed() as gpu:
             yield gpu

@@ -1,52 +1,62 @@
 """`pytest --device gpu`: the tests of the layers, as they stand, with every layer on the GPU.
 
-Layers dispatch on the type of their first argument. Here each is given a version for NumPy's arrays
-that takes them to the device, runs the layer there and brings the results back; the cache stays. So
-a test that knows only NumPy, and models made of NumPy arrays too, have their numbers computed by
-CuPy. `--device double` does the same with the double.
+Each function of npgpt.layers is replaced by one that takes NumPy's arrays to the device, runs the
+layer there and brings the results back; the cache stays. So a test that knows only NumPy, and models
+made of NumPy arrays too, have their numbers computed by CuPy. `--device double` does the same with
+the double. This happens before the tests are imported, so that they import the replacements.
 """
 
 from functools import wraps
 
 import numpy as np
 
-from npgpt.layers import LAYERS
+from npgpt import layers
 
-MOVED = np.ndarray, np.generic, float      # the types that first arguments have on the host
-
-
-def leave_every_layer():
-    """Undo `move_every_layer`."""
-    for function in (function for pair in LAYERS.values() for function in pair):
-        for kind in MOVED:
-            function.register(kind, function.dispatch(object))       # the plain one
+HOST = np.ndarray, np.generic, float      # the types that first arguments have on the host
+_device = None                            # where the layers compute; None: where their arrays are
 
 
 def move_every_layer(device):
     """From now on each layer's forward and backward compute on the device."""
-    for forward, backward in LAYERS.values():
-        there = [function.dispatch(device.arrays[0]) for function in (forward, backward)]
-        for kind in MOVED:
-            forward.register(kind, _forward_on(device, there[0]))
-            backward.register(kind, _backward_on(device, there[1]))
+    global _device
+    _device = device
+    for name, record in layers.LAYERS.items():
+        if hasattr(record.forward, "__wrapped__"):
+            continue
+        record = layers.Layer(_forward(record.forward), _backward(record.backward))
+        layers.LAYERS[name] = record
+        setattr(layers, f"{name}_forward", record.forward)
+        setattr(layers, f"{name}_backward", record.backward)
 
 
-def _forward_on(device, forward):
+def leave_every_layer():
+    """From now on they compute where their arrays are."""
+    global _device
+    _device = None
+
+
+def _forward(forward):
+    @wraps(forward)
     def through(x, *args, **kwargs):
-        there = moved(x, device)
+        if _device is None or not isinstance(x, HOST):
+            return forward(x, *args, **kwargs)
+        device, there = _device, moved(x, _device)
         y, cache = forward(there, *moved(args, device), **moved(kwargs, device))
-        return x if y is there else device.to_host(y), cache     # dropout hands x on as it is
-    return wraps(forward)(through)
+        return x if y is there else device.to_host(y), cache     # dropout returns x as it is
+    return through
 
 
-def _backward_on(device, backward):
+def _backward(backward):
+    @wraps(backward)
     def through(dy, cache):
-        there = moved(dy, device)
+        if _device is None or not isinstance(dy, HOST):
+            return backward(dy, cache)
+        device, there = _device, moved(dy, _device)
         found = backward(there, cache)
         if isinstance(found, tuple):
             return tuple(dy if x is there else back(x, device) for x in found)
         return dy if found is there else back(found, device)
-    return wraps(backward)(through)
+    return through
 
 
 def moved(x, device):

@@ -290,17 +290,25 @@ def test_live_bar_in_a_terminal(home):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("--data=nowhere.txt", "there is no text 'nowhere.txt'"),
-    ("--data=.", ". is a directory"),
+    ("--data=nowhere.txt", "there is no file 'nowhere.txt'; --data takes shakespeare, pydocs or"),
+    ("--data=fxo.txt", "there is no file 'fxo.txt'; did you mean 'fox.txt'? --data takes"),
+    ("--data=shakespear", "there is no file 'shakespear'; did you mean 'shakespeare'?"),
+    ("--data=", "--data is empty; it takes shakespeare, pydocs or the path of a text file"),
+    ("--data=http://a.b/c", "--data takes a file, got the address 'http://a.b/c'; download it"),
+    ("--data=.", ". is a directory; --data takes a text file"),
     ("--data=empty.txt", "empty.txt is empty"),
-    ("--data=latin1.txt", "latin1.txt is not UTF-8: byte 3 is 0xe9"),
+    ("--data=latin1.txt", "latin1.txt is not UTF-8 (byte 3 is 0xe9); convert it with: iconv "
+     "-f latin1 -t utf-8"),
     ("--data=fox.txt --block-size=5000", "the text is too short"),
-    ("--data=shakespeare", "data/tinyshakespeare.txt is not there and cannot be downloaded"),
-    ("--n-layer=0", "n_layer must be a whole number, at least 1"),
+    ("--data=shakespeare", "data/tinyshakespeare.txt is missing and cannot be downloaded"),
+    ("--n-layer=0", "--n-layer must be at least 1, got 0"),
     ("--n-embd=10 --n-head=3", "n_embd must be a multiple of n_head"),
-    ("--learning-rate=nan", "learning_rate must be a number"),
-    ("--n-layers=3", "unknown argument '--n-layers'; did you mean '--n-layer'?"),
-    ("--config=broken.toml", "broken.toml is no TOML"),
+    ("--learning-rate=nan", "--learning-rate must be a finite number, got nan"),
+    ("--n-layers=3", "unknown option --n-layers; did you mean --n-layer? --help lists all"),
+    ("--lr=1e-3", "unknown option --lr; did you mean --learning-rate? --help lists all options"),
+    ("--optimizer=adamw --muon-lr=1", "--muon-lr has no effect with --optimizer adamw; leave it"),
+    ("--config=zero.toml", "zero.toml: n_layer must be at least 1, got 0"),
+    ("--config=broken.toml", "broken.toml is not valid TOML"),
     ("--data=fox.txt --n-embd=100000 --n-layer=1000", "training needs about"),
     ("--resume", "there is no run under out/"),
     ("--resume --out-dir=nowhere", "there is no directory nowhere"),
@@ -313,6 +321,7 @@ def test_bad_input_is_one_line_status_2_and_nothing_written(home, words, message
     (home / "empty.txt").touch()
     (home / "latin1.txt").write_bytes("café".encode("latin-1"))
     (home / "broken.toml").write_text("n_layer =")
+    (home / "zero.toml").write_text("n_layer = 0")
     before = everything(home)
     result = run(home, *words.split())
     assert result.returncode == 2
@@ -351,12 +360,12 @@ def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
 @pytest.mark.parametrize(("words", "message"), [
     (["--prompt=naïve"], "'ï', character 3 of the text, is not among the 28"),
     (["--prompt="], "the prompt is empty"),
-    (["--temperature=-1"], "temperature must be a number, at least 0, not -1.0"),
-    (["--top-k=0"], "top_k must be a whole number, at least 1"),
-    (["--top-p=1.5"], "top_p must be a number, above 0, at most 1"),
-    (["--num-samples=0"], "num_samples must be a whole number"),
+    (["--temperature=-1"], "--temperature must be at least 0, got -1"),
+    (["--top-k=0"], "--top-k must be at least 1, got 0"),
+    (["--top-p=1.5"], "--top-p must be at most 1, got 1.5"),
+    (["--num-samples=0"], "--num-samples must be at least 1, got 0"),
     (["--out-dir=nowhere"], "there is no directory nowhere"),
-    (["--promt=x"], "unknown argument '--promt'; did you mean '--prompt'?"),
+    (["--promt=x"], "unknown option --promt; did you mean --prompt? --help lists all"),
 ])
 def test_bad_input_to_sample_is_one_line_and_status_2(home, words, message):
     train(home, "--max-iters=5")

@@ -1,24 +1,17 @@
-"""Models on disk: a directory in the format of Hugging Face's GPT-2.
+"""The format of Hugging Face's GPT-2: names of transformers' GPT2Config, weights (in, out).
 
-    config.json          the architecture, under the names of transformers' GPT2Config
-    model.safetensors    the parameters
-
-There is no pickle here: safetensors and JSON hold data and cannot run code. How a directory is
-written whole or not at all is told in npgpt.durable.
+What GPT-2 has no word for is translated if that is exact (attn_bias = false is stored as zeros),
+and marked otherwise (head_bias = true has a model_type of its own).
 """
 
-from pathlib import Path
-
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from npgpt.backend import to_host
-from npgpt.durable import SUMS, read_json, verify, write_json
-from npgpt.errors import RunError, UserError
+from npgpt.checkpoints.tensors import read_tensors
+from npgpt.durable import read_json
+from npgpt.errors import UserError
+from npgpt.models.gpt import GPTConfig
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FILES = {CONFIG, WEIGHTS, SUMS}
 C_ATTN, C_ATTN_BIAS = "attn.c_attn.weight", "attn.c_attn.bias"
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 
@@ -31,86 +24,7 @@ FIXED = {
 }
 
 
-def write_tensors(path, arrays):
-    """Write a mapping of names to arrays of any device as a safetensors file. Raises RunError if
-    that fails, on a full disk say."""
-    # safetensors writes memory as it lies, so every array must be contiguous.
-    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
-    try:
-        safetensors.numpy.save_file(host, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path.name} cannot be written: {error}") from None
-
-
-def read_tensors(path, shapes, canonical=lambda name: name):
-    """Read a safetensors file that must hold arrays of these shapes -> mapping name -> array.
-
-    canonical: name in the file -> name in `shapes`, or None for an array that is not needed.
-    Names, shapes and types are compared before any array is read. Raises UserError if they differ.
-    """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored = {}
-            for name in file.keys():  # noqa: SIM118
-                if canonical(name) in stored:
-                    raise UserError(f"{path} holds {canonical(name)} twice")
-                if canonical(name):
-                    stored[canonical(name)] = name
-            headers = {name: file.get_slice(stored[name]) for name in stored}
-            _compare(path, {name: tuple(h.get_shape()) for name, h in headers.items()}, shapes)
-            for name, header in headers.items():
-                if header.get_dtype() not in ("F64", "F32", "F16"):
-                    raise UserError(f"{path}: {name} is of type {header.get_dtype()}, and npgpt "
-                                    "reads F64, F32 and F16")
-            return {name: file.get_tensor(stored[name]) for name in shapes}
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged, or no safetensors file: {error}") from error
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-
-
-def write_model(folder, model):
-    """Write config.json and model.safetensors of a model that has `config` and `params`."""
-    write_json(folder / CONFIG, _to_gpt2(model.config))
-    tensors = {name: to_host(array) for name, array in model.params.items()}
-    if not model.config.attn_bias:                     # GPT-2 has one: zeros say the same
-        for name in [name for name in tensors if name.endswith(C_ATTN)]:
-            tensors[name.replace(C_ATTN, C_ATTN_BIAS)] = np.zeros_like(tensors[name][0])
-    write_tensors(folder / WEIGHTS, tensors)
-
-
-def read_model(directory, shapes_of):
-    """Read a model directory -> values for GPTConfig, pairs of names and NumPy arrays.
-
-    shapes_of: values for GPTConfig -> the shapes to expect in the file.
-    Raises UserError that says what is missing, unknown or damaged.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"there is no model directory {directory}")
-    verify(directory)
-    values = _from_gpt2(directory / CONFIG)
-
-    def canonical(name):
-        name = name.removeprefix("transformer.")
-        if name.endswith((".attn.bias", ".attn.masked_bias")):    # the causal mask, in old files
-            return None
-        if name == "lm_head.weight" and values["tie_weights"]:    # wte.weight once more
-            return None
-        return name
-
-    shapes = shapes_of(values | {"attn_bias": True})
-    tensors = read_tensors(directory / WEIGHTS, shapes, canonical)
-    if not values["attn_bias"]:
-        biases = [name for name in tensors if name.endswith(C_ATTN_BIAS)]
-        if any(tensors[name].any() for name in biases):           # trained since, elsewhere
-            values["attn_bias"] = True
-        else:
-            tensors = {name: tensors[name] for name in tensors if name not in biases}
-    return values, tensors.items()
-
-
-def _to_gpt2(config):
+def write_config(config):
     """GPTConfig -> the keys of transformers' GPT2Config."""
     plain = not config.head_bias                       # GPT-2's head has none
     return {
@@ -134,21 +48,54 @@ def _to_gpt2(config):
     }
 
 
-def _from_gpt2(path):
+def write_weights(model):
+    """-> name in the file -> array."""
+    tensors = {name: to_host(array) for name, array in model.params.items()}
+    if not model.config.attn_bias:                     # GPT-2 has one: zeros say the same
+        for name in [name for name in tensors if name.endswith(C_ATTN)]:
+            tensors[name.replace(C_ATTN, C_ATTN_BIAS)] = np.zeros_like(tensors[name][0])
+    return tensors
+
+
+def read(config_path, weights_path):
+    """-> GPTConfig, pairs of names and arrays. Raises UserError that says what is missing, unknown
+    or damaged, or that npgpt does not compute it."""
+    values = _read_config(config_path)
+
+    def canonical(name):
+        name = name.removeprefix("transformer.")
+        if name.endswith((".attn.bias", ".attn.masked_bias")):    # the causal mask, in old files
+            return None
+        if name == "lm_head.weight" and values["tie_weights"]:    # wte.weight once more
+            return None
+        return name
+
+    shapes = GPTConfig(**values | {"attn_bias": True}).shapes()
+    tensors = read_tensors(weights_path, shapes, canonical)
+    if not values["attn_bias"]:
+        biases = [name for name in tensors if name.endswith(C_ATTN_BIAS)]
+        if any(tensors[name].any() for name in biases):           # trained since, elsewhere
+            values["attn_bias"] = True
+        else:
+            tensors = {name: tensors[name] for name in tensors if name not in biases}
+    return GPTConfig(**values), tensors.items()
+
+
+def _read_config(path):
     """config.json -> values for GPTConfig. Raises UserError for what npgpt does not compute. GPT-2
-    has three dropouts, which matter in training alone; resid_pdrop is taken for all."""
+    has three dropouts, which matter only in training; resid_pdrop is taken for all of them."""
     found = read_json(path)
     if found.get("model_type") not in ("gpt2", "npgpt"):
-        raise UserError(f"{path}: model_type is {found.get('model_type')!r}, and npgpt reads gpt2")
+        raise UserError(f"{path}: model_type is {found.get('model_type')!r}, expected gpt2")
     for name, known in FIXED.items():
         if found.get(name, known[0]) not in known:
-            raise UserError(f"{path}: npgpt has no {name} of {found[name]}")
+            raise UserError(f"{path}: npgpt does not support {name} = {found[name]}")
     n_embd, n_inner = found.get("n_embd", 768), found.get("n_inner")
     if n_inner is not None and not (isinstance(n_embd, int) and n_inner == 4 * n_embd):
-        raise UserError(f"{path}: n_inner is {n_inner}, and npgpt has 4 * n_embd alone")
+        raise UserError(f"{path}: n_inner must be 4 * n_embd, got {n_inner}")
     activation = found.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
-        raise UserError(f"{path}: npgpt has no activation {activation!r}")
+        raise UserError(f"{path}: npgpt does not support the activation {activation!r}")
     return {
         "vocab_size": found.get("vocab_size", 50257),
         "block_size": found.get("n_positions", 1024),
@@ -161,15 +108,3 @@ def _from_gpt2(path):
         "attn_bias": found.get("npgpt_attn_bias", True),
         "head_bias": found.get("npgpt_head_bias", False),
     }
-
-
-def _compare(path, found, expected):
-    """Raise UserError that names the first array which is missing, unknown or misshapen."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise UserError(f"{path}: {name} {shape} is missing")
-        if found[name] != tuple(shape):
-            raise UserError(f"{path}: {name} has the shape {found[name]}, and {shape} is expected")
-    for name in found:
-        if name not in expected:
-            raise UserError(f"{path}: {name} is unknown")

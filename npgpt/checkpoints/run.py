@@ -1,11 +1,11 @@
 """The directory of a run: what it holds, how a new one is chosen, how an old one is found.
 
-    checkpoint-500/    a model directory (npgpt.checkpoints.gpt2), and beside the model
+    checkpoint-500/    a model directory, and beside the model
         training.json           step, configuration, data, best validation loss so far
-        training.safetensors    what the optimiser remembers
+        training.safetensors    the optimiser's state
         tokenizer.json
     latest, best       one line each: the name of a checkpoint
-    metrics.jsonl      one JSON object a line
+    metrics.jsonl      one JSON object per line
 
 A checkpoint is complete before `latest` or `best` names it. Those that neither names are removed.
 """
@@ -18,15 +18,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from npgpt.checkpoints import gpt2 as checkpoint
-from npgpt.durable import SUMS, atomic_directory, read_json, verify, write_json, write_text
+from npgpt.checkpoints import models
+from npgpt.checkpoints.tensors import write_tensors
+from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
 from npgpt.errors import UserError
 from npgpt.text import tokenizer
-from npgpt.text.tokenizer import CharTokenizer
+from npgpt.text.tokenizer import load_tokenizer
 
 OUT = Path("out")
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
-FILES = {checkpoint.CONFIG, checkpoint.WEIGHTS, STATE, TENSORS, tokenizer.FILE, SUMS}
+FILES = models.FILES | {STATE, TENSORS, tokenizer.FILE}
 
 
 class RunDirectory:
@@ -44,10 +45,10 @@ class RunDirectory:
         run = cls(out_dir or _first_free(name), None if out_dir else name)
         for path in (run.path, *run.path.parents):
             if os.path.lexists(path) and not path.is_dir():
-                raise UserError(f"{path} is a file; --out-dir takes a directory")
+                raise UserError(f"{path} is a file; `out_dir` takes a directory")
         if run._holds_a_run() and not overwrite:
-            raise UserError(f"{run.path} holds a run already; --resume goes on with it, "
-                            "--overwrite replaces it, another --out-dir keeps both")
+            raise UserError(f"{run.path} already holds a run; `resume` goes on with it, "
+                            "`overwrite` replaces it, another `out_dir` keeps both")
         run._try_writing()
         return run
 
@@ -58,7 +59,7 @@ class RunDirectory:
         if out_dir is None:
             runs = [path.parent for path in OUT.glob("*/latest")]
             if not runs:
-                raise UserError(f"there is no run under {OUT}/; name its directory with --out-dir")
+                raise UserError(f"there is no run in {OUT}/; name its directory with `out_dir`")
             out_dir = max(runs, key=lambda path: (path / "latest").stat().st_mtime)
         if not out_dir.is_dir():
             raise UserError(f"there is no directory {out_dir}")
@@ -73,7 +74,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / which} cannot be read: {error}") from None
         if self.path / name not in self._checkpoints():
-            raise UserError(f"{self.path / which} names {name!r}, and there is no such checkpoint")
+            raise UserError(f"{self.path / which} names {name!r}, which is not a checkpoint")
         return self.path / name
 
     def begin(self, step):
@@ -104,11 +105,11 @@ class RunDirectory:
 
     def save(self, model, tokenizer, tensors, state, *, is_best):
         """Write checkpoint-STEP and let `latest` name it, and `best` if it is. tensors: name ->
-        array, what the optimisers remember. state: dict with at least "step", for JSON."""
+        array, the optimiser's state. state: dict with at least "step", for JSON."""
         target = self.path / f"checkpoint-{state['step']}"
         with atomic_directory(target, FILES) as folder:
-            checkpoint.write_model(folder, model)
-            checkpoint.write_tensors(folder / TENSORS, tensors)
+            models.write_model(model, folder)
+            write_tensors(folder / TENSORS, tensors)
             write_json(folder / STATE, state)
             tokenizer.save(folder)
         write_text(self.path / "latest", target.name + "\n")
@@ -120,13 +121,13 @@ class RunDirectory:
             shutil.rmtree(path)
 
     def load_state(self):
-        """-> state, tokenizer, path of the latest checkpoint. Raises UserError if they, or what
-        goes on with them, cannot be had."""
+        """-> state, tokenizer, path of the latest checkpoint. Raises UserError if one of them is
+        missing or damaged, or the run cannot go on."""
         self._try_writing()
         self.checkpoint("best")
         path = self.checkpoint("latest")
         verify(path)
-        return read_json(path / STATE), CharTokenizer.load(path), path
+        return read_json(path / STATE), load_tokenizer(path), path
 
     def log(self, **values):
         """Append a line to metrics.jsonl; what is not finite is null there."""

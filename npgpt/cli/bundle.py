@@ -12,7 +12,7 @@ def bundled(name):
     for folder in (package, package.parent):
         if (folder / name).exists():
             return folder / name
-    raise UserError(f"this installation of npgpt has no {name}; install it again")
+    raise UserError(f"{name} is missing from this installation of npgpt; install it again")
 
 
 def command_line(name):

@@ -1,27 +1,45 @@
 """Configurations that explain and check themselves.
 
-Each field of a dataclass says in one place what it means, what it may be and what it is by default;
-from there come the checks and the command-line flags with their help.
+Each field of a dataclass says in one place what it means, which values it takes and its default.
+The checks and the command-line flags with their help are made from that.
 """
 
 import argparse
 import dataclasses
 import difflib
 import math
+import re
 import typing
 
-from npgpt.errors import UserError
+from npgpt.errors import UserError, flag, with_flags
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+LIMITS = {                     # name -> does the value keep to the limit
+    "at_least": lambda value, limit: value >= limit,
+    "above": lambda value, limit: value > limit,
+    "at_most": lambda value, limit: value <= limit,
+    "below": lambda value, limit: value < limit,
+}
+# Names that other programs give to an option -> its name here.
+ALIASES = {
+    "lr": "learning_rate", "wd": "weight_decay", "batch": "batch_size", "epochs": "max_iters",
+    "steps": "max_iters", "iterations": "max_iters", "layers": "n_layer", "heads": "n_head",
+    "hidden": "n_embd", "hidden_size": "n_embd", "dim": "n_embd", "d_model": "n_embd",
+    "context": "block_size", "ctx": "block_size", "seq_len": "block_size", "output": "out_dir",
+    "output_dir": "out_dir", "out": "out_dir", "dataset": "data", "gpu": "device",
+    "cuda": "device", "precision": "dtype", "bf16": "dtype", "tokens": "max_new_tokens",
+}
 
 
-def option(default, help, *, at_least=None, above=None, at_most=None, below=None, choices=None):
-    """A dataclass field with its meaning (and unit) and the values it may have."""
+def option(default, help, *, at_least=None, above=None, at_most=None, below=None, choices=None,
+           metavar=None):
+    """A dataclass field with its meaning (and unit; other options in backticks) and the values that
+    it takes. metavar: what stands for the value in the help; None: after the field's type."""
     limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "choices": choices,
+        metadata={"help": help, "choices": choices, "metavar": metavar,
                   "limits": {name: limit for name, limit in limits.items() if limit is not None}},
     )
 
@@ -41,7 +59,7 @@ def kind_of(field):
 
 
 def checked(field, value):
-    """The value, as the field's type. Raises UserError that names the field and what it may be."""
+    """The value, as the field's type. Raises UserError that names the field and what it takes."""
     kind, optional = kind_of(field)
     if value is None and optional:
         return None
@@ -49,9 +67,9 @@ def checked(field, value):
         value = value.item()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if not fits or not _allowed(field, value):
-        raise UserError(f"{field.name} must be {describe(field)}, not {value!r}")
+    wrong = _problem(field, kind, value)
+    if wrong:
+        raise UserError(f"`{field.name}` must be {wrong}")
     return value
 
 
@@ -65,37 +83,35 @@ def parsed(field, text):
     return checked(field, value)
 
 
-def describe(field):
-    """"a whole number, at least 1": what a field may be."""
-    if field.metadata["choices"]:
-        return "one of " + ", ".join(field.metadata["choices"])
-    kind, _ = kind_of(field)
-    limits = (f"{n.replace('_', ' ')} {limit}" for n, limit in field.metadata["limits"].items())
-    return ", ".join([WORDS[kind], *limits])
-
-
-def _allowed(field, value):
-    if field.metadata["choices"]:
-        return value in field.metadata["choices"]
-    limits = field.metadata["limits"]
-    if not isinstance(value, (int, float)):
-        return True
-    return (
-        -math.inf < value < math.inf
-        and value >= limits.get("at_least", -math.inf)
-        and value > limits.get("above", -math.inf)
-        and value <= limits.get("at_most", math.inf)
-        and value < limits.get("below", math.inf)
-    )
+def _problem(field, kind, value):
+    """"at least 1, got 0": what a field's value must be and is not; None if nothing is wrong."""
+    choices = field.metadata["choices"]
+    if choices:
+        if value in choices:
+            return None
+        listed = " or ".join(", ".join(choices).rsplit(", ", 1))
+        hint = suggestion(value, choices) if isinstance(value, str) else ""
+        return f"{listed}, got {value!r}{hint}"
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        return f"{WORDS[kind]}, got {value!r}"
+    if kind is float and not math.isfinite(value):
+        return f"a finite number, got {value!r}"
+    for name, limit in field.metadata["limits"].items():
+        if not LIMITS[name](value, limit):
+            return f"{name.replace('_', ' ')} {limit}, got {repr(value).removesuffix('.0')}"
+    return None
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one flag for each field, and with its errors raised as UserError, in one line.
-    Flags that are not given are absent from what it returns."""
+    """argparse with a flag for each field, --version, and errors as UserError, in one line. Flags
+    that are not given are absent from what it returns."""
 
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS,
                          formatter_class=_HelpFormatter, **settings)
+        self.add_argument("--version", action="version", version=version(),
+                          help="show npgpt's version and exit")
 
     def add_options(self, title, fields, defaults):
         """A group of flags for some fields; defaults: name -> value to show in the help."""
@@ -103,28 +119,42 @@ class Parser(argparse.ArgumentParser):
         for field in fields:
             kind, _ = kind_of(field)
             default = defaults.get(field.name, field.default)
-            text = field.metadata["help"] + ("" if default is None else f" [{default}]")
+            text = with_flags(field.metadata["help"])
+            text += "" if default is None else f" [{default}]"
+            choices = field.metadata["choices"]
             if kind is bool:
                 more = {"action": argparse.BooleanOptionalAction}
-            elif field.metadata["choices"]:
-                more = {"metavar": "{" + ",".join(field.metadata["choices"]) + "}"}
+            elif choices:
+                more = {"metavar": "{" + ",".join(choices) + "}"}
             else:
-                more = {"metavar": METAVARS[kind]}
+                more = {"metavar": field.metadata["metavar"] or METAVARS[kind]}
             group.add_argument(flag(field.name), help=text.replace("%", "%%"), **more)
 
     def parse(self, arguments, fields):
         """Arguments, as words -> name -> value, those of fields checked."""
         found, unknown = self.parse_known_args(arguments)
         if unknown:
-            known = [word for action in self._actions for word in action.option_strings]
-            word = unknown[0].partition("=")[0]
-            raise UserError(f"unknown argument {word!r}{suggestion(word, known)}; --help lists all")
+            raise UserError(self._unknown(unknown[0].partition("=")[0]))
         by_name = {field.name: field for field in fields}
         return {name: parsed(by_name[name], value) if name in by_name and isinstance(value, str)
                 else value for name, value in vars(found).items()}
 
     def error(self, message):
-        raise UserError(f"{message}; --help lists all arguments")
+        """Raise what argparse found wrong as a UserError."""
+        message = re.sub(r"^argument (\S+): expected one argument$", r"\1 needs a value", message)
+        message = re.sub(r"^argument (\S+): ignored explicit argument (.*)$",
+                         r"\1 takes no value, got \2", message)
+        raise UserError(f"{message}; --help lists all options")
+
+    def _unknown(self, word):
+        if not word.startswith("-"):
+            return f"unexpected argument {word!r}; --help lists all options"
+        known = {text.lstrip("-").replace("-", "_"): text
+                 for action in self._actions for text in action.option_strings}
+        meant = closest(word.lstrip("-").replace("-", "_"), known)
+        if meant is None:
+            return f"unknown option {word}; --help lists all options"
+        return f"unknown option {word}; did you mean {known[meant]}? --help lists all options"
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -132,12 +162,22 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32, width=100)
 
 
-def flag(name):
-    """"n_layer" -> "--n-layer"."""
-    return "--" + name.replace("_", "-")
+def closest(word, known):
+    """The known name that was probably meant: another program's, or a similar spelling; or None."""
+    alias = ALIASES.get(word)
+    if alias in known:
+        return alias
+    return next(iter(difflib.get_close_matches(word, known, 1)), None)
 
 
 def suggestion(word, known):
-    """"; did you mean ...?" if one of the known words is close, else nothing."""
-    close = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """"; did you mean ...?" if one of the known words was probably meant, else nothing."""
+    meant = closest(word, known)
+    return "" if meant is None else f"; did you mean {meant!r}?"
+
+
+def version():
+    """What --version prints."""
+    from npgpt import __version__  # here: npgpt imports the models, and they this module
+
+    return f"npgpt {__version__}"

@@ -7,10 +7,11 @@ import numpy as np
 
 from npgpt.errors import UserError
 from npgpt.explain.measure import Check, check_each_number, differentiable, verdict
-from npgpt.explain.nested import leaves, mapped
+from npgpt.explain.nested import leaves
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import Step, trace
 from npgpt.explain.values import Seen
+from npgpt.models.parameters import Gradients, count
 
 MOST_NUMBERS = 2000       # of the inputs
 
@@ -51,18 +52,19 @@ def explain(name, sizes, seed):
     subject = SUBJECTS[name]
     draw, seen = Draw(seed), Seen()
     inputs = subject.inputs(sizes, draw)
-    count = sum(array.size for x in differentiable(inputs).values() for _, array in leaves(x))
-    if count > MOST_NUMBERS:
-        raise UserError(f"the inputs must have at most {MOST_NUMBERS} numbers in all, got {count}; "
+    size = sum(array.size for x in differentiable(inputs).values() for _, array in leaves(x))
+    if size > MOST_NUMBERS:
+        raise UserError(f"the inputs must have at most {MOST_NUMBERS} numbers in all, got {size}; "
                         "give smaller sizes in `shape`")
     forward, plain_backward = map(inspect.unwrap, subject.functions())
 
     def backward(dy, cache):
         if not subject.adds:
             return plain_backward(dy, cache)
-        grads = mapped(lambda array: np.zeros(array.shape), inputs["p"])
+        architecture = inputs["config"].architecture()
+        grads = Gradients(architecture, np.zeros(count(architecture)))
         plain_backward(dy, cache, grads)
-        return grads
+        return grads.tree
 
     (y, cache), forward_steps = trace(
         forward, lambda: forward(*inputs.values()), seen, [subject.output, "cache"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npgpt.explain.nested import flat, label, leaves, replaced, unflat
+from npgpt.explain.nested import label, leaves, replaced
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.gradcheck.check import FLOOR, METHODS, STEPS, TOLERANCES
 
@@ -61,18 +61,9 @@ def check_each_number(forward, inputs, dy, found, names):
 
 
 def verdict(forward, backward, inputs):
-    """What npgpt.gradcheck finds with the complex step -> (largest relative error, its message).
-    The message is "" if the gradients are right."""
-    def flat_forward(*arrays):
-        return forward(*map(unflat, arrays, inputs.values()))
-
-    def flat_backward(dy, cache):
-        gradients = backward(dy, cache)
-        return tuple(map(flat, gradients)) if isinstance(gradients, tuple) else flat(gradients)
-
+    """The result of npgpt.gradcheck by the complex step -> largest relative error, message or ""."""
     try:
-        report = check_gradients(
-            flat_forward, flat_backward, [flat(x) for x in inputs.values()], names=list(inputs))
+        report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:
         return float("nan"), str(error)
     return report.error, ""

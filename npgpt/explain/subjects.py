@@ -15,6 +15,7 @@ import numpy as np
 from npgpt.errors import UserError
 from npgpt.layers import LAYERS, Key, causal_mask, cross_entropy_backward, cross_entropy_forward
 from npgpt.models import blocks, gpt
+from npgpt.models.parameters import nest
 
 DROPOUT = 0.25
 LARGEST = 8            # the largest size
@@ -146,16 +147,16 @@ def _config(s):
 
 
 def _block(s, draw):
-    shapes = {name.removeprefix("h.0."): shape for name, shape in _config(s).shapes().items()
-              if name.startswith("h.0.")}
-    return {"x": draw(s["B"], s["T"], s["C"]), "p": draw.parameters(shapes), "n_head": s["H"],
+    p = draw.parameters({name: shape for name, shape in _config(s).shapes().items()
+                         if name.startswith("h.0.")})
+    return {"x": draw(s["B"], s["T"], s["C"]), "p": nest(p)["h"][0], "n_head": s["H"],
             "mask": causal_mask(np, s["T"], s["T"])}
 
 
 def _gpt(s, draw):
     config = _config(s)
-    return {"idx": draw.integers(s["V"], s["B"], s["T"]), "p": draw.parameters(config.shapes()),
-            "config": config}
+    return {"idx": draw.integers(s["V"], s["B"], s["T"]),
+            "p": nest(draw.parameters(config.shapes())), "config": config}
 
 
 def _one(loss, inputs, draw):

@@ -1,4 +1,4 @@
-"""The gradient checker, a library of its own: is a backward the derivative of its forward?"""
+"""The gradient checker: compares any backward with the derivative of its forward."""
 
 from npgpt.gradcheck.check import GradientError, Report, check_gradients
 

@@ -1,12 +1,15 @@
-"""Fused versions of layers for CUDA: layer norm and GELU. Not yet run on a GPU, so only on request.
+"""Faster versions of layers for CUDA. Same names, same arguments, results of the same shape and
+dtype as in npgpt.layers.
 
-The kernels are in `layers.cu`, their mathematics in `npgpt/layers`. `install(device)` puts them in
-the place of the plain functions for that device's arrays, and nothing else changes: same names,
-same arguments, results of the same shape and dtype. They take float32 and float64; whatever else
-comes (complex numbers, other dtypes, mixed ones, nothing at all) goes to the plain function.
+    fused       layer norm and GELU, a kernel each, for float32 and float64: layers.cu
+    bfloat16    linear layers whose products are rounded to bfloat16
 
-A launch returns before the GPU has begun, and nothing here waits for it.
+Which versions run is a property of a model: `layers_for` makes its choice once, from its device and
+precision, and the model hands it to its blocks. A launch returns before the GPU has begun, and
+nothing here waits for it.
 """
+
+from types import SimpleNamespace
 
 from npgpt import layers
 from npgpt.errors import UserError
@@ -15,19 +18,37 @@ from npgpt.kernels.launch import compile_kernels
 from npgpt.kernels.layernorm import fused_layernorm
 
 
-def fused(device):
-    """-> name in `npgpt.layers` -> fused function for arrays of this device. Compiles the kernels.
+def layers_for(device, dtype, fused=False):
+    """-> the layers of a model with this precision on this device: npgpt.layers, or something that
+    has the same names. Raises UserError if the device does not have the precision or CUDA."""
+    if dtype not in device.dtypes:
+        raise UserError(f"`dtype` must be one of {', '.join(device.dtypes)} on {device.description}"
+                        f", got {dtype!r}")
+    with device.math_mode(dtype):             # says now, and not in the first step, what is missing
+        pass
+    faster = {}
+    if dtype == "bfloat16":
+        from npgpt.kernels import bfloat16  # needs ml_dtypes
+        faster["linear"] = layers.Layer(bfloat16.linear_forward, bfloat16.linear_backward)
+    if fused:
+        faster |= fused_layers(device)
+    return with_versions(faster) if faster else layers
 
-    Raises UserError if it is no CUDA device.
-    """
+
+def with_versions(faster):
+    """name -> Layer -> something that has the names of npgpt.layers, with these layers replaced."""
+    records = layers.LAYERS | faster
+    functions = {f"{name}_{way}": getattr(record, way)
+                 for name, record in records.items() for way in ("forward", "backward")}
+    return SimpleNamespace(**{name: getattr(layers, name) for name in layers.__all__} | functions
+                           | {"LAYERS": records})
+
+
+def fused_layers(device):
+    """-> name -> Layer of the fused layers for arrays of this device. Compiles the kernels. Raises
+    UserError if it is not a CUDA device."""
     if not hasattr(device.xp, "RawModule"):
-        raise UserError(f"the fused kernels are for CUDA, and device {device.name!r} has none; "
-                        "use --device gpu")
+        raise UserError(f"`fused` kernels need CUDA, and the device {device.name!r} has none")
     launch = compile_kernels(device.xp)
-    return fused_layernorm(device.xp, launch) | fused_gelu(device.xp, launch)
-
-
-def install(device):
-    """Let `npgpt.layers` take the fused functions for arrays of this device: see `fused`."""
-    for name, function in fused(device).items():
-        getattr(layers, name).register(device.arrays[0], function)
+    return {"layernorm": layers.Layer(*fused_layernorm(device.xp, launch)),
+            "gelu": layers.Layer(*fused_gelu(device.xp, launch))}

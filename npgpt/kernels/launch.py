@@ -19,9 +19,9 @@ def source():
 
 
 def compile_kernels(xp):
-    """-> launch(kernel, dtype, threads, *args), which asks the device to run a kernel in at least
-    that many threads. Scalars among args have the very type that the kernel declares: CuPy passes
-    their bytes on as they are."""
+    """-> launch(kernel, dtype, threads, *args), which starts a kernel in at least that many
+    threads. Scalars among args must have the type that the kernel declares: CuPy passes on their
+    bytes."""
     module = xp.RawModule(
         code=source(), options=OPTIONS, name_expressions=list(EXPRESSIONS.values())
     )
@@ -38,3 +38,9 @@ def takes(*arrays):
     """Whether the kernels take these arrays: all of one dtype, known to them, and none empty."""
     dtype = arrays[0].dtype
     return dtype.name in C_TYPES and all(a.dtype == dtype and a.ndim and a.size for a in arrays)
+
+
+def require_like(dy, x):
+    """Raise ValueError unless dy has the shape and the dtype of x."""
+    if (dy.shape, dy.dtype) != (x.shape, x.dtype):
+        raise ValueError(f"dy must be like x, {x.dtype} {x.shape}, got {dy.dtype} {dy.shape}")

@@ -1,38 +1,29 @@
 """Layer norm on the kernels of layers.cu.
 
-What is kept differs from the plain layer: x with mean and rstd, two numbers a token, in place of
+The cache differs from the plain layer's: x with mean and rstd, two numbers per token, in place of
 xhat. Either way one array of the size of x stays in memory until the backward, but x is there
 already and xhat would have to be written: a third of the forward's memory traffic. The backward
 reads x instead, and makes xhat of it in registers.
 """
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from npgpt.kernels.launch import takes
+from npgpt.kernels.launch import require_like, takes
 from npgpt.layers import layernorm
 
 LANES = 32       # threads in a warp
 GROUPS = 256     # parts in which dw and db are summed at first, see layers.cu
 
 
-class Cache(NamedTuple):
-    """What the fused forward keeps for the fused backward."""
-
-    x: Any        # (..., C)
-    mean: Any     # (..., 1)
-    rstd: Any     # (..., 1)
-    w: Any        # (C,)
-
-
 def fused_layernorm(xp, launch):
-    """-> the two functions by their names in npgpt.layers; `launch` is that of npgpt.kernels."""
+    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the
+    backward that belongs to it: the plain one for arrays that the kernels do not take."""
 
     def layernorm_forward(x, w, b, eps=1e-5):
         """x (..., C), w (C,), b (C,) -> y (..., C)."""
         if not (takes(x, w, b) and w.shape == b.shape == x.shape[-1:]):
-            return layernorm.layernorm_forward(x, w, b, eps)
+            y, cache = layernorm.layernorm_forward(x, w, b, eps)
+            return y, (layernorm.layernorm_backward, cache)
         x, w, b = (xp.ascontiguousarray(a) for a in (x, w, b))
         C = x.shape[-1]
         N = x.size // C
@@ -40,15 +31,11 @@ def fused_layernorm(xp, launch):
         mean, rstd = (xp.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
         launch("layernorm_forward", x.dtype, N * LANES,
                x, w, b, x.dtype.type(eps), np.int64(N), np.int32(C), y, mean, rstd)
-        return y, Cache(x, mean, rstd, w)
+        return y, (fused_backward, (x, mean, rstd, w))
 
-    def layernorm_backward(dy, cache):
-        """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
-        if not isinstance(cache, Cache):         # the plain forward's
-            return layernorm.layernorm_backward(dy, cache)
+    def fused_backward(dy, cache):
         x, mean, rstd, w = cache
-        if not (takes(dy, x) and dy.shape == x.shape):
-            return layernorm.layernorm_backward(dy, ((x - mean) * rstd, rstd, w))
+        require_like(dy, x)
         dy = xp.ascontiguousarray(dy)
         C = x.shape[-1]
         N = x.size // C
@@ -64,4 +51,9 @@ def fused_layernorm(xp, launch):
         dwdb = partial.sum(1)                    # (2, C)
         return dx, dwdb[0], dwdb[1]
 
-    return {"layernorm_forward": layernorm_forward, "layernorm_backward": layernorm_backward}
+    def layernorm_backward(dy, cache):
+        """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
+        backward, cache = cache
+        return backward(dy, cache)
+
+    return layernorm_forward, layernorm_backward

@@ -5,70 +5,57 @@ A layer is a pair of pure functions on arrays:
     y, cache   = f_forward(x, w, b)       the cache keeps what the backward needs
     dx, dw, db = f_backward(dy, cache)    gradients in the order of the arguments
 
-`dname` is the gradient of the loss with respect to `name`, and has its shape. Nothing is changed
-that was passed in, nothing is remembered between calls, and the dtype that comes in goes out. The
+`dname` is the gradient of the loss with respect to `name`, and has its shape. The functions change
+none of their arguments, remember nothing between calls, and return the dtype they were given. The
 letters in the shapes:
 
     B   sequences in a batch          V   tokens in the vocabulary
     T   tokens in a sequence          C   channels of a token, n_embd
     D   channels of a head, C / H     H   heads
-    L   blocks in the model           N   tokens in all, wherever they stand
+    L   blocks in the model           N   tokens in total, whatever their axes
     Tq, Tk   queries and keys         ... any leading axes
 
-The files hold plain functions of arrays from any module. The names exported here dispatch on the
-type of their first argument, so that a faster version for one kind of array can be registered
-beside the plain one (`linear_forward.register(cupy.ndarray, ...)`) and nothing else changes.
+A model's functions take this module as their argument `layers`, or something that has the same
+names with faster versions for one kind of array: see npgpt.kernels.
 """
 
-from functools import singledispatch
+from collections.abc import Callable
+from typing import NamedTuple
 
-from npgpt.layers import (
-    activations,
-    attention,
-    cross_entropy,
-    dropout,
-    embedding,
-    layernorm,
-    linear,
-    positional,
-)
-from npgpt.layers.attention import causal_mask
-from npgpt.layers.dropout import Key
+from npgpt.layers.activations import gelu_backward, gelu_forward, relu_backward, relu_forward
+from npgpt.layers.attention import attention_backward, attention_forward, causal_mask
+from npgpt.layers.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from npgpt.layers.dropout import Key, dropout_backward, dropout_forward
+from npgpt.layers.embedding import embedding_backward, embedding_forward
+from npgpt.layers.layernorm import layernorm_backward, layernorm_forward
+from npgpt.layers.linear import linear_backward, linear_forward
+from npgpt.layers.positional import positional_backward, positional_forward
 
-linear_forward = singledispatch(linear.linear_forward)
-linear_backward = singledispatch(linear.linear_backward)
-embedding_forward = singledispatch(embedding.embedding_forward)
-embedding_backward = singledispatch(embedding.embedding_backward)
-positional_forward = singledispatch(positional.positional_forward)
-positional_backward = singledispatch(positional.positional_backward)
-layernorm_forward = singledispatch(layernorm.layernorm_forward)
-layernorm_backward = singledispatch(layernorm.layernorm_backward)
-relu_forward = singledispatch(activations.relu_forward)
-relu_backward = singledispatch(activations.relu_backward)
-gelu_forward = singledispatch(activations.gelu_forward)
-gelu_backward = singledispatch(activations.gelu_backward)
-dropout_forward = singledispatch(dropout.dropout_forward)
-dropout_backward = singledispatch(dropout.dropout_backward)
-attention_forward = singledispatch(attention.attention_forward)
-attention_backward = singledispatch(attention.attention_backward)
-cross_entropy_forward = singledispatch(cross_entropy.cross_entropy_forward)
-cross_entropy_backward = singledispatch(cross_entropy.cross_entropy_backward)
 
-LAYERS = {     # in reading order: name -> forward, backward
-    "linear": (linear_forward, linear_backward),
-    "embedding": (embedding_forward, embedding_backward),
-    "positional": (positional_forward, positional_backward),
-    "layernorm": (layernorm_forward, layernorm_backward),
-    "relu": (relu_forward, relu_backward),
-    "gelu": (gelu_forward, gelu_backward),
-    "dropout": (dropout_forward, dropout_backward),
-    "attention": (attention_forward, attention_backward),
-    "cross_entropy": (cross_entropy_forward, cross_entropy_backward),
+class Layer(NamedTuple):
+    """The record of a layer. What must exist for each layer (a case to check its gradients with, an
+    explanation, a section of docs/backprop.md, mutants) is found by its name."""
+
+    forward: Callable
+    backward: Callable
+
+
+LAYERS = {     # in reading order
+    "linear": Layer(linear_forward, linear_backward),
+    "embedding": Layer(embedding_forward, embedding_backward),
+    "positional": Layer(positional_forward, positional_backward),
+    "layernorm": Layer(layernorm_forward, layernorm_backward),
+    "relu": Layer(relu_forward, relu_backward),
+    "gelu": Layer(gelu_forward, gelu_backward),
+    "dropout": Layer(dropout_forward, dropout_backward),
+    "attention": Layer(attention_forward, attention_backward),
+    "cross_entropy": Layer(cross_entropy_forward, cross_entropy_backward),
 }
 
 __all__ = [
     "LAYERS",
     "Key",
+    "Layer",
     "causal_mask",
     *(f"{name}_{way}" for name in LAYERS for way in ("forward", "backward")),
 ]

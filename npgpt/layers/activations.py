@@ -8,9 +8,9 @@
     gelu'(x) = s + x * ds/dx                   ds/dx = 2 s (1 - s) * du/dx
                                                du/dx = √(2/π) * (1 + 3 * 0.044715 x²)
 
-s is the share of x that passes: nearly 0 far below 0, nearly 1 far above.
+s is a smooth gate: close to 0 for large negative x, close to 1 for large positive x.
 
-GELU: Hendrycks and Gimpel 2016, arXiv:1606.08415. Hugging Face calls this form gelu_new; the form
+GELU: Hendrycks and Gimpel 2016, arXiv:1606.08415. Hugging Face calls this form gelu_new. The form
 with erf differs from it by up to 5e-4.
 """
 
@@ -35,13 +35,13 @@ def relu_backward(dy, cache):
 
 
 def gelu_forward(x):
-    """x (...) -> y (...). Keeps s, because tanh is the expensive part."""
+    """x (...) -> y (...). The cache keeps s, because tanh is expensive."""
     xp = array_module(x)
-    s = x * x
-    s *= GELU_CUBIC
-    s += GELU_LINEAR
-    s *= x                      # u
-    xp.tanh(s, out=s)
+    u = x * x
+    u *= GELU_CUBIC
+    u += GELU_LINEAR
+    u *= x
+    s = xp.tanh(u, out=u)       # in the memory of u
     s += 1
     s *= 0.5
     y = x * s

@@ -1,12 +1,12 @@
-"""Cross-entropy of softmax: how surprised the model is by the token that came, in nats.
+"""Softmax and cross-entropy: the mean negative log-probability of the targets, in nats.
 
     probs   = softmax(logits)
     loss    = sum of -log(probs[n, targets[n]]) / count        over the tokens n with a target
     dlogits = (probs - onehot(targets)) * dloss / count
 
-log and softmax together have this simple gradient: what was predicted less what came. They are
+The gradient of log and softmax together is simple: the prediction minus the target. They are
 computed together, as log(sum(exp(logits))) - logits[target], so that no small probability becomes 0
-before its logarithm is taken. Tokens whose target is -1 count for nothing.
+before its logarithm is taken. Tokens whose target is -1 are ignored.
 """
 
 from npgpt.backend import array_module
@@ -15,8 +15,8 @@ from npgpt.backend import array_module
 def cross_entropy_forward(logits, targets, count=None):
     """logits (..., V), targets (...) int in 0..V-1 or -1 -> loss, a scalar, in nats.
 
-    count: what the sum is divided by; None: the number of targets that are not -1. A batch that
-    is computed in parts passes the number for the whole batch.
+    count: the divisor of the sum. None: the number of targets that are not -1. If a batch is
+    computed in parts, pass the count of the whole batch.
     """
     xp = array_module(logits)
     shape = logits.shape
@@ -25,14 +25,14 @@ def cross_entropy_forward(logits, targets, count=None):
     tokens = xp.arange(targets.shape[0])
     valid = (targets >= 0).astype(logits.dtype)
     if count is None:
-        count = xp.maximum(valid.sum(), 1)                       # no target at all: loss 0
+        count = xp.maximum(valid.sum(), 1)                       # without a target the loss is 0
     elif hasattr(count, "dtype"):
-        count = count.astype(logits.dtype)                       # an int64 would make float64
+        count = count.astype(logits.dtype)                       # int64 would promote to float64
 
-    probs = logits - logits.max(-1, keepdims=True)               # exp cannot overflow
-    # A target of -1 picks the last logit of its row; valid takes it out again.
-    correct = probs[tokens, targets]                             # (N,)
-    xp.exp(probs, out=probs)
+    logits = logits - logits.max(-1, keepdims=True)              # exp cannot overflow
+    # A target of -1 picks the last logit of its row; the factor valid makes its term 0.
+    correct = logits[tokens, targets]                            # (N,)
+    probs = xp.exp(logits, out=logits)                           # in the memory of logits
     total = probs.sum(-1)                                        # (N,)
     probs /= total[:, None]
     loss = ((xp.log(total) - correct) * valid).sum() / count

@@ -4,19 +4,19 @@ arXiv:1607.06450).
     xhat = (x - mean) * rstd        rstd = 1 / sqrt(var + eps)
     y    = xhat * w + b
 
-mean and rstd depend on x as well. Carried through the chain rule, they take out of dxhat
-its mean and its component along xhat:
+mean and rstd depend on x as well. By the chain rule, dx is dxhat without its mean and without its
+component along xhat, times rstd:
 
     dxhat = dy * w
     dx    = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
 
-Both means are products with w: dy @ w multiplies dy by w and adds up over the channels at once.
+Both means are computed as products with w: dy @ w multiplies by w and sums over the channels.
 """
 
 
 def layernorm_forward(x, w, b, eps=1e-5):
     """x (..., C), w (C,), b (C,) -> y (..., C)."""
-    xhat = x - x.mean(-1, keepdims=True)                           # (..., C), to be scaled below
+    xhat = x - x.mean(-1, keepdims=True)                           # (..., C), not scaled yet
     rstd = ((xhat * xhat).mean(-1, keepdims=True) + eps) ** -0.5   # (..., 1)
     xhat *= rstd
     y = xhat * w
@@ -34,9 +34,9 @@ def layernorm_backward(dy, cache):
 
     C = w.shape[0]
     dxhat = dy * w
-    mean = dy @ w / C                        # (...)
-    along = dy_xhat @ w / C                  # (...)
-    dx = dxhat - mean[..., None]
-    dx -= xhat * along[..., None]
+    mean_dxhat = dy @ w / C                  # (...)
+    mean_dxhat_xhat = dy_xhat @ w / C        # (...)
+    dx = dxhat - mean_dxhat[..., None]
+    dx -= xhat * mean_dxhat_xhat[..., None]
     dx *= rstd
     return dx, dw, db

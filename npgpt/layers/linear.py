@@ -2,8 +2,8 @@
 
     y = x @ w + b
 
-A small change of w[i, j] changes y[n, j] by x[n, i], so dw[i, j] sums x[n, i] * dy[n, j] over the
-tokens n: a product of matrices again, and dx is the product with w turned round.
+The derivative of y[n, j] with respect to w[i, j] is x[n, i], so dw[i, j] is the sum of
+x[n, i] * dy[n, j] over the tokens n. Both dw and dx are matrix products:
 
     dx = dy @ w.T        dw = x.T @ dy        db = sum of dy over the tokens
 """
@@ -11,7 +11,7 @@ tokens n: a product of matrices again, and dx is the product with w turned round
 
 def linear_forward(x, w, b=None):
     """x (..., I), w (I, O), b (O,) or None -> y (..., O)."""
-    rows = x.reshape(-1, w.shape[0])          # (N, I): one large product instead of many small
+    rows = x.reshape(-1, w.shape[0])          # (N, I), for one large product
     y = rows @ w                              # (N, O)
     if b is not None:
         y += b
@@ -19,11 +19,12 @@ def linear_forward(x, w, b=None):
 
 
 def linear_backward(dy, cache):
-    """dy (..., O) -> dx (..., I), dw (I, O), db (O,); db is None where b was."""
+    """dy (..., O) -> dx (..., I), dw (I, O), db (O,), or None if b was None."""
     rows, w, has_bias = cache
     drows = dy.reshape(-1, w.shape[1])        # (N, O)
     dx = drows @ w.T
-    turned = w.strides[0] < w.strides[1]      # as the head is, wte.T: dw then lies in memory as w
-    dw = (drows.T @ rows).T if turned else rows.T @ drows             # does, and adds up fast
+    # dw gets the memory layout of w, which may be a transposed view: adding it is then fast.
+    transposed = w.strides[0] < w.strides[1]
+    dw = (drows.T @ rows).T if transposed else rows.T @ drows
     db = drows.sum(0) if has_bias else None
     return dx.reshape(dy.shape[:-1] + w.shape[:1]), dw, db

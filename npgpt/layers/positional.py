@@ -1,10 +1,10 @@
-"""Learned positions: a vector for each place in the context, added to the token that stands there.
+"""Positional embedding: a learned vector for each position, added to the token at that position.
 
     y[..., t, :] = x[..., t, :] + w[start + t]
 
-Attention alone cannot tell an order; these vectors are what tells it. A position's gradient is the
-sum over everything that stood there, and positions that were not used get none. `start` counts the
-positions that came before, when text is generated a token at a time.
+Attention alone ignores the order of the tokens; these vectors encode it. The gradient of a position
+is the sum over all tokens at that position, and 0 for unused positions. When text is generated one
+token at a time, `start` is the number of tokens before this one.
 """
 
 from npgpt.backend import array_module

@@ -1,1 +1,1 @@
-"""PyTorch's random stream, bit for bit, so that the lecture's numbers come out the same."""
+"""PyTorch's random stream, bit for bit, to reproduce the lecture's numbers."""

@@ -1,10 +1,10 @@
-"""log, sin and cos of float32 in the arithmetic in which PyTorch makes normal numbers.
+"""log, sin and cos of float32, in the arithmetic that PyTorch uses to draw normal numbers.
 
-NumPy has its own, and they differ from these in the last bit here and there. PyTorch's come from
-Moshier's Cephes library (https://www.netlib.org/cephes/, logf.c and sinf.c) by way of
-aten/src/ATen/native/cpu/avx_mathfun.h: the argument is brought near 0, and a polynomial does the
-rest. PyTorch's compiler turns products that are added to something into one instruction that rounds
-once, `_fma` here; which ones was found by comparison.
+NumPy's versions sometimes differ from these in the last bit. PyTorch's come from Moshier's Cephes
+library (https://www.netlib.org/cephes/, logf.c and sinf.c) by way of
+aten/src/ATen/native/cpu/avx_mathfun.h: the argument is reduced to a small range, where a polynomial
+is accurate. PyTorch's compiler fuses some products and sums into one instruction that rounds once,
+`_fma` here. Which ones was found by comparison.
 
     log(m 2ᵉ) = log(1 + x) + e log(2)          x = m - 1 between √½ - 1 and √2 - 1
     sin and cos of jπ/4 + x, j even            are ± sin(x) and ± cos(x), exchanged for j = 2, 6
@@ -37,7 +37,7 @@ def log(x):
 
 def sincos(angle):
     """angle (...) float32, 0 and above -> sin (...), cos (...) float32."""
-    j = (angle * FOUR_OVER_PI).astype(np.int32) + 1 & ~1   # the even number that is nearest
+    j = (angle * FOUR_OVER_PI).astype(np.int32) + 1 & ~1   # the nearest even number
     x = angle
     for part in MINUS_PI_4:
         x = _fma(j, FLOAT(part), x)
@@ -51,7 +51,7 @@ def sincos(angle):
 
 
 def _polynomial(coefficients, x):
-    """Horner's rule: the highest power's coefficient comes first."""
+    """Horner's rule: the coefficient of the highest power is first."""
     y = FLOAT(coefficients[0])
     for coefficient in coefficients[1:]:
         y = _fma(y, x, FLOAT(coefficient))
@@ -59,7 +59,7 @@ def _polynomial(coefficients, x):
 
 
 def _fma(a, b, c):
-    """a * b + c, rounded once: in float64 the product of two float32 is exact."""
+    """a * b + c with float32 values: the product is exact in float64."""
     return (np.multiply(a, b, dtype=np.float64) + c).astype(FLOAT)
 
 

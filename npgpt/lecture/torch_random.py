@@ -1,32 +1,32 @@
-"""PyTorch's random numbers, those of its CPU generator, from NumPy alone.
+"""The random numbers of PyTorch's CPU generator, in NumPy alone.
 
-`TorchRandom(1337)` draws what PyTorch draws after `torch.manual_seed(1337)`, float32 and int64, so
-the numbers on a lecture's screen can be had without PyTorch. Both generators are the Mersenne
-Twister (Matsumoto and Nishimura 1998) and seed it alike; what differs is how its words of 32 bits
-become numbers. PyTorch's rules, and the files under aten/src/ATen that they are in:
+`TorchRandom(1337)` draws the numbers that PyTorch draws after `torch.manual_seed(1337)`, float32
+and int64, so the lecture can be reproduced without PyTorch. Both NumPy and PyTorch use the Mersenne
+Twister (Matsumoto and Nishimura 1998) and seed it in the same way. They differ in how they convert
+its 32-bit words to numbers. PyTorch's rules, and their files under aten/src/ATen:
 
     word               the next 32 bits of the Twister            core/MT19937RNGEngine.h
     words              first << 32 | second                       CPUGeneratorImpl.cpp
     u  (24 bits)       (word & 2²⁴ - 1) / 2²⁴                     core/TransformationHelper.h
     U  (53 bits)       (words & 2⁵³ - 1) / 2⁵³
 
-    randint            word % high; of 2²⁸ and more PyTorch takes words     core/Distributions-
+    randint            word % high; from 2²⁸ on PyTorch uses words        core/Distributions-
     rand               u                                                    Helper.h
     uniform            u * (high - low) + low, rounded once
     exponential        -log1p(-U)
 
     randn              r * cos(θ) and r * sin(θ)                  native/cpu/DistributionTemplates.h
       16 or more         r = √(-2 log(1 - u)), θ = 2π u', in blocks: 8 u, 8 u'; 8 cos, 8 sin.
-                         What is left over makes the last 16 be drawn again.
-      fewer              r = √(-2 log1p(-U')), θ = 2π U, one pair after another. A sine that is not
-                         asked for is kept for the next call of this kind.
+                         If n is no multiple of 16, the last 16 are drawn again.
+      fewer              r = √(-2 log1p(-U')), θ = 2π U, one pair after another. An unused sine is
+                         kept for the next call of this kind.
 
     multinomial        argmax(probs / exponential)                native/Distributions.cpp
 
-All of it is PyTorch's bit for bit, checked against PyTorch 2.13 on x86-64 with AVX2. On other
-processors PyTorch takes other logarithms, sines and cosines for `randn` of 16 or more, which then
-differs in the last bits. Older versions take words for `randint` from 2³² on; what lies between is
-refused here, as is everything above.
+The results equal PyTorch's bit for bit, checked against PyTorch 2.13 on x86-64 with AVX2. On other
+processors PyTorch computes `randn` of 16 or more with other logarithms, sines and cosines, and the
+last bits differ. Older versions of PyTorch use words for `randint` only from 2³² on. `randint`
+rejects any `high` of 2²⁸ or more, for which the versions may differ.
 """
 
 import math
@@ -40,18 +40,18 @@ RANDINT_LIMIT = 2**28
 
 
 class TorchRandom:
-    """PyTorch's stream of random numbers after torch.manual_seed(seed). Each call goes on where
+    """PyTorch's stream of random numbers after torch.manual_seed(seed). Each call continues where
     the last one ended. A shape is a tuple."""
 
     def __init__(self, seed):
-        """seed: a whole number; as in PyTorch, its lowest 32 bits count."""
+        """seed: an integer, of which the lowest 32 bits are used, as in PyTorch."""
         self._twister = np.random.RandomState(seed % 2**32)
-        self._sine = None                             # of the last pair of normal numbers, unused
+        self._sine = None                             # unused, from the last pair of normal numbers
 
     def randint(self, high, shape):
         """-> shape, int64 in 0..high-1. Raises ValueError unless 1 <= high < 2**28."""
         if not 1 <= high < RANDINT_LIMIT:
-            raise ValueError(f"high must be at least 1 and less than 2**28, not {high}")
+            raise ValueError(f"high must be at least 1 and less than 2**28, got {high}")
         return (self._words(math.prod(shape)) % np.uint32(high)).astype(np.int64).reshape(shape)
 
     def rand(self, shape):
@@ -62,11 +62,11 @@ class TorchRandom:
     def uniform(self, low, high, shape):
         """-> shape, uniform between low and high: torch.empty(shape).uniform_(low, high)."""
         low, width = FLOAT(low), FLOAT(high) - FLOAT(low)
-        fused = self.rand(shape).astype(np.float64) * width + low     # PyTorch's rounds once
+        fused = self.rand(shape).astype(np.float64) * width + low     # PyTorch rounds once
         return fused.astype(FLOAT)
 
     def exponential(self, shape, dtype=FLOAT):
-        """-> shape, of mean 1: torch.empty(shape, dtype=dtype).exponential_()."""
+        """-> shape, with mean 1: torch.empty(shape, dtype=dtype).exponential_()."""
         return -np.log1p(-self._rand53(math.prod(shape))).astype(dtype).reshape(shape)
 
     def randn(self, shape):
@@ -88,7 +88,7 @@ class TorchRandom:
 
     def linear(self, n_in, n_out, bias=True):
         """The initial values of nn.Linear(n_in, n_out) -> w (n_in, n_out), b (n_out,) or None.
-        PyTorch draws and keeps the transpose of w, from a uniform distribution (He et al. 2015)."""
+        PyTorch draws and stores w transposed, from a uniform distribution (He et al. 2015)."""
         bound = 1 / math.sqrt(n_in)
         w = self.uniform(-bound, bound, (n_out, n_in)).T
         return w, self.uniform(-bound, bound, (n_out,)) if bias else None
@@ -98,16 +98,16 @@ class TorchRandom:
         return self.randn((n_rows, n_channels))
 
     def _words(self, n):
-        """-> (n,) uint32, as they come from the Twister."""
+        """-> (n,) uint32, the next words of the Twister."""
         return self._twister.randint(2**32, size=n, dtype=np.uint32)
 
     def _rand53(self, n):
-        """-> (n,) float64 in [0, 1), of two words each."""
+        """-> (n,) float64 in [0, 1), each from two words."""
         first, second = self._words(2 * n).astype(np.uint64).reshape(n, 2).T
         return ((first << 32 | second) & (2**53 - 1)) / 2**53
 
     def _next_normal(self):
-        """A normal number as PyTorch draws them one at a time."""
+        """-> one normal number, as PyTorch draws fewer than 16."""
         if self._sine is not None:
             sine, self._sine = self._sine, None
             return sine

@@ -1,127 +1,112 @@
-"""The pre-norm transformer block of GPT-2 and what it is made of: layers composed, forward over
-backward. Cross-attention is for the original Transformer, whose blocks are in postnorm.py.
+"""The pre-norm transformer block of GPT-2 and its parts: layers composed, forward over backward.
+Cross-attention is for the original Transformer, whose blocks are in postnorm.py.
 
     x = x + self_attention(layernorm(x))
     y = x + mlp(layernorm(x))
 
-A composite takes its parameters as a mapping `p` and returns their gradients under the same names.
-Where a value goes two ways, as at each residual, the gradients that come back from both are added.
+A composite takes its parameters as a mapping `p` and returns their gradients under the same names;
+a block's mapping holds those of its parts. Where a value goes two ways, as at each residual, the
+gradients that come back from both are added.
 
 `key` is dropout's key, None in evaluation; `key and key.at(1)` is the key of one place within, or
-None again. `kv` keeps keys and values while text is generated. `maps` is a list for the weights of
-each cross-attention, for a person to look at.
+None again. `kv` keeps keys and values during generation. `maps` is a list that collects the weights
+of each cross-attention, for a person to look at. `layers` has the functions to compute with, and
+the cache hands the same ones to the backward.
 """
 
+from npgpt import layers
 from npgpt.backend import array_module
-from npgpt.layers import (
-    attention,
-    attention_backward,
-    attention_forward,
-    dropout_backward,
-    dropout_forward,
-    gelu_backward,
-    gelu_forward,
-    layernorm_backward,
-    layernorm_forward,
-    linear_backward,
-    linear_forward,
-    relu_backward,
-    relu_forward,
-)
-from npgpt.models.parameters import under
 
-ACTIVATIONS = {
-    "gelu": (gelu_forward, gelu_backward),
-    "relu": (relu_forward, relu_backward),
-}
+ACTIVATIONS = ("gelu", "relu")
 
 
-def mlp_forward(x, p, activation="gelu", dropout=0.0, key=None):
+def mlp_forward(x, p, activation="gelu", dropout=0.0, key=None, layers=layers):
     """x (B, T, C) -> y (B, T, C), each token on its own."""
-    act_forward, act_backward = ACTIVATIONS[activation]
-    h, c_fc = linear_forward(x, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])          # (B, T, 4C)
+    act_forward, act_backward = layers.LAYERS[activation]
+    h, c_fc = layers.linear_forward(x, p["c_fc.weight"], p["c_fc.bias"])               # (B, T, 4C)
     h, act = act_forward(h)
-    y, c_proj = linear_forward(h, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])    # (B, T, C)
-    y, drop = dropout_forward(y, dropout, key)
-    return y, (c_fc, act, act_backward, c_proj, drop)
+    y, c_proj = layers.linear_forward(h, p["c_proj.weight"], p["c_proj.bias"])         # (B, T, C)
+    y, drop = layers.dropout_forward(y, dropout, key)
+    return y, (c_fc, act, act_backward, c_proj, drop, layers)
 
 
 def mlp_backward(dy, cache):
     """dy (B, T, C) -> dx (B, T, C), dp like p."""
-    c_fc, act, act_backward, c_proj, drop = cache
+    c_fc, act, act_backward, c_proj, drop, layers = cache
     dp = {}
-    dy = dropout_backward(dy, drop)
-    dh, dp["mlp.c_proj.weight"], dp["mlp.c_proj.bias"] = linear_backward(dy, c_proj)
+    dy = layers.dropout_backward(dy, drop)
+    dh, dp["c_proj.weight"], dp["c_proj.bias"] = layers.linear_backward(dy, c_proj)
     dh = act_backward(dh, act)
-    dx, dp["mlp.c_fc.weight"], dp["mlp.c_fc.bias"] = linear_backward(dh, c_fc)
+    dx, dp["c_fc.weight"], dp["c_fc.bias"] = layers.linear_backward(dh, c_fc)
     return dx, dp
 
 
-def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None):
-    """x (B, T, C) -> y (B, T, C). Every token asks all those that the mask lets it see."""
-    qkv, c_attn = linear_forward(x, p["attn.c_attn.weight"], p.get("attn.c_attn.bias"))
+def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None, layers=layers):
+    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask lets it see."""
+    qkv, c_attn = layers.linear_forward(x, p["c_attn.weight"], p.get("c_attn.bias"))
     q, k, v = split_heads(qkv, 3, n_head)                                   # (B, H, T, D) each
     if kv is not None:
         k, v = kv.extend(k, v)                                              # (B, H, Tk, D)
-    heads, attn = attention_forward(q, k, v, mask, dropout, key and key.at(0))
-    y, c_proj = linear_forward(merge_heads(heads), p["attn.c_proj.weight"], p["attn.c_proj.bias"])
-    y, drop = dropout_forward(y, dropout, key and key.at(1))
-    return y, (c_attn, attn, c_proj, drop, n_head)
+    heads, attn = layers.attention_forward(q, k, v, mask, dropout, key and key.at(0))
+    y, c_proj = layers.linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
+    y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
+    return y, (c_attn, attn, c_proj, drop, n_head, layers)
 
 
 def self_attention_backward(dy, cache):
     """dy (B, T, C) -> dx (B, T, C), dp like p."""
-    c_attn, attn, c_proj, drop, n_head = cache
+    c_attn, attn, c_proj, drop, n_head, layers = cache
     dp = {}
-    dy = dropout_backward(dy, drop)
-    dheads, dp["attn.c_proj.weight"], dp["attn.c_proj.bias"] = linear_backward(dy, c_proj)
+    dy = layers.dropout_backward(dy, drop)
+    dheads, dp["c_proj.weight"], dp["c_proj.bias"] = layers.linear_backward(dy, c_proj)
     (dheads,) = split_heads(dheads, 1, n_head)                              # (B, H, T, D)
-    dq, dk, dv = attention_backward(dheads, attn)
+    dq, dk, dv = layers.attention_backward(dheads, attn)
     dqkv = merge_heads(dq, dk, dv)                                          # (B, T, 3C)
-    dx, dp["attn.c_attn.weight"], dbias = linear_backward(dqkv, c_attn)
+    dx, dp["c_attn.weight"], dbias = layers.linear_backward(dqkv, c_attn)
     if dbias is not None:
-        dp["attn.c_attn.bias"] = dbias
+        dp["c_attn.bias"] = dbias
     return dx, dp
 
 
-def cross_attention_forward(x, memory, p, n_head, mask=None, dropout=0.0, key=None, maps=None):
-    """x (B, Tq, C), memory (B, Tk, M) -> y (B, Tq, C). Every token asks those of another sequence.
+def cross_attention_forward(x, memory, p, n_head, mask=None, dropout=0.0, key=None, maps=None,
+                            layers=layers):
+    """x (B, Tq, C), memory (B, Tk, M) -> y (B, Tq, C). Every token attends to another sequence.
 
     Queries are made of x, keys and values of memory. So dx comes from dq alone, and dmemory from dk
-    and dv. Each block that reads one memory answers a dmemory of its own, and these add.
+    and dv. Each block that reads one memory returns a dmemory of its own, and these add.
     """
-    p = under(p, "crossattention.")
-    q, q_attn = linear_forward(x, p["q_attn.weight"], p["q_attn.bias"])
-    kv, c_attn = linear_forward(memory, p["c_attn.weight"], p["c_attn.bias"])
+    q, q_attn = layers.linear_forward(x, p["q_attn.weight"], p["q_attn.bias"])
+    kv, c_attn = layers.linear_forward(memory, p["c_attn.weight"], p["c_attn.bias"])
     (q,) = split_heads(q, 1, n_head)                                        # (B, H, Tq, D)
     k, v = split_heads(kv, 2, n_head)                                       # (B, H, Tk, D) each
     if maps is not None:
         maps.append(attention_weights(q, k, mask))
-    heads, attn = attention_forward(q, k, v, mask, dropout, key and key.at(0))
-    y, c_proj = linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
-    y, drop = dropout_forward(y, dropout, key and key.at(1))
-    return y, (q_attn, c_attn, attn, c_proj, drop, n_head)
+    heads, attn = layers.attention_forward(q, k, v, mask, dropout, key and key.at(0))
+    y, c_proj = layers.linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
+    y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
+    return y, (q_attn, c_attn, attn, c_proj, drop, n_head, layers)
 
 
 def cross_attention_backward(dy, cache):
     """dy (B, Tq, C) -> dx (B, Tq, C), dmemory (B, Tk, M), dp like p."""
-    q_attn, c_attn, attn, c_proj, drop, n_head = cache
+    q_attn, c_attn, attn, c_proj, drop, n_head, layers = cache
     dp = {}
-    dy = dropout_backward(dy, drop)
-    dheads, dp["c_proj.weight"], dp["c_proj.bias"] = linear_backward(dy, c_proj)
+    dy = layers.dropout_backward(dy, drop)
+    dheads, dp["c_proj.weight"], dp["c_proj.bias"] = layers.linear_backward(dy, c_proj)
     (dheads,) = split_heads(dheads, 1, n_head)                              # (B, H, Tq, D)
-    dq, dk, dv = attention_backward(dheads, attn)
-    dmemory, dp["c_attn.weight"], dp["c_attn.bias"] = linear_backward(merge_heads(dk, dv), c_attn)
-    dx, dp["q_attn.weight"], dp["q_attn.bias"] = linear_backward(merge_heads(dq), q_attn)
-    return dx, dmemory, {f"crossattention.{name}": d for name, d in dp.items()}
+    dq, dk, dv = layers.attention_backward(dheads, attn)
+    dkv = merge_heads(dk, dv)                                               # (B, Tk, 2C)
+    dmemory, dp["c_attn.weight"], dp["c_attn.bias"] = layers.linear_backward(dkv, c_attn)
+    dx, dp["q_attn.weight"], dp["q_attn.bias"] = layers.linear_backward(merge_heads(dq), q_attn)
+    return dx, dmemory, dp
 
 
 def attention_weights(q, k, mask=None):
-    """q (B, H, Tq, D), k (B, H, Tk, D) -> (B, H, Tq, Tk): what attention weighs the values by.
-    Where the values are the identity, that is its answer. By the plain function, because a faster
-    one need not take values that are wider than the keys."""
+    """q (B, H, Tq, D), k (B, H, Tk, D) -> (B, H, Tq, Tk): the weights of the values in attention.
+    Where the values are the identity, they are its output. Always by the plain function, because a
+    faster one need not take values that are wider than the keys."""
     values = array_module(q).eye(k.shape[2], dtype=q.dtype)
-    return attention.attention_forward(q, k, values, mask)[0]
+    return layers.attention_forward(q, k, values, mask)[0]
 
 
 def split_heads(x, n, n_head):
@@ -138,22 +123,26 @@ def merge_heads(*heads):
     return y.reshape(B, T, len(heads) * H * D)
 
 
-def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None):
+def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None,
+                  layers=layers):
     """x (B, T, C) -> y (B, T, C)."""
-    h, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"])
-    h, attn = self_attention_forward(h, p, n_head, mask, dropout, key and key.at(0), kv)
+    h, ln_1 = layers.layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"])
+    h, attn = self_attention_forward(
+        h, p["attn"], n_head, mask, dropout, key and key.at(0), kv, layers
+    )
     x = x + h                                        # residual
-    h, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"])
-    h, mlp = mlp_forward(h, p, activation, dropout, key and key.at(1))
-    return x + h, (ln_1, attn, ln_2, mlp)
+    h, ln_2 = layers.layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"])
+    h, mlp = mlp_forward(h, p["mlp"], activation, dropout, key and key.at(1), layers)
+    return x + h, (ln_1, attn, ln_2, mlp, layers)
 
 
 def block_backward(dy, cache):
     """dy (B, T, C) -> dx (B, T, C), dp like p."""
-    ln_1, attn, ln_2, mlp = cache
-    dh, dp = mlp_backward(dy, mlp)
-    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layernorm_backward(dh, ln_2)
+    ln_1, attn, ln_2, mlp, layers = cache
+    dp = {}
+    dh, dp["mlp"] = mlp_backward(dy, mlp)
+    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layers.layernorm_backward(dh, ln_2)
     dx = dy + dh                                     # residual: gradients add
-    dh, dattn = self_attention_backward(dx, attn)
-    dh, dp["ln_1.weight"], dp["ln_1.bias"] = layernorm_backward(dh, ln_1)
-    return dx + dh, dp | dattn
+    dh, dp["attn"] = self_attention_backward(dx, attn)
+    dh, dp["ln_1.weight"], dp["ln_1.bias"] = layers.layernorm_backward(dh, ln_1)
+    return dx + dh, dp

@@ -1,54 +1,131 @@
-"""A model's parameters: named arrays, all of them views of one flat buffer.
+"""Parameters: a table of what each of them is, and named arrays that are views of one flat buffer.
 
-The optimiser, the gradient norm and the exchange between processes see one long array; the layers
-see names. Both see the same memory. In the buffer the parameters stand in three groups, so that
-each can be had as one slice:
+An architecture is a table, name -> Param. It says what nothing should have to read out of a name:
+the group, which decides what decays and what Muon updates, and how many matrices stand side by side
+in one array.
 
-    matrices    weights of the blocks: decayed, and what Muon can orthogonalise
-    tables      embeddings and the head: decayed
-    vectors     biases and norms: not decayed
+    matrix    weights of the blocks: they decay, and Muon can orthogonalise them
+    table     embeddings and the head: they decay
+    vector    biases and norms: they do not decay
 
-Biases begin as 0 and norms as 1. All else is drawn from normal distributions: as in GPT-2 with a
-standard deviation of 0.02, divided by √(2L) where a projection ends in one of the 2L residual
-additions, or with those that a model gives.
+In the buffer the groups follow one another in this order, so each is a slice, and frozen parameters
+stand last, so gradients and moments are as long as what is trained. The optimiser, the gradient
+norm and the communicator see the buffer. The layers see the tree: names are split at their dots, all
+but the last, so p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-STD = 0.02
-TABLES = ("wte.weight", "wpe.weight", "lm_head.weight")
+GROUPS = ("matrix", "table", "vector")
+STD = 0.02                   # of GPT-2's initial weights
+
+
+@dataclass(frozen=True)
+class Param:
+    """What a parameter is. It begins as mean + std * normal numbers."""
+
+    shape: tuple[int, ...]
+    group: str                              # "matrix", "table" or "vector"
+    std: float = 0.0
+    mean: float = 0.0
+    parts: tuple[int, ...] = ()             # the widths of matrices side by side, as of q, k and v
+    trainable: bool = True
+
+    @property
+    def widths(self):
+        """The widths of the matrices in it, from left to right."""
+        return self.parts or self.shape[-1:]
+
+    def draw(self, name, seed):
+        """-> its initial value, a NumPy array, float32. It depends on the seed and the name alone,
+        so neither the order of the parameters nor the presence of others changes it."""
+        if not self.std:
+            return np.full(self.shape, self.mean, np.float32)
+        normal = np.random.default_rng([seed, *name.encode()]).standard_normal
+        value = normal(self.shape, np.float32) * np.float32(self.std)
+        return value + np.float32(self.mean) if self.mean else value
+
+
+def linear(n_in, n_out, std=STD, bias=True, parts=()):
+    """-> the parameters of a linear layer."""
+    weight = {"weight": Param((n_in, n_out), "matrix", std, parts=parts)}
+    return weight | ({"bias": Param((n_out,), "vector")} if bias else {})
+
+
+def table(rows, columns, std=STD):
+    """-> the parameters of an embedding: a row for each token or position."""
+    return {"weight": Param((rows, columns), "table", std)}
+
+
+def norm(n):
+    """-> the parameters of a layer norm over n channels."""
+    return {"weight": Param((n,), "vector", mean=1.0), "bias": Param((n,), "vector")}
+
+
+def flatten(tree, prefix=""):
+    """{"attn": {"c_attn": {"weight": x}}} -> {"attn.c_attn.weight": x}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= (flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping)
+                 else {f"{prefix}{name}": value})
+    return flat
+
+
+def nest(flat):
+    """{"h.3.attn.c_attn.weight": x} -> {"h": {3: {"attn": {"c_attn.weight": x}}}}: what the models'
+    functions take. The inverse of flatten."""
+    tree = {}
+    for name, value in flat.items():
+        *path, module, leaf = name.split(".")
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(int(part) if part.isdecimal() else part, {})
+        branch[f"{module}.{leaf}"] = value
+    return tree
+
+
+def count(architecture):
+    """How many numbers the parameters are."""
+    return sum(math.prod(param.shape) for param in architecture.values())
 
 
 class Parameters(Mapping):
-    """name -> array. `flat` is the buffer (n,) that every array is a view of."""
+    """name -> array, all of them views of the buffer `flat` (n,)."""
 
-    def __init__(self, shapes, flat):
-        """shapes: mapping of names to shapes; flat: array (n,) of any module and dtype."""
-        order = sorted(shapes, key=lambda name: _group(name, shapes[name]))
-        self.shapes = {name: shapes[name] for name in order}
-        self.flat = flat
+    def __init__(self, architecture, flat):
+        """architecture: name -> Param; flat: array (n,) of any module and dtype."""
+        order = sorted(architecture, key=lambda name: (not architecture[name].trainable,
+                                                       GROUPS.index(architecture[name].group)))
+        self.architecture = {name: architecture[name] for name in order}
+        self._flat = flat
         self._views = {}
         self.slices = {}                        # name -> where it is in flat
-        self.n_matrices = self.n_decayed = 0    # where the matrices end, and where the tables do
+        self.n_matrices = self.n_decayed = self.n_trainable = 0      # where each of these ends
         offset = 0
-        for name, shape in self.shapes.items():
-            size = math.prod(shape)
-            self.slices[name] = slice(offset, offset + size)
-            self._views[name] = flat[self.slices[name]].reshape(shape)
-            offset += size
-            if _group(name, shape) == 0:
-                self.n_matrices = offset
-            if _group(name, shape) <= 1:
-                self.n_decayed = offset
+        for name, param in self.architecture.items():
+            self.slices[name] = slice(offset, offset + math.prod(param.shape))
+            self._views[name] = flat[self.slices[name]].reshape(param.shape)
+            offset = self.slices[name].stop
+            if param.trainable:
+                self.n_trainable = offset
+                self.n_decayed = offset if param.group != "vector" else self.n_decayed
+                self.n_matrices = offset if param.group == "matrix" else self.n_matrices
+        self.tree = nest(self._views)
+
+    @property
+    def flat(self):
+        """The buffer."""
+        return self._flat
 
     def __getitem__(self, name):
         return self._views[name]
 
     def __setitem__(self, name, value):
-        """p[name] = value copies into the buffer; after p[name] -= step it is done already."""
+        """p[name] = value copies into the buffer; after p[name] -= update that is done already."""
         if value is not self._views[name]:
             self._views[name][...] = value
 
@@ -59,45 +136,54 @@ class Parameters(Mapping):
         return len(self._views)
 
     def on(self, flat):
-        """The same names over another buffer: gradients, moments."""
-        return Parameters(self.shapes, flat)
+        """The same names over another buffer."""
+        return Parameters(self.architecture, flat)
+
+    def gradients(self, flat):
+        """Gradients of the trainable parameters over a buffer (n_trainable,)."""
+        return Gradients({name: param for name, param in self.architecture.items()
+                          if param.trainable}, flat)
 
 
-def count(shapes):
-    """How many numbers arrays of these shapes hold."""
-    return sum(math.prod(shape) for shape in shapes.values())
+class Gradients(Parameters):
+    """name -> gradient: what a backward hands its gradients to. After `zero` the first gradient of
+    a name is assigned and later ones are added, so no time is spent on writing zeros."""
 
+    def __init__(self, architecture, flat):
+        super().__init__(architecture, flat)
+        self._unwritten = set()
 
-def under(p, prefix):
-    """The part of a mapping whose names start with the prefix, under the rest of their names."""
-    return {name[len(prefix):]: p[name] for name in p if name.startswith(prefix)}
+    def zero(self):
+        """Every gradient is 0 from now on."""
+        self._unwritten = set(self._views)
 
+    def add(self, name, d):
+        """Add to a gradient. d: an array of its shape; None for nothing; or a tree of both, whose
+        parts lie under the name and are dropped as soon as they are added. A frozen parameter's
+        gradient is dropped too."""
+        if isinstance(d, dict):
+            while d:
+                key, part = d.popitem()
+                self.add(f"{name}.{key}", part)
+        elif name in self._unwritten:
+            if d is not None:
+                self._views[name][...] = d
+                self._unwritten.remove(name)
+        elif d is not None and name in self._views:
+            self._views[name] += d
 
-def initial_values(shapes, n_layer, seed):
-    """Pairs of names and NumPy arrays, float32, as in GPT-2."""
-    def std(name, shape):
-        return STD / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else STD
+    def fill(self):
+        """Write 0 to the gradients that nothing was added to."""
+        for name in self._unwritten:
+            self._views[name][...] = 0
+        self._unwritten.clear()
 
-    return drawn_values(shapes, std, seed)
+    @property
+    def flat(self):
+        self.fill()
+        return self._flat
 
-
-def drawn_values(shapes, std, seed):
-    """Pairs of names and NumPy arrays, float32; std: name, shape -> standard deviation. Each array
-    depends on the seed and its own name alone, so neither the order of the parameters nor the
-    presence of others changes it."""
-    for name, shape in shapes.items():
-        if len(shape) == 1:
-            yield name, np.full(shape, name.endswith("weight"), np.float32)
-            continue
-        draw = np.random.default_rng([seed, *name.encode()]).standard_normal
-        yield name, draw(shape, np.float32) * np.float32(std(name, shape))
-
-
-def is_table(name):
-    """Whether a parameter is an embedding or the head, wherever in the model it stands."""
-    return name.endswith(TABLES)
-
-
-def _group(name, shape):
-    """0: matrices, 1: tables, 2: vectors."""
-    return 2 if len(shape) == 1 else 1 if is_table(name) else 0
+    def __getitem__(self, name):
+        if name in self._unwritten:
+            self.fill()
+        return self._views[name]

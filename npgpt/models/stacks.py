@@ -3,24 +3,17 @@
     memory = √C * wte[source] + sinusoid        then L encoder blocks
     x      = √C * wte[idx]    + sinusoid        then L decoder blocks, which all read memory
 
-A stack takes its own part of the parameters, p and in the backward grads, a mapping like p that the
-gradients are added to. A block's cache is taken from its list as it is used, so a cache serves for
-one backward. All decoder blocks read the same memory, so its gradient is the sum of theirs.
+A stack takes its own part of the parameters, and its backward hands the gradients to `grads` under
+the stack's name. A block's cache is taken from its list as it is used, so a cache serves for one
+backward. All decoder blocks read the same memory, so its gradient is the sum of theirs.
 
-Sequences of unequal length are filled up with PAD, which no token sees.
+Sequences of unequal length are padded with PAD, which no token sees.
 """
 
 import math
 
+from npgpt import layers
 from npgpt.backend import array_module
-from npgpt.layers import (
-    causal_mask,
-    dropout_backward,
-    dropout_forward,
-    embedding_backward,
-    embedding_forward,
-)
-from npgpt.models.parameters import under
 from npgpt.models.postnorm import (
     decoder_block_backward,
     decoder_block_forward,
@@ -37,10 +30,10 @@ def sinusoid(xp, T, C):
         table[t, 2i]     = sin(t / 10000^(2i/C))
         table[t, 2i + 1] = cos(t / 10000^(2i/C))
 
-    Each pair of channels is the hand of a clock, the first turning once in 2π tokens, the others
-    ever more slowly: as the last digit of a binary number changes at each step and the first hardly
-    ever, but without jumps. k tokens further on every hand has turned by an angle that depends on k
-    alone. So a linear map, the same everywhere, leads from a place to the one k further on.
+    Each pair of channels is the hand of a clock. The first turns once in 2π tokens, the others more
+    and more slowly, as the digits of a counter do, but without jumps. After k tokens every hand has
+    turned by an angle that depends on k alone. So the same linear map leads from any position to
+    the one k tokens later.
     """
     channel = xp.arange(C)
     turn = 10000.0 ** -(channel // 2 * 2 / C)                # radians a token
@@ -48,20 +41,20 @@ def sinusoid(xp, T, C):
     return xp.where(channel % 2 == 0, xp.sin(angle), xp.cos(angle))
 
 
-def embed_forward(idx, w, dropout=0.0, key=None):
-    """idx (B, T), w (V, C) -> x (B, T, C): what stands there, and where."""
+def embed_forward(idx, w, dropout=0.0, key=None, layers=layers):
+    """idx (B, T), w (V, C) -> x (B, T, C): the tokens and their positions."""
     (_, T), C = idx.shape, w.shape[1]
-    x, wte = embedding_forward(idx, w)
-    scale = math.sqrt(C)        # the head, which may share w, wants it smaller than the table does
+    x, wte = layers.embedding_forward(idx, w)
+    scale = math.sqrt(C)        # the head, which may share w, needs smaller values than the table
     x = x * scale + sinusoid(array_module(x), T, C).astype(x.dtype)
-    x, drop = dropout_forward(x, dropout, key)
-    return x, (wte, scale, drop)
+    x, drop = layers.dropout_forward(x, dropout, key)
+    return x, (wte, scale, drop, layers)
 
 
 def embed_backward(dx, cache):
     """dx (B, T, C) -> dw (V, C)."""
-    wte, scale, drop = cache
-    return embedding_backward(dropout_backward(dx, drop) * scale, wte)
+    wte, scale, drop, layers = cache
+    return layers.embedding_backward(layers.dropout_backward(dx, drop) * scale, wte)
 
 
 def seen(idx):
@@ -69,14 +62,14 @@ def seen(idx):
     return (idx != PAD)[:, None, None]
 
 
-def encoder_forward(source, p, config, key=None):
+def encoder_forward(source, p, config, key=None, layers=layers):
     """source (B, S) -> memory (B, S, C)."""
-    x, embed = embed_forward(source, p["wte.weight"], config.dropout, key and key.at(0))
+    x, embed = embed_forward(source, p["wte.weight"], config.dropout, key and key.at(0), layers)
     blocks = []
     for layer in range(config.n_layer):
         x, block = encoder_block_forward(
-            x, under(p, f"h.{layer}."), config.n_head, seen(source), config.dropout,
-            key and key.at(1 + layer),
+            x, p["h"][layer], config.n_head, seen(source), config.dropout,
+            key and key.at(1 + layer), layers,
         )
         blocks.append(block)
     return x, (embed, blocks)
@@ -88,20 +81,20 @@ def encoder_backward(dmemory, cache, grads):
     dx = dmemory
     for layer in reversed(range(len(blocks))):
         dx, dp = encoder_block_backward(dx, blocks.pop())
-        add(dp, grads, f"h.{layer}.")
-    add({"wte.weight": embed_backward(dx, embed)}, grads)
+        grads.add(f"encoder.h.{layer}", dp)
+    grads.add("encoder.wte.weight", embed_backward(dx, embed))
 
 
-def decoder_forward(idx, memory, memory_mask, p, config, key=None, maps=None):
+def decoder_forward(idx, memory, memory_mask, p, config, key=None, maps=None, layers=layers):
     """idx (B, T), memory (B, S, C) -> x (B, T, C)."""
-    x, embed = embed_forward(idx, p["wte.weight"], config.dropout, key and key.at(0))
+    x, embed = embed_forward(idx, p["wte.weight"], config.dropout, key and key.at(0), layers)
     T = idx.shape[1]
-    mask = causal_mask(array_module(x), T, T) & seen(idx)                   # (B, 1, T, T)
+    mask = layers.causal_mask(array_module(x), T, T) & seen(idx)            # (B, 1, T, T)
     blocks = []
     for layer in range(config.n_layer):
         x, block = decoder_block_forward(
-            x, memory, under(p, f"h.{layer}."), config.n_head, mask, memory_mask, config.dropout,
-            key and key.at(1 + layer), maps,
+            x, memory, p["h"][layer], config.n_head, mask, memory_mask, config.dropout,
+            key and key.at(1 + layer), maps, layers,
         )
         blocks.append(block)
     return x, (embed, blocks)
@@ -114,12 +107,6 @@ def decoder_backward(dx, cache, grads):
     for layer in reversed(range(len(blocks))):
         dx, dread, dp = decoder_block_backward(dx, blocks.pop())
         dmemory = dmemory + dread                    # every block reads it: gradients add
-        add(dp, grads, f"h.{layer}.")
-    add({"wte.weight": embed_backward(dx, embed)}, grads)
+        grads.add(f"decoder.h.{layer}", dp)
+    grads.add("decoder.wte.weight", embed_backward(dx, embed))
     return dmemory
-
-
-def add(dp, grads, prefix=""):
-    """Add gradients to those in grads, whose names begin with the prefix."""
-    for name, d in dp.items():
-        grads[prefix + name] += d

@@ -12,6 +12,13 @@ import numpy as np
 from npgpt.errors import UserError
 
 FILE = "tokenizer.json"
+SHOWN = 100      # characters that a message lists
+
+
+def load_tokenizer(folder):
+    """The tokenizer that is saved in a folder, of the class that its file asks for: so far always
+    CharTokenizer. Raises UserError if it is missing or npgpt has no class for it."""
+    return CharTokenizer.load(folder)
 
 
 class CharTokenizer:
@@ -42,7 +49,8 @@ class CharTokenizer:
         if len(unknown):
             at = unknown[0]
             raise UserError(f"{text[at]!r}, character {at + 1} of the text, is not among the "
-                            f"{self.vocab_size} that the model knows: {self.characters!r}")
+                            f"{self.vocab_size} characters that the model knows: "
+                            f"{_shown(self.characters)}")
         return ids
 
     def decode(self, ids):
@@ -77,7 +85,7 @@ class CharTokenizer:
 
     @classmethod
     def load(cls, folder):
-        """Read what `save` wrote. Raises UserError if it is missing, or no such tokenizer."""
+        """Read what `save` wrote. Raises UserError if it is missing or not such a file."""
         path = Path(folder) / FILE
         try:
             model = json.loads(path.read_text(encoding="utf-8"))["model"]
@@ -85,15 +93,21 @@ class CharTokenizer:
             characters = sorted(vocab, key=vocab.get)
             ids = [vocab[character] for character in characters]
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: the model's tokens have no text") from None
-            "".join(characters).encode()
+            raise UserError(f"{path} is missing; without it token ids cannot become text") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged, or no tokenizer: {error!r}") from error
+            raise UserError(f"{path} is not a valid tokenizer: {error!r}") from error
         tokenizer = cls("".join(characters))
         is_ours = list(tokenizer.characters) == characters and ids == list(range(len(ids)))
         if merges or not ids or not is_ours:
-            raise UserError(f"{path} is no tokenizer of characters, and npgpt reads no other yet")
+            raise UserError(f"{path} is not a character tokenizer; npgpt reads no other kind yet")
         return tokenizer
+
+
+def _shown(characters):
+    """The characters for a message, in quotes, the first of them if they are many."""
+    if len(characters) <= SHOWN:
+        return repr(characters)
+    return f"{characters[:SHOWN]!r} and {len(characters) - SHOWN:,} more"
 
 
 def _codes(text):

@@ -7,7 +7,6 @@ import sys
 from contextlib import contextmanager
 
 from npgpt import backend
-from npgpt.layers import LAYERS
 from tests.double import cupy
 from tests.double.array import HiddenWait, OutOfMemoryError, Work, no_waiting, waits
 
@@ -24,8 +23,6 @@ def install():
     backend._devices.pop("gpu", None)
 
     def restore():
-        for function in (function for pair in LAYERS.values() for function in pair):
-            function.register(cupy.ndarray, function.dispatch(object))     # the plain one
         for part, before in zip(registry, saved):
             part.clear()
             part.update(before)

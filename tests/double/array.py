@@ -127,7 +127,7 @@ class ndarray:
                 wait("a boolean mask as an index")
                 parts[i] = part._host
             elif isinstance(part, ndarray):
-                parts[i] = part._host % self.shape[axis]
+                parts[i] = part._host.astype(np.int64) % self.shape[axis]
             axis += self.ndim - named if part is Ellipsis else part is not None
         return (*parts, ...) if all(part is not Ellipsis for part in parts) else tuple(parts)
 

@@ -115,13 +115,17 @@ class MathMode:
     def set(cls, handle, mode):
         cls.mode = mode
 
+    @classmethod
+    def get(cls, handle):
+        return cls.mode
+
 
 cuda = SimpleNamespace(
     OutOfMemoryError=OutOfMemoryError,
     Stream=SimpleNamespace(null=None),
     get_current_stream=lambda: SimpleNamespace(synchronize=lambda: array.wait("synchronize")),
     get_cublas_handle=lambda: 1,
-    cublas=SimpleNamespace(setMathMode=MathMode.set),
+    cublas=SimpleNamespace(setMathMode=MathMode.set, getMathMode=MathMode.get),
     runtime=SimpleNamespace(
         CUDARuntimeError=_CUDARuntimeError,
         driverGetVersion=lambda: 12090,

@@ -65,5 +65,5 @@ def test_it_runs_as_a_command_and_says_in_one_line_what_is_missing(shakespeare, 
     assert result.stdout.startswith(PRINTED.partition("\n")[0])
     result = run(tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("bigram.py: data/tinyshakespeare.txt is not there")
+    assert result.stderr.startswith("bigram.py: data/tinyshakespeare.txt is missing")
     assert result.stderr.count("\n") == 1

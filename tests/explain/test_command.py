@@ -99,6 +99,10 @@ def test_interrupt_ends_with_status_130(monkeypatch, capsys):
     (["layrnorm"], f"LAYER must be one of {', '.join(SUBJECTS)}, got 'layrnorm'; "
                    "did you mean 'layernorm'?"),
     ([""], f"LAYER must be one of {', '.join(SUBJECTS)}, got ''"),
+    (["linear", "relu"], "unexpected argument 'relu'; --help lists all"),
+    (["linear", "--sed=1"], "unknown option --sed; did you mean --seed?"),
+    (["linear", "--seed=-1"], "--seed must be at least 0, got -1"),
+    (["linear", "--seed=x"], "--seed must be a whole number, got 'x'"),
     (["linear", "--shape=X=2"],
      "--shape takes the sizes B, T, I, O here, got 'X'; give them as B=2,T=3"),
     (["linear", "--shape="], "--shape takes sizes as B=2,T=3, got ''"),
@@ -174,7 +178,7 @@ def test_page_that_cannot_be_written_is_one_line_and_status_3(tmp_path, monkeypa
 @pytest.mark.parametrize("words", [[], ["--html=page.html"]])
 def test_wrong_backward_is_shown_with_a_cross_and_ends_with_status_3(
         words, edited_layernorm, tmp_path, monkeypatch, capsys):
-    edited_layernorm("    dx -= xhat * along[..., None]\n", "")
+    edited_layernorm("    dx -= xhat * mean_dxhat_xhat[..., None]\n", "")
     monkeypatch.chdir(tmp_path)
     assert command.main(["layernorm", *words]) == 3
     shown = capsys.readouterr()

@@ -11,7 +11,7 @@ from npgpt.explain.explanation import explain
 from npgpt.explain.subjects import SUBJECTS
 
 ROOT = Path(__file__).parent.parent.parent
-MARKER = "explain layernorm, backward from dw to along, check dw"
+MARKER = "explain layernorm, backward from dw to mean_dxhat_xhat, check dw"
 README = f"# A title\n\n<!-- generated: {MARKER} -->\n<!-- end -->\n\nThe end.\n"
 
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
@@ -80,7 +80,7 @@ def test_text_of_README_around_the_excerpts_stays(root):
 def test_excerpt_has_the_steps_from_the_first_name_to_the_last_a_check_and_the_verdict(root):
     lines = (root / "README.md").read_text(encoding="utf-8").split("```")[1].strip("\n").split("\n")
     code = [line.partition("│ ")[2].strip() for line in lines if re.match(r" *\d+ │ ", line)]
-    assert code[0] == "dw = dy_xhat.sum(axes)" and code[-1].startswith("along = ")
+    assert code[0] == "dw = dy_xhat.sum(axes)" and code[-1].startswith("mean_dxhat_xhat = ")
     assert "dw (4,)  ✓ relative error" in "\n".join(lines)
     assert lines[lines.index("…") + 1].startswith("dw (4,)  ✓") and lines.count("…") == 2
     assert lines[-2].startswith("✓ Every gradient is right.")
@@ -101,7 +101,7 @@ def test_line_added_to_a_docstring_moves_the_excerpt_and_changes_nothing_else(
 
 def test_wrong_backward_is_not_written(root, edited_layernorm, capsys):
     written = content(root)
-    edited_layernorm("    dx -= xhat * along[..., None]\n", "")
+    edited_layernorm("    dx -= xhat * mean_dxhat_xhat[..., None]\n", "")
     assert generate.main([], root) == 1
     message = "the backward of layernorm is wrong; see: python -m npgpt explain layernorm\n"
     assert capsys.readouterr() == ("", message) and content(root) == written
@@ -109,15 +109,15 @@ def test_wrong_backward_is_not_written(root, edited_layernorm, capsys):
 
 @pytest.mark.parametrize(("readme", "message"), [
     ("<!-- generated: explain layernorm -->\n<!-- end -->",
-     "a marker must have the form <!-- generated: explain layernorm, backward from dw to along, "
+     "a marker must have the form <!-- generated: explain layernorm, backward from dw to mean_dxhat_xhat, "
      "check dw -->, got 'explain layernorm'"),
     (README.replace("explain layernorm", "explain norm"),
      "explain has no subject 'norm'; choose one of layernorm, relu"),
     (README.replace("from dw", "from dW"), "explain layernorm shows no 'dW' there; choose one of"),
-    (README.replace("to along", "to far"), "explain layernorm shows no 'far' there; choose one of"),
+    (README.replace("to mean_dxhat_xhat", "to far"), "explain layernorm shows no 'far' there; choose one of"),
     (README.replace("check dw", "check y"),
      "explain layernorm shows no 'y' there; choose one of dx, dw, db"),
-    (README.replace("from dw to along", "from along to dw"), "'along' comes after 'dw' in"),
+    (README.replace("from dw to mean_dxhat_xhat", "from mean_dxhat_xhat to dw"), "'mean_dxhat_xhat' comes after 'dw' in"),
     (README.replace("<!-- end -->", ""), "every <!-- generated: ... --> needs an <!-- end -->"),
     (README + "<!-- end -->", "every <!-- generated: ... --> needs an <!-- end -->"),
 ])

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt.explain.nested import flat, label, leaves, mapped, replaced, unflat
+from npgpt.explain.nested import label, leaves, replaced
 
 KEYS = st.text("abc", min_size=1, max_size=2)
 TREES = st.recursive(
@@ -18,15 +18,6 @@ def test_label_of_a_path_is_the_expression_for_its_leaf(tree):
 
 
 @given(TREES)
-def test_flat_mapping_has_every_leaf_and_unflat_undoes_it(tree):
-    assert unflat(flat(tree), tree) == tree
-    if isinstance(tree, dict):
-        assert list(flat(tree).values()) == [leaf for _, leaf in leaves(tree)]
-    zeros = mapped(lambda leaf: 0, tree)
-    assert unflat(flat(tree), zeros) == tree
-
-
-@given(TREES)
 def test_one_leaf_is_replaced_in_a_copy(tree):
     for path, leaf in leaves(tree):
         other = replaced(tree, path, "other")
@@ -37,4 +28,3 @@ def test_one_leaf_is_replaced_in_a_copy(tree):
 def test_keys_that_are_numbers_are_labelled_as_numbers():
     tree = {"h": {0: {"bias": np.ones(2)}}}
     assert [label("p", path) for path, _ in leaves(tree)] == ['p["h"][0]["bias"]']
-    assert list(flat(tree)) == ["h.0.bias"]

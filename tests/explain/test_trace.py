@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from npgpt.explain.explanation import explain
-from npgpt.explain.nested import mapped
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import trace
 from npgpt.explain.values import Seen
@@ -57,7 +56,7 @@ def test_every_line_that_runs_is_shown_in_its_order(name):
     e = explained(name)
     (y, cache), lines = lines_run(forward, lambda: forward(*inputs.values()))
     assert walked(e.forward, lines) == len(e.forward)
-    more = (mapped(np.zeros_like, inputs["p"]),) if subject.adds else ()
+    more = (GPT(inputs["config"]).gradients(),) if subject.adds else ()
     _, lines = lines_run(backward, lambda: backward(np.ones_like(y), cache, *more))
     assert walked(e.backward, lines) == len(e.backward)
 
@@ -138,7 +137,7 @@ def test_arrays_changed_in_place_are_shown_with_the_elements_that_changed():
     e = explained("attention")
     step = next(step for step in e.forward if "copyto" in step.source)
     (value,) = step.values
-    assert value.name == "att" and np.isneginf(value.data[value.changed]).all()
+    assert value.name == "scores" and np.isneginf(value.data[value.changed]).all()
     assert np.array_equal(value.changed[0, 0], ~np.tri(3, dtype=bool))
     step = next(step for step in explained("gelu").forward if "xp.tanh(" in step.source)
     assert [value.name for value in step.values] == ["s"]

@@ -1,5 +1,5 @@
-"""A picture in the gallery: a bug that was found in a public GPT with backward passes by hand,
-beside the correct code and the check that tells them apart."""
+"""One entry of the gallery: a bug found in a public GPT with backward passes written by hand, the
+correct code, and the check that tells them apart."""
 
 import inspect
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass
 class Bug:
-    """One bug. `check` takes an implementation and raises AssertionError if it is wrong; `blind` is
-    a check that looks reasonable and lets the bug through."""
+    """One bug. `check` takes an implementation and raises AssertionError if it is wrong. `blind` is
+    a check that looks reasonable and misses the bug."""
 
     title: str
-    story: str                       # how it looks in the wild, what it does, what sees it
-    right: str                       # the line as it should be
-    wrong: str                       # and as it was
+    story: str                       # what the code does, why it is wrong, what detects it
+    right: str                       # the correct line
+    wrong: str                       # and the wrong one
     correct: Callable
     broken: Callable
     check: Callable
     blind: Callable | None = None
-    source: Callable | None = None   # where the right line stands, if not in `correct`
-    broken_source: Callable | None = None      # and the wrong one, if not in `broken`
+    source: Callable | None = None   # what contains the right line, if not `correct`
+    broken_source: Callable | None = None      # what contains the wrong line, if not `broken`
 
     def page(self):
         """The bug as a section of docs/gallery.md."""

@@ -44,12 +44,12 @@ def attention_inputs(p=0.0, Tk=5, D=4):
 
 
 def attention_gradients(backward):
-    """the derivative of every input, with T and D different and dropout on."""
+    """the derivative of every input, with T different from D and dropout on."""
     check_gradients(attention_forward, backward, attention_inputs(p=0.4))
 
 
 def attention_shapes(backward):
-    """the shapes of the gradients, which are right."""
+    """the shapes of the gradients, which are correct."""
     inputs = attention_inputs()
     y, cache = attention_forward(*inputs)
     assert [d.shape for d in backward(y, cache)] == [x.shape for x in inputs[:3]]
@@ -72,8 +72,8 @@ def dk_left_transposed(dy, cache):
 BUGS.append(Bug(
     "The gradient of the keys is left transposed",
     "`q.T @ dscores` is the gradient of the transposed keys, and a reshape that was meant to "
-    "merge the heads makes its shape fit. Where T happens to equal D not even the reshape is "
-    "needed. Training goes on, with keys that learn noise.",
+    "merge the heads makes its shape fit. If T equals D, not even the reshape is needed. Training "
+    "continues, but the keys learn noise.",
     right="dk = dscores.swapaxes(-1, -2) @ q",
     wrong="dk = (q.swapaxes(-1, -2) @ dscores).reshape(k.shape)",
     correct=attention_backward, broken=dk_left_transposed, source=attention_layer,
@@ -89,10 +89,10 @@ def dv_before_dropout(dy, cache):
 
 
 BUGS.append(Bug(
-    "The gradient of the values forgets dropout",
-    "The forward multiplies the values by the probabilities that dropout has left; the backward "
-    "takes the probabilities from before. With dropout off, as in most gradient tests, both are "
-    "the same. A frozen mask makes the difference measurable.",
+    "The gradient of the values ignores dropout",
+    "The forward multiplies the values by the probabilities after dropout; the backward uses the "
+    "probabilities before it. With dropout off, as in most gradient tests, both are the same. A "
+    "fixed dropout mask makes the difference measurable.",
     right="dv = kept.swapaxes(-1, -2) @ dy",
     wrong="dv = att.swapaxes(-1, -2) @ dy",
     correct=attention_backward, broken=dv_before_dropout, source=attention_layer,
@@ -125,7 +125,7 @@ def hidden_by_a_mask(q, k, v):
 
 
 def zero_scores_count(attend):
-    """scores that are exactly 0: each query then takes the mean of what it may see."""
+    """scores that are exactly 0: each query must return the mean of the values it attends to."""
     _, k, v = (normal(1, 2, 6, 4, seed=s) for s in range(3))
     with np.errstate(invalid="ignore"):
         y = attend(np.zeros_like(k), k, v)
@@ -133,18 +133,18 @@ def zero_scores_count(attend):
 
 
 def random_scores_agree(attend):
-    """the definition, at random scores."""
+    """comparison with the definition, at random scores."""
     q, k, v = (normal(1, 2, 6, 4, seed=s) for s in range(3))
     scores = np.where(np.tri(6) > 0, q @ k.swapaxes(-1, -2) / 2, -np.inf)
     np.testing.assert_allclose(attend(q, k, v), weights(scores) @ v)
 
 
 BUGS.append(Bug(
-    "The mask is recovered from what is not zero",
-    "The scores are multiplied by a lower triangle, and later every zero is taken for a hidden "
-    "place. A score that is exactly 0 disappears with them: after a ReLU, with equal embeddings, "
-    "or at the start of training it is not rare. The mask must be kept apart from the numbers.",
-    right="xp.copyto(att, -math.inf, where=~mask)",
+    "The mask is recovered from the nonzero scores",
+    "The scores are multiplied by a lower triangle, and later every zero is treated as masked. A "
+    "score that is exactly 0 is then masked too, and such scores are not rare: after a ReLU, with "
+    "equal embeddings, or at the start of training. The mask must be separate from the scores.",
+    right="xp.copyto(scores, -math.inf, where=~mask)",
     wrong="scores = np.where(scores == 0, -np.inf, scores)",
     correct=hidden_by_a_mask, broken=hidden_where_zero, source=attention_layer,
     check=zero_scores_count, blind=random_scores_agree,
@@ -152,7 +152,7 @@ BUGS.append(Bug(
 
 
 def the_future_has_no_influence(attend):
-    """changing a future token, with scores as large as a trained model can make them."""
+    """changing a future token, with scores as large as in a trained model."""
     q, k, v = (normal(1, 2, 6, 4, seed=s) for s in range(3))
     q *= 1e4
     before = attend(q, k, v)
@@ -161,11 +161,10 @@ def the_future_has_no_influence(attend):
 
 
 BUGS.append(Bug(
-    "A large number hides the future",
-    "Adding −1e4 instead of −inf hides a key as long as no score comes near 1e4. A model can "
-    "learn its way around it, and in float16 it does not even have to learn. Only −inf is out of "
-    "reach.",
-    right="xp.copyto(att, -math.inf, where=~mask)",
+    "A large negative number masks the future",
+    "Adding −1e4 instead of −inf hides a key only while all scores are far below 1e4. A model can "
+    "learn larger scores. Only −inf is safe.",
+    right="xp.copyto(scores, -math.inf, where=~mask)",
     wrong="scores = scores + np.where(causal_mask(np, T, T), 0.0, -1e4)",
     correct=hidden_by_a_mask, broken=hidden_by_a_large_number, source=attention_layer,
     check=the_future_has_no_influence, blind=random_scores_agree,
@@ -175,7 +174,7 @@ BUGS.append(Bug(
 # --- layer normalisation --------------------------------------------------------------------------
 
 def layernorm_gradients(backward):
-    """the derivative of x, w and b, at a random w."""
+    """the derivatives of x, w and b, at a random w."""
     check_gradients(layernorm_forward, backward, [normal(3, 7), normal(7, seed=1), normal(7)])
 
 
@@ -187,7 +186,7 @@ def layernorm_parameters_alone(backward):
 
 
 def layernorm_at_its_start(backward):
-    """the derivatives at w = 1 and b = 0, as they are before training."""
+    """the derivatives at w = 1 and b = 0, the values before training."""
     check_gradients(layernorm_forward, backward, [normal(3, 7), np.ones(7), np.zeros(7)])
 
 
@@ -196,18 +195,18 @@ def sum_for_a_mean(dy, cache):
     _, dw, db = layernorm_backward(dy, cache)
     dy_xhat = dy * xhat
     dxhat = dy * w
-    along = dy_xhat @ w
-    dx = rstd * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * along[..., None])
+    mean_dxhat_xhat = dy_xhat @ w
+    dx = rstd * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * mean_dxhat_xhat[..., None])
     return dx, dw, db
 
 
 BUGS.append(Bug(
     "One term of LayerNorm lacks its 1/C",
     "Two of the three terms of dx are means, and one of them was written as a sum. The gradients "
-    "of w and b do not pass through that line. Tests that look at the parameters of the layer "
-    "alone pass.",
-    right="along = dy_xhat @ w / C",
-    wrong="along = dy_xhat @ w",
+    "of w and b do not depend on that line. Tests that check only the parameters of the layer "
+    "pass.",
+    right="mean_dxhat_xhat = dy_xhat @ w / C",
+    wrong="mean_dxhat_xhat = dy_xhat @ w",
     correct=layernorm_backward, broken=sum_for_a_mean, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_parameters_alone,
 ))
@@ -216,18 +215,18 @@ BUGS.append(Bug(
 def w_outside_the_means(dy, cache):
     xhat, rstd, w = cache
     _, dw, db = layernorm_backward(dy, cache)
-    along = (dy * xhat).mean(-1, keepdims=True)
-    dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * along)
+    mean_dy_xhat = (dy * xhat).mean(-1, keepdims=True)
+    dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * mean_dy_xhat)
     return dx, dw, db
 
 
 BUGS.append(Bug(
     "LayerNorm's w is applied outside the means",
-    "dy is multiplied by w after the means were taken out instead of before. While w is 1, as it "
-    "is when training begins and in every test that does not draw it, nothing is wrong. Then it "
-    "drifts.",
+    "dy is multiplied by w after the means are subtracted instead of before. The result is correct "
+    "while all elements of w are equal, as at the start of training and in every test that leaves "
+    "w at 1. It becomes wrong as w changes.",
     right="dxhat = dy * w",
-    wrong="dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * along)",
+    wrong="dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * mean_dy_xhat)",
     correct=layernorm_backward, broken=w_outside_the_means, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_at_its_start,
 ))
@@ -243,20 +242,20 @@ def last_one_wins(dy, cache):
 
 
 def repeated_tokens(backward):
-    """the derivative where a token occurs twice."""
+    """the derivative when a token occurs twice."""
     check_gradients(embedding_forward, backward, [np.array([[1, 3, 1], [0, 1, 4]]), normal(5, 2)])
 
 
 def distinct_tokens(backward):
-    """the derivative where every token is another."""
+    """the derivative when all tokens are different."""
     check_gradients(embedding_forward, backward, [np.array([[1, 3, 0]]), normal(5, 2)])
 
 
 BUGS.append(Bug(
-    "Of a token that occurs twice one gradient is kept",
+    "Only one gradient of a repeated token is kept",
     "`dw[idx] += dy` looks like a sum, but NumPy reads, adds and writes the whole selection at "
     "once, so the last write wins. Common characters occur dozens of times in a batch and lose "
-    "most of their gradient. A product with the one-hot matrix adds them all.",
+    "most of their gradient. A product with the one-hot matrix sums all of them.",
     right="return onehot.astype(dy.dtype) @ dy",
     wrong="dw[idx] += dy",
     correct=embedding_backward, broken=last_one_wins, source=embedding_layer,
@@ -271,14 +270,14 @@ def gelu_with_erf(x):
 
 
 def gelu_of_gpt2(forward):
-    """four numbers of the tanh form, computed with 50 digits."""
+    """four values of the tanh form, computed with 50 digits."""
     x = np.array([1.0, -1.0, 2.0, 0.5])
     expected = [0.8411919906082767, -0.1588080093917233, 1.954597694087775, 0.3457140098251439]
     np.testing.assert_allclose(forward(x)[0], expected, rtol=1e-12)
 
 
 def gelu_within_a_hundredth(forward):
-    """the derivative, within an absolute hundredth."""
+    """the derivative, with an absolute tolerance of 1e-2."""
     x = normal(20)
     _, cache = forward(x)
     numeric = (forward(x + 1e-4)[0] - forward(x - 1e-4)[0]) / 2e-4
@@ -287,10 +286,10 @@ def gelu_within_a_hundredth(forward):
 
 BUGS.append(Bug(
     "Two GELUs are mixed",
-    "There is a GELU with erf and one with tanh, and they differ by up to 5e-4. One in the "
-    "forward and the other in the backward, or one in training and the other in the checkpoint's "
-    "reader, passes every test that is content with 1e-2. GPT-2's is the tanh form.",
-    right="xp.tanh(s, out=s)",
+    "There is a GELU with erf and one with tanh, and they differ by up to 5e-4. Using one in the "
+    "forward and the other in the backward, or one in training and the other after loading a "
+    "checkpoint, passes every test with a tolerance of 1e-2. GPT-2 uses the tanh form.",
+    right="s = xp.tanh(u, out=u)",
     wrong="y = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))",
     correct=gelu_forward, broken=gelu_with_erf, source=gelu_forward.__wrapped__,
     check=gelu_of_gpt2, blind=gelu_within_a_hundredth,
@@ -305,13 +304,13 @@ def projected(p):
     return forward
 
 
-def dropout_before_the_projection_is_undone(dy, cache):
+def dropout_backward_first(dy, cache):
     lin, drop = cache
     dx, dw, _ = linear_backward(dropout_backward(dy, drop), lin)
     return dx, dw
 
 
-def dropout_after_the_projection_is_undone(dy, cache):
+def dropout_backward_last(dy, cache):
     lin, drop = cache
     dx, dw, _ = linear_backward(dy, lin)
     return dropout_backward(dx, drop), dw
@@ -328,13 +327,13 @@ def projection_without_dropout(backward):
 
 
 BUGS.append(Bug(
-    "Dropout is undone in the wrong place",
-    "The forward projects and then drops, so the backward must drop and then go back through the "
-    "projection. Turned round, the shapes agree because the projection is square. Without dropout "
-    "there is nothing to see.",
+    "The backward of dropout is in the wrong place",
+    "The forward applies the projection and then dropout, so the backward must start with dropout. "
+    "In the wrong order the shapes still agree, because the projection is square. Without dropout "
+    "both orders give the same result.",
     right="dx, dw, _ = linear_backward(dropout_backward(dy, drop), lin)",
     wrong="return dropout_backward(dx, drop), dw",
-    correct=dropout_before_the_projection_is_undone, broken=dropout_after_the_projection_is_undone,
+    correct=dropout_backward_first, broken=dropout_backward_last,
     check=projection_with_dropout, blind=projection_without_dropout,
 ))
 
@@ -350,7 +349,7 @@ def loss_gradient(backward):
 
 
 def first_step_of_adam(backward):
-    """one step of Adam, which does not notice a constant factor."""
+    """one step of Adam, which does not depend on a constant factor."""
     logits, targets = normal(6, 5), np.array([0, 4, 3, 2, 1, 1])
     steps = []
     for f in (backward, cross_entropy_backward):
@@ -361,9 +360,9 @@ def first_step_of_adam(backward):
 
 BUGS.append(Bug(
     "The mean of the loss is taken twice",
-    "The loss is divided by the number of tokens in the forward, and the gradient once more in "
-    "the backward. Adam divides by the size of the gradient, so the loss curve looks the same. "
-    "Clipping, weight decay and every other optimiser do notice.",
+    "The loss is divided by the number of tokens in the forward, and the gradient again in the "
+    "backward. Adam divides by the size of the gradient, so the loss curve looks the same. "
+    "Clipping and most other optimisers do depend on the factor.",
     right="weight = valid * (dloss / count)",
     wrong="return dlogits / len(dlogits)",
     correct=cross_entropy_backward, broken=mean_taken_twice, source=cross_entropy_layer,
@@ -403,9 +402,9 @@ def right_is_accepted(checker):
 
 BUGS.append(Bug(
     "The tolerance is larger than the gradient",
-    "A test compares with `np.allclose` and an absolute tolerance that once made it pass. The "
-    "gradients of a mean over a batch are smaller than that, so zero would pass too. The error "
-    "must be relative to the gradient, and the gradient not tiny.",
+    "A test uses `np.allclose` with an absolute tolerance that was raised until the test passed. "
+    "The gradients of a mean over a batch are smaller than that, so zero would pass too. The error "
+    "must be relative to the gradient, and the gradient must not be tiny.",
     right="if error <= tolerance:",
     wrong="assert np.allclose(found, numeric, atol=1e-2)",
     correct=relative_to_the_gradient, broken=within_a_tolerance, source=check_gradients,

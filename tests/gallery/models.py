@@ -48,7 +48,7 @@ def residual_through_the_norm(dy, cache):
 
 
 def stacked(n):
-    """n blocks, and what checks the gradients of their parameters."""
+    """-> function that checks the gradients of the parameters of n blocks."""
     shapes = {name.removeprefix("h.0."): shape for name, shape in CONFIG.shapes().items()
               if name.startswith("h.0.")}
     x, mask = normal(2, 5, 8), causal_mask(np, 5, 5)
@@ -73,7 +73,7 @@ def stacked(n):
 
 
 def two_blocks(backward):
-    """the derivatives of the parameters of two blocks, one on the other."""
+    """the derivatives of the parameters of two stacked blocks."""
     stacked(2)(backward)
 
 
@@ -84,9 +84,9 @@ def one_block(backward):
 
 BUGS.append(Bug(
     "The residual's gradient goes through the norm",
-    "In `x + f(norm(x))` the x on the left is not normalised, so its gradient passes by the norm. "
-    "Here it is added before going back through it. The parameters of the block are right all the "
-    "same; what is wrong is what reaches the block below.",
+    "In `x + f(norm(x))` the x on the left is not normalised, so its gradient must skip the norm. "
+    "Here it is added before the norm's backward. The gradients of the block's own parameters are "
+    "still correct; only the gradient that reaches the block below is wrong.",
     right="return dx + dh, dp | dattn",
     wrong="dx, _, _ = layernorm_backward(dx + dh, ln_1)",
     correct=block_backward, broken=residual_through_the_norm, check=two_blocks, blind=one_block,
@@ -96,7 +96,7 @@ BUGS.append(Bug(
 # --- tied weights ---------------------------------------------------------------------------------
 
 def bigram(idx, wte):
-    """Logits of a model that is nothing but a tied embedding."""
+    """Logits of a model that consists only of a tied embedding."""
     x, emb = embedding_forward(idx, wte)
     logits, head = linear_forward(x, wte.T)
     return logits, (emb, head)
@@ -126,7 +126,7 @@ def tied_gradient(backward):
 
 
 def some_gradient(backward):
-    """that there is a gradient of the right shape, and that it is not zero."""
+    """that the gradient has the right shape and is not zero."""
     logits, cache = bigram(np.array([[1, 2, 2]]), normal(5, 4))
     dw = backward(normal(*logits.shape, seed=1), cache)
     assert dw.shape == (5, 4) and dw.all()
@@ -139,9 +139,9 @@ for title, wrong, broken in (
 ):
     BUGS.append(Bug(
         title,
-        "The table is used twice, as embedding and as head, so its gradient is the sum of both. "
-        "Assigned instead of added, or added on both sides, it still has the right shape and the "
-        "model still learns. Only the derivative of the tied table itself shows it.",
+        "The table is used twice, as embedding and as head, so its gradient is the sum of both. If "
+        "one is assigned instead of added, or added twice, the shape is still right and the model "
+        "still learns. Only the derivative of the tied table itself shows the error.",
         right="return dhead.T + embedding_backward(dx, emb)", wrong=wrong,
         correct=both_uses, broken=broken, check=tied_gradient, blind=some_gradient,
     ))
@@ -158,7 +158,7 @@ def tie_by_copy(model):
 
 
 def tie_survives_a_step(make):
-    """moving the table, and then looking whether the head has moved along."""
+    """updating the table: the head must change with it."""
     model, idx = random_model(), np.array([[1, 2, 3]])
     logits = make(model)
     model.params["wte.weight"] += 0.1
@@ -166,16 +166,15 @@ def tie_survives_a_step(make):
 
 
 def tie_at_the_start(make):
-    """the logits of the model as it was made."""
+    """the logits of a new model."""
     model, idx = random_model(), np.array([[1, 2, 3]])
     np.testing.assert_allclose(make(model)(idx), model.logits(idx))
 
 
 BUGS.append(Bug(
     "Tied weights: the tie is a copy",
-    "The head is set to a copy of the embedding when the model is made. From the first step on "
-    "they are two matrices that share nothing but their past. One buffer under one name cannot "
-    "come apart.",
+    "The head is set to a copy of the embedding when the model is created. From the first step on "
+    "they are two independent matrices. One buffer with one name cannot diverge.",
     right="return lambda idx: model.logits(idx)",
     wrong='head = model.params["wte.weight"].copy()',
     correct=one_buffer, broken=tie_by_copy, check=tie_survives_a_step, blind=tie_at_the_start,
@@ -193,7 +192,7 @@ def evaluated_as_in_training(model, idx, targets, step):
 
 
 def evaluation_repeats(evaluate):
-    """evaluating twice: the same bits."""
+    """evaluating twice, which must give the same bits."""
     idx, targets = np.random.default_rng(0).integers(7, size=(2, 3, 6))
     model = random_model(dropout=0.5)
     assert evaluate(model, idx, targets, 0) == evaluate(model, idx, targets, 1)
@@ -207,9 +206,9 @@ def evaluation_is_plausible(evaluate):
 
 BUGS.append(Bug(
     "Dropout stays on in evaluation",
-    "A global flag that is set in one place and forgotten in another leaves dropout on while the "
-    "validation loss is measured, or while text is sampled. The loss is a little too high and "
-    "different each time. Here there is no flag: without a key nothing is dropped.",
+    "A global flag that is set in one place and forgotten in another leaves dropout on during "
+    "evaluation or sampling. The loss is a little too high and different each time. Here there is "
+    "no flag: without a key there is no dropout.",
     right="return model.loss(idx, targets)",
     wrong="return model.loss_and_grads(idx, targets, Key(1, step))[0]",
     correct=evaluated_without_a_key, broken=evaluated_as_in_training,
@@ -223,7 +222,7 @@ def cached(model, idx):
 
 
 class FirstPlaceAlways(KVCache):
-    """Says that it holds nothing, so every token is put at position 0."""
+    """Reports a length of 0, so every token gets position 0."""
 
     @property
     def length(self):
@@ -236,25 +235,24 @@ def cached_at_the_first_place(model, idx):
 
 
 def every_position(logits):
-    """the logits at every position, against the full forward."""
+    """the logits at every position, compared with the full forward."""
     model, idx = random_model(), np.array([[1, 5, 2, 2, 6, 0]])
     full, _ = gpt_forward(idx, model.params, model.config)
     np.testing.assert_allclose(logits(model, idx), full, atol=1e-12)
 
 
 def first_position(logits):
-    """the logits at the first position."""
+    """the logits at the first position alone."""
     model, idx = random_model(), np.array([[1, 5, 2, 2, 6, 0]])
     full, _ = gpt_forward(idx, model.params, model.config)
     np.testing.assert_allclose(logits(model, idx)[:, 0], full[:, 0], atol=1e-12)
 
 
 BUGS.append(Bug(
-    "The cache of keys and values answers something else",
-    "While text is generated one token at a time, each forward sees a context of one token, and "
-    "the position embedding of place 0 is added to all of them. The text still looks like text. "
-    "The logits must be those of the full forward at every position, and across the edge of the "
-    "context.",
+    "The key-value cache changes the logits",
+    "When text is generated one token at a time, each forward gets one token, and the embedding of "
+    "position 0 is added to all of them. The text still looks like text. At every position, and "
+    "beyond the end of the context, the logits must equal those of the full forward.",
     right="return self.layers[0].length",
     wrong="return 0",
     correct=cached, broken=cached_at_the_first_place,

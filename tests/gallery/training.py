@@ -1,4 +1,4 @@
-"""Bugs around the model: what is done with the gradients."""
+"""Bugs around the model: how the gradients are used."""
 
 import numpy as np
 
@@ -17,18 +17,18 @@ def model_and_batch():
     return gpt, idx, targets
 
 
-def every_parameter_is_moved(gpt, grads):
+def every_parameter_is_updated(gpt, grads):
     optimizer = AdamW(gpt.params, gpt.device, 0.9, 0.99, 0.0)
     optimizer.step(gpt.params, grads, 1e-2, np.float64(1), 1)
 
 
-def norms_are_left_out(gpt, grads):
+def norms_are_skipped(gpt, grads):
     for name in [n for n in grads if "ln_" not in n]:
         gpt.params[name] -= 1e-2 * grads[name]
 
 
-def everything_moves(step):
-    """one step, after which no parameter is what it was."""
+def everything_changes(step):
+    """one step, which must change every parameter."""
     gpt, idx, targets = model_and_batch()
     before = {name: array.copy() for name, array in gpt.params.items()}
     _, grads = gpt.loss_and_grads(idx, targets)
@@ -37,7 +37,7 @@ def everything_moves(step):
 
 
 def the_loss_falls(step):
-    """the loss, which falls."""
+    """that the loss decreases."""
     gpt, idx, targets = model_and_batch()
     before, grads = gpt.loss_and_grads(idx, targets)
     step(gpt, grads)
@@ -46,13 +46,13 @@ def the_loss_falls(step):
 
 BUGS.append(Bug(
     "The gradients of LayerNorm are computed and never applied",
-    "The optimiser goes through a list of parameters that was written by hand, and the norms are "
-    "not in it. All gradients are right, the loss falls, and LayerNorm stays at w = 1, b = 0 for "
-    "ever. One buffer for all parameters leaves no list to forget.",
+    "The optimiser updates a list of parameters that was written by hand, and the norms are not in "
+    "it. All gradients are correct, the loss decreases, and LayerNorm stays at w = 1, b = 0 for "
+    "ever. With one buffer for all parameters there is no list to maintain.",
     right="w, m, v = params.flat[part], self.m[here], self.v[here]",
     wrong='for name in [n for n in grads if "ln_" not in n]:',
-    correct=every_parameter_is_moved, broken=norms_are_left_out, source=AdamW.step,
-    check=everything_moves, blind=the_loss_falls,
+    correct=every_parameter_is_updated, broken=norms_are_skipped, source=AdamW.step,
+    check=everything_changes, blind=the_loss_falls,
 ))
 
 
@@ -72,7 +72,7 @@ def mean_of_means(gpt, idx, targets, parts):
 
 
 def accumulated_equals_whole(accumulate, hidden=True):
-    """parts of unequal size with ignored targets: their gradients are those of the whole."""
+    """parts of unequal size with ignored targets, whose gradients must sum to the whole."""
     gpt, idx, targets = model_and_batch()
     parts = [slice(0, 1), slice(1, 4)]
     if hidden:
@@ -84,15 +84,15 @@ def accumulated_equals_whole(accumulate, hidden=True):
 
 
 def equal_parts(accumulate):
-    """two halves of the same size with nothing ignored."""
+    """two halves of equal size without ignored targets."""
     accumulated_equals_whole(accumulate, hidden=False)
 
 
 BUGS.append(Bug(
     "The mean of means is not the mean",
-    "Each part of a batch averages over its own targets, and the parts are averaged. If one part "
-    "has fewer targets, because some are ignored or because the last part is smaller, its tokens "
-    "weigh more. The count of the whole batch must be known before its first part is computed.",
+    "Each part of a batch is averaged over its own targets, and then the parts are averaged. If a "
+    "part has fewer targets, because some are ignored or because the last part is smaller, its "
+    "tokens get more weight. The count of the whole batch must be known before its first part.",
     right="loss = ((xp.log(total) - correct) * valid).sum() / count",
     wrong="grads.flat += gpt.loss_and_grads(idx[part], targets[part])[1].flat / len(parts)",
     correct=divided_by_the_whole_count, broken=mean_of_means,
@@ -113,7 +113,7 @@ def clipped_copies(grads, limit, device):
 
 
 def norm_is_within_its_limit(clip):
-    """the norm after clipping, which is at most the limit."""
+    """the norm after clipping, which must not exceed the limit."""
     gpt, idx, targets = model_and_batch()
     _, grads = gpt.loss_and_grads(idx, targets)
     clip(grads, 0.1, gpt.device)
@@ -121,7 +121,7 @@ def norm_is_within_its_limit(clip):
 
 
 def small_gradients_stay(clip):
-    """gradients below the limit, which stay as they are."""
+    """gradients below the limit, which must not change."""
     gpt, idx, targets = model_and_batch()
     _, grads = gpt.loss_and_grads(idx, targets)
     before = grads.flat.copy()
@@ -131,9 +131,9 @@ def small_gradients_stay(clip):
 
 BUGS.append(Bug(
     "Clipping that does nothing",
-    "`g = g * scale` in a loop gives the name g to a new array and leaves the gradient alone. "
-    "Nothing complains, and training is stable until the day it is not. A test must look at the "
-    "norm afterwards.",
+    "`g = g * scale` in a loop binds the name g to a new array and does not change the gradient. "
+    "There is no error, and training is stable until a gradient is too large. A test must compute "
+    "the norm after clipping.",
     right="grads.flat *= scale",
     wrong="g = g * scale",
     correct=clipped, broken=clipped_copies,
@@ -152,8 +152,8 @@ def decay_of_everything(gpt, grads):
             array *= 1 - 1e-2 * 0.1
 
 
-def groups_decay_apart(step):
-    """a step with gradients of 0: matrices shrink, biases and norms stay."""
+def only_matrices_decay(step):
+    """a step with zero gradients: matrices must shrink, biases and norms must not change."""
     gpt, _, _ = model_and_batch()
     before = {name: array.copy() for name, array in gpt.params.items()}
     step(gpt, gpt.params.on(np.zeros_like(gpt.params.flat)))
@@ -172,11 +172,11 @@ def matrices_decay(step):
 
 BUGS.append(Bug(
     "LayerNorm and biases decay",
-    "Weight decay is applied to every parameter. It pulls LayerNorm's w towards 0, where it would "
-    "switch the layer off, and biases have no reason to be small. The loss ends a little higher "
-    "and no test of gradients can know.",
+    "Weight decay is applied to every parameter. It pulls LayerNorm's w towards 0, which would "
+    "switch the layer off, and biases have no reason to be small. The final loss is a little "
+    "higher, and no gradient test can detect it.",
     right="decay = self.weight_decay if span.stop <= params.n_decayed else 0.0",
     wrong="array *= 1 - 1e-2 * 0.1",
     correct=decay_by_group, broken=decay_of_everything, source=AdamW.step,
-    check=groups_decay_apart, blind=matrices_decay,
+    check=only_matrices_decay, blind=matrices_decay,
 ))

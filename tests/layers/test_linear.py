@@ -27,7 +27,7 @@ def test_leading_axes_are_tokens():
 
 
 def test_gradient_lies_in_memory_as_the_weight_does(device):
-    """A tied head is the embedding turned round: to add dw to its gradient is then fast."""
+    """A tied head is the embedding transposed: adding dw to its gradient is then fast."""
     for put in (np.asarray, device.to_device):
         x, w, wte = put(np.ones((2, 3, 4))), put(np.ones((4, 5))), put(np.ones((5, 4)))
         for weight in (w, wte.T):

@@ -48,9 +48,9 @@ def test_nothing_that_is_passed_in_changes(name, data):
         case.backward(dy, cache)
         assert same(arrays(inputs), arrays(case.inputs))
         return
-    kept, dy_kept = copy.deepcopy(cache), dy.copy()
+    kept, dy_kept = [a.copy() for a in arrays(cache)], dy.copy()
     first = case.backward(dy, cache)
-    assert same(arrays(cache), arrays(kept)) and same([dy], [dy_kept])
+    assert same(arrays(cache), kept) and same([dy], [dy_kept])
     assert same(arrays(first), arrays(case.backward(dy, cache)))
 
 

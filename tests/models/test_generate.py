@@ -124,10 +124,10 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    ({"temperature": -1}, "temperature must be a number, at least 0"),
-    ({"temperature": float("nan")}, "temperature must be a number"),
-    ({"top_k": 0}, "top_k must be a whole number, at least 1"),
-    ({"top_p": 0.0}, "top_p must be a number, above 0, at most 1"),
+    ({"temperature": -1}, "temperature must be at least 0, got -1"),
+    ({"temperature": float("nan")}, "temperature must be a finite number"),
+    ({"top_k": 0}, "top_k must be at least 1, got 0"),
+    ({"top_p": 0.0}, "top_p must be above 0, got 0"),
     ({"top_p": 1.1}, "top_p must be"), ({"max_new_tokens": -1}, "max_new_tokens must be"),
 ])
 def test_sampling_that_cannot_be_is_refused(gpt, option, message):

@@ -237,13 +237,13 @@ def test_target_of_minus_two_is_refused():
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    ({"n_layer": 0}, "n_layer must be a whole number, at least 1"),
+    ({"n_layer": 0}, "n_layer must be at least 1, got 0"),
     ({"n_layer": 1.5}, "n_layer must be a whole number"),
     ({"n_layer": True}, "n_layer must be a whole number"),
     ({"n_embd": 15}, "n_embd must be a multiple of n_head"),
-    ({"dropout": 1.0}, "dropout must be a number, at least 0, below 1"),
-    ({"dropout": math.nan}, "dropout must be a number"),
-    ({"activation": "tanh"}, "activation must be one of gelu, relu"),
+    ({"dropout": 1.0}, "dropout must be below 1, got 1"),
+    ({"dropout": math.nan}, "dropout must be a finite number"),
+    ({"activation": "tanh"}, "activation must be gelu or relu, got .tanh."),
 ])
 def test_architecture_that_cannot_be_is_refused(option, message):
     with pytest.raises(UserError, match=message):

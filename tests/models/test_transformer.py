@@ -377,10 +377,10 @@ def test_targets_that_do_not_fit_are_refused(targets, message):
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    ({"n_layer": 0}, "n_layer must be a whole number, at least 1"),
+    ({"n_layer": 0}, "n_layer must be at least 1, got 0"),
     ({"n_embd": 15}, "n_embd must be a multiple of n_head; 15 is not one of 2"),
-    ({"source_vocab_size": 2}, "source_vocab_size must be a whole number, at least 3"),
-    ({"dropout": 1.0}, "dropout must be a number, at least 0, below 1"),
+    ({"source_vocab_size": 2}, "source_vocab_size must be at least 3, got 2"),
+    ({"dropout": 1.0}, "dropout must be below 1, got 1"),
 ])
 def test_architecture_that_cannot_be_is_refused(option, message):
     with pytest.raises(UserError, match=message):

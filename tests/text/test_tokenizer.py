@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import UserError
-from npgpt.text.tokenizer import CharTokenizer
+from npgpt.text.tokenizer import CharTokenizer, load_tokenizer
 
 
 @given(st.text(min_size=1))
@@ -31,6 +31,13 @@ def test_unknown_character_is_named_with_its_place(unknown):
     assert "'bcd'" in str(error.value)
 
 
+def test_message_lists_no_more_than_the_first_hundred_characters():
+    characters = "".join(map(chr, range(0x4e00, 0x4e00 + 1200)))
+    with pytest.raises(UserError) as error:
+        CharTokenizer(characters).encode("x")
+    assert str(error.value).endswith(f"{characters[:100]}' and 1,100 more")
+
+
 def test_text_starts_from_a_line_break_if_there_is_one():
     assert CharTokenizer("ab\n").start.tolist() == [0]
     assert CharTokenizer("ba").decode(CharTokenizer("ba").start) == "a"
@@ -40,7 +47,9 @@ def test_text_starts_from_a_line_break_if_there_is_one():
 def test_file_brings_the_same_tokenizer_back(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("tokenizer")
     CharTokenizer(text).save(folder)
-    assert CharTokenizer.load(folder).characters == CharTokenizer(text).characters
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, CharTokenizer)
+    assert tokenizer.characters == CharTokenizer(text).characters
 
 
 def test_hugging_face_reads_the_file_and_gets_the_same_ids(tmp_path, transformers):
@@ -64,12 +73,12 @@ def test_hugging_face_reads_the_file_and_gets_the_same_ids(tmp_path, transformer
 def test_file_that_is_no_tokenizer_of_characters_is_refused(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        CharTokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
-        CharTokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_ids_are_whole_numbers_of_the_host():

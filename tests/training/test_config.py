@@ -5,8 +5,9 @@ import pytest
 
 from npgpt import GPTConfig, UserError
 from npgpt.cli.bundle import bundled
-from npgpt.cli.options import flag
-from npgpt.training.config import FIELDS, TrainingConfig, read_command_line
+from npgpt.errors import flag
+from npgpt.training.config import FIELDS, TrainingConfig
+from npgpt.training.request import read_command_line
 
 
 def read(*words, default="laptop"):
@@ -85,31 +86,39 @@ def test_what_follows_from_other_values():
 NUMBERS = ["n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters"]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "inf", "1e3", "1000000000000", "", "x"])
+@pytest.mark.parametrize(("value", "wrong"), [
+    ("0", "at least 1, got 0"), ("-1", "at least 1, got -1"),
+    ("1000000000000", "at most .*, got 1000000000000"), ("1.5", "a whole number, got '1.5'"),
+    ("nan", "a whole number, got 'nan'"), ("1e3", "a whole number, got '1e3'"),
+    ("", "a whole number, got ''"), ("x", "a whole number, got 'x'"),
+])
 @pytest.mark.parametrize("name", NUMBERS)
-def test_whole_numbers_that_cannot_be_are_refused_by_name(name, value):
-    with pytest.raises(UserError, match=f"{name} must be a whole number, at least 1"):
+def test_invalid_whole_numbers_are_refused_by_name(name, value, wrong):
+    with pytest.raises(UserError, match=f"^{name} must be {wrong}$"):
         read(f"{flag(name)}={value}")
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("--dropout 1", "dropout must be a number, at least 0, below 1"),
-    ("--dropout -0.1", "dropout"),
-    ("--learning-rate 0", "learning_rate must be a number, above 0"),
+    ("--dropout 1", "dropout must be below 1, got 1"),
+    ("--dropout -0.1", "dropout must be at least 0, got -0.1"),
+    ("--learning-rate 0", "learning_rate must be above 0, got 0"),
     ("--learning-rate inf", "learning_rate"), ("--learning-rate nan", "learning_rate"),
     ("--beta2 1", "beta2"), ("--weight-decay -1", "weight_decay"), ("--seed -1", "seed"),
-    ("--activation swish", "activation must be one of gelu, relu, not 'swish'"),
-    ("--device tpu", "device must be one of auto, cpu, gpu, not 'tpu'"),
-    ("--optimizer sgd", "optimizer must be one of adamw"),
-    ("--dtype float16", "dtype must be one of float32"),
-    ("--n-layers 3", "unknown argument '--n-layers'; did you mean '--n-layer'"),
-    ("--n-lay 3", "unknown argument '--n-lay'"),
-    ("extra", "unknown argument 'extra'"),
-    ("--n-layer", "expected one argument"),
+    ("--activation swish", "activation must be gelu or relu, got 'swish'"),
+    ("--device tpu", "device must be auto, cpu or gpu, got 'tpu'"),
+    ("--optimizer sgd", "optimizer must be adamw or muon, got 'sgd'"),
+    ("--dtype float16", "dtype must be float32, float64, tf32 or bfloat16, got 'float16'; "
+     "did you mean 'bfloat16'"),
+    ("--n-layers 3", "unknown option --n-layers; did you mean --n-layer"),
+    ("--n-lay 3", "unknown option --n-lay"), ("--lr 1", "--lr; did you mean --learning-rate"),
+    ("extra", "unexpected argument 'extra'"),
+    ("--n-layer", "--n-layer needs a value"),
     ("--config nowhere.toml", "no configuration 'nowhere.toml'; .* baby, laptop, lecture"),
-    ("--resume --overwrite", "choose one"), ("--resume --config laptop", "leave out --config"),
+    ("--resume --overwrite", "choose one"), ("--overwrite", "out_dir, which is missing"),
+    ("--out-dir=", "out_dir is empty"), ("--config latop", "did you mean 'laptop'"),
+    ("--resume --config laptop", "leave out config"),
 ])
-def test_flags_that_cannot_be_are_refused_in_one_line(words, message):
+def test_invalid_flags_are_refused_in_one_line(words, message):
     with pytest.raises(UserError, match=message) as error:
         read(*words.split())
     assert "\n" not in str(error.value)
@@ -117,8 +126,9 @@ def test_flags_that_cannot_be_are_refused_in_one_line(words, message):
 
 @pytest.mark.parametrize(("words", "message"), [
     ("--n-embd 130", "n_embd must be a multiple of n_head; 130 is not one of 4"),
-    ("--min-lr 0.5", "min_lr 0.5 is above learning_rate"),
-    ("--warmup-iters 5000", "warmup_iters 5000 is above lr_decay_iters 4200"),
+    ("--min-lr 0.5", "min_lr must be at most learning_rate, which is 0.015, got 0.5"),
+    ("--warmup-iters 5000", "warmup_iters must be at most lr_decay_iters, which is 4200, "
+     "got 5000"),
 ])
 def test_values_that_contradict_each_other_are_refused(words, message):
     request = read(*words.split())
@@ -129,18 +139,21 @@ def test_values_that_contradict_each_other_are_refused(words, message):
 @pytest.mark.parametrize(("text", "message"), [
     ("n_layr = 3", "unknown key 'n_layr'; did you mean 'n_layer'"),
     ("vocab_size = 3", "unknown key 'vocab_size'"),
-    ("n_layer = '3'", "n_layer must be a whole number, .* not '3'"),
+    ("lr = 3", "unknown key 'lr'; did you mean 'learning_rate'"),
+    ("n_layer = '3'", "n_layer must be a whole number, got '3'"),
+    ("n_layer = 0", "n_layer must be at least 1, got 0"),
     ("n_layer = true", "n_layer must be a whole number"),
     ("dropout = 'none'", "dropout must be a number"),
-    ("tie_weights = 1", "tie_weights must be true or false, not 1"),
-    ("[n_layer]", "n_layer must be"), ("data = ['a']", "data must be text"),
-    ("n_layer = ", "is no TOML"), ("\x00", "is no TOML"),
+    ("tie_weights = 1", "tie_weights must be true or false, got 1"),
+    ("[n_layer]", "n_layer must be a whole number, got {}"), ("data = ['a']", "data must be text"),
+    ("n_layer = ", "is not valid TOML: "), ("\x00", "is not valid TOML: "),
 ])
-def test_files_that_cannot_be_are_refused_by_key(text, message, tmp_path):
+def test_invalid_files_are_refused_by_name_and_key(text, message, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"mine.toml:? {message}") as error:
         read("--config", str(path))
+    assert "`" not in error.value.message          # a key is no flag
 
 
 def test_directory_as_configuration_is_refused(tmp_path):
@@ -154,6 +167,77 @@ def test_resumed_run_keeps_its_values_but_for_those_that_may_change():
     request = read("--max-iters", "9000", "--seed", "5", "--log-interval", "3").resumed(saved)
     assert request.training().max_iters == 9000 and request.training().log_interval == 3
     assert request.training().lr_decay_iters == 4200
-    for word, name in (("--seed=6", "seed"), ("--n-layer=9", "n-layer"), ("--beta1=0", "beta1")):
-        with pytest.raises(UserError, match=f"a resumed run keeps its --{name}"):
+    for word, name in (("--seed=6", "seed"), ("--n-layer=9", "n_layer"), ("--beta1=0", "beta1")):
+        with pytest.raises(UserError, match=f"a resumed run keeps its {name} of"):
             read(word).resumed(saved)
+
+
+@pytest.mark.parametrize(("words", "rates", "noted"), [
+    ("--optimizer adamw", (1e-3, 1e-4), True),
+    ("--optimizer adamw --learning-rate 2e-3", (2e-3, 3e-4), False),
+    ("--optimizer adamw --min-lr 1e-5", (1e-3, 1e-5), True),
+    ("--optimizer muon", (1.5e-2, 3e-4), False),
+    ("--config baby --optimizer adamw", (1e-3, 1e-4), False),
+    ("--config lecture --optimizer adamw", (3e-4, 3e-4), False),
+    ("--config lecture --optimizer muon", (3e-4, 3e-4), False),
+])
+def test_adamw_does_not_take_over_the_rates_of_muon(words, rates, noted):
+    request = read(*words.split())
+    training = request.training()
+    assert (training.learning_rate, training.min_lr) == rates
+    assert request.notes == (["learning rate 0.001, AdamW's default: 0.015 in the configuration is "
+                              "for Muon"] if noted else [])
+
+
+def test_file_that_changes_to_adamw_gets_its_default_rates_too(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("optimizer = 'adamw'")
+    request = read("--config", str(path))
+    assert (request.training().learning_rate, request.training().min_lr) == (1e-3, 1e-4)
+    assert len(request.notes) == 1
+
+
+@pytest.mark.parametrize("name", ["muon_lr", "muon_momentum"])
+def test_options_of_muon_are_refused_beside_adamw(name, tmp_path):
+    message = f"{name} has no effect with optimizer adamw; leave it out"
+    for words in (["--optimizer=adamw"], ["--config=lecture"]):
+        with pytest.raises(UserError, match=f"^{message}$"):
+            read(*words, f"{flag(name)}=0.5")
+    path = tmp_path / "mine.toml"
+    path.write_text(f"optimizer = 'adamw'\n{name} = 0.5")
+    with pytest.raises(UserError, match=f"mine.toml: {message}$"):
+        read("--config", str(path))
+    path.write_text(f"{name} = 0.5")                   # written for Muon, as laptop is
+    assert read("--config", str(path)).values[name] == 0.5
+    assert read("--config", str(path), "--optimizer=adamw").training().optimizer == "adamw"
+
+
+def test_resumed_run_with_adamw_goes_on_with_its_rates_and_all_its_values():
+    saved = {name: field.default for name, field in FIELDS.items()}
+    saved |= {"optimizer": "adamw", "learning_rate": 0.5, "min_lr": 0.25, "muon_lr": 0.75}
+    for words in ((), ("--optimizer=adamw",), ("--muon-lr=0.75", "--optimizer=adamw")):
+        request = read("--resume", *words).resumed(saved)
+        training = request.training()
+        assert (training.learning_rate, training.min_lr, training.muon_lr) == (0.5, 0.25, 0.75)
+        assert request.notes == []
+
+
+def test_checkpoint_that_lacks_a_value_is_taken_to_have_its_default():
+    saved = {name: field.default for name, field in FIELDS.items() if name != "hold"}
+    assert read("--resume", "--hold=0").resumed(saved).training().hold == 0
+    with pytest.raises(UserError, match=r"a resumed run keeps its hold of 0\.0, got 0\.5; to "
+                       "change it, start a new run without resume$"):
+        read("--resume", "--hold=0.5").resumed(saved)
+
+
+def test_more_processes_than_cores_are_kept_as_asked_for():
+    assert read("--workers=1000").training().workers == 1000
+
+
+def test_help_says_what_a_path_is_and_spells_options_as_flags(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = capsys.readouterr().out
+    assert "\n  --data FILE  " in text and "--max-iters)" in text
+    assert "{float32,float64,tf32,bfloat16}" in text
+    assert "`" not in text and "lr_decay_iters" not in text

@@ -1,0 +1,45 @@
+"""A model directory: config.json and model.safetensors, in the format of the model's family."""
+
+from pathlib import Path
+
+from npgpt.checkpoints import gpt2, transformer
+from npgpt.checkpoints.tensors import write_tensors
+from npgpt.durable import SUMS, atomic_directory, verify, write_json
+from npgpt.errors import UserError
+from npgpt.models.gpt import GPT
+from npgpt.models.transformer import Transformer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FILES = {CONFIG, WEIGHTS, SUMS}
+FORMATS = {GPT: gpt2, Transformer: transformer}      # family -> write_config, write_weights, read
+
+
+def save_model(model, directory):
+    """Write a model directory, whole or not at all. Raises UserError if there is anything else."""
+    with atomic_directory(directory, FILES) as folder:
+        write_model(model, folder)
+
+
+def write_model(model, folder):
+    """Write config.json and model.safetensors into a directory that is being made."""
+    form = _format(type(model))
+    write_json(folder / CONFIG, form.write_config(model.config))
+    write_tensors(folder / WEIGHTS, form.write_weights(model))
+
+
+def load_model(directory, family, **options):
+    """Read a model directory -> a model of the family, made with these options."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"there is no model directory {directory}")
+    runs = sorted(path.parent for path in directory.glob("checkpoint-*/" + CONFIG))
+    if runs and not (directory / CONFIG).exists():
+        raise UserError(f"{directory} is a run, not a model; its models are its checkpoints: "
+                        f"{', '.join(map(str, runs))}")
+    verify(directory)
+    config, values = _format(family).read(directory / CONFIG, directory / WEIGHTS)
+    return family(config, values=values, **options)
+
+
+def _format(family):
+    return next(FORMATS[base] for base in family.__mro__ if base in FORMATS)

@@ -1,0 +1,59 @@
+"""Named arrays in safetensors files. There is no pickle here: the format holds data and cannot run
+code."""
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from npgpt.backend import to_host
+from npgpt.errors import RunError, UserError
+
+
+def write_tensors(path, arrays):
+    """Write name -> array of any device as a safetensors file. Raises RunError if that fails, as on
+    a full disk."""
+    # safetensors writes an array's memory as it is, so every array must be contiguous.
+    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
+    try:
+        safetensors.numpy.save_file(host, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path.name} cannot be written: {error}") from None
+
+
+def read_tensors(path, shapes, canonical=lambda name: name):
+    """Read a safetensors file that must hold arrays of these shapes -> name -> array.
+
+    canonical: name in the file -> name in `shapes`, or None for an array that is not needed.
+    Names, shapes and dtypes are checked before any array is read. Raises UserError if they differ.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            stored = {}
+            for name in file.keys():  # noqa: SIM118
+                if canonical(name) in stored:
+                    raise UserError(f"{path} contains {canonical(name)} twice")
+                if canonical(name):
+                    stored[canonical(name)] = name
+            headers = {name: file.get_slice(stored[name]) for name in stored}
+            _compare(path, {name: tuple(h.get_shape()) for name, h in headers.items()}, shapes)
+            for name, header in headers.items():
+                if header.get_dtype() not in ("F64", "F32", "F16"):
+                    raise UserError(f"{path}: {name} has the dtype {header.get_dtype()}; npgpt "
+                                    "reads F64, F32 and F16")
+            return {name: file.get_tensor(stored[name]) for name in shapes}
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+
+
+def _compare(path, found, expected):
+    """Raise UserError that names the first array which is missing, unknown or of another shape."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise UserError(f"{path}: {name} {shape} is missing")
+        if found[name] != tuple(shape):
+            raise UserError(f"{path}: {name} has the shape {found[name]}, expected {shape}")
+    for name in found:
+        if name not in expected:
+            raise UserError(f"{path}: {name} is unknown")

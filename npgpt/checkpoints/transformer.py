@@ -1,0 +1,38 @@
+"""The original Transformer's format, npgpt's own: the fields of its configuration and its
+parameters under their names. transformers has no such architecture."""
+
+import dataclasses
+
+from npgpt.backend import to_host
+from npgpt.checkpoints.tensors import read_tensors
+from npgpt.durable import read_json
+from npgpt.errors import UserError
+from npgpt.models.transformer import TransformerConfig
+
+MODEL_TYPE = "npgpt-transformer"
+
+
+def write_config(config):
+    """-> what config.json holds."""
+    return {"model_type": MODEL_TYPE, **dataclasses.asdict(config)}
+
+
+def write_weights(model):
+    """-> name in the file -> array."""
+    return {name: to_host(array) for name, array in model.params.items()}
+
+
+def read(config_path, weights_path):
+    """-> TransformerConfig, pairs of names and arrays. Raises UserError that says what is wrong."""
+    found = read_json(config_path)
+    if found.pop("model_type", None) != MODEL_TYPE:
+        raise UserError(f"{config_path} does not describe an npgpt Transformer")
+    names = {field.name for field in dataclasses.fields(TransformerConfig)}
+    if found.keys() != names:
+        different = ", ".join(sorted(found.keys() ^ names))
+        raise UserError(f"{config_path}: missing or unknown: {different}")
+    try:
+        config = TransformerConfig(**found)
+    except UserError as error:
+        raise UserError(f"{config_path}: {error}") from None
+    return config, read_tensors(weights_path, config.shapes()).items()

@@ -1,0 +1,136 @@
+"""What all models share: parameters on a device, a precision, checks of token ids, files.
+
+A family of models adds a configuration that gives its architecture, a table of parameters, and a
+forward and a backward like those of every layer:
+
+    logits, cache = forward(*tokens, p, config, key, layers=layers)
+    backward(dlogits, cache, grads)       hands its gradients to grads, a Gradients
+
+Precision belongs to the model. float64 and float32 compute in that dtype. tf32 and bfloat16 have
+float32 parameters and round what goes into products of matrices: tf32 to 10 bits, by a mode of the
+device that is set while the model computes and restored after it; bfloat16 to 8 bits, by other
+versions of layers, `model.layers`.
+"""
+
+import numpy as np
+
+from npgpt.backend import get_device
+from npgpt.cli.options import Options
+from npgpt.errors import UserError
+from npgpt.kernels import layers_for
+from npgpt.models.parameters import Parameters, count
+
+
+class ModelConfig(Options):
+    """Base of the configurations. Each has a method `architecture`, which gives the table of its
+    parameters in the order in which the model uses them."""
+
+    def shapes(self):
+        """-> name -> shape of every parameter."""
+        return {name: param.shape for name, param in self.architecture().items()}
+
+
+class Model:
+    """Base of the models. `params` maps names to arrays, views of the one buffer `params.flat`.
+
+    Token ids may be lists or NumPy arrays, which are checked, or arrays of the device, which are
+    taken as they are, so that nothing waits for the device.
+    """
+
+    Config = ModelConfig        # of the family
+    forward = backward = None   # the family's functions
+
+    def __init__(self, config, *, seed=1337, device="cpu", dtype="float32", fused=False,
+                 values=None):
+        """seed: of the initial weights. device: "cpu", "gpu" or "auto". dtype: "float32",
+        "float64", "tf32" or "bfloat16", the last two on a GPU. fused: take the GPU's fused kernels.
+        values: pairs of names and NumPy arrays to take as parameters, instead of drawing them.
+        Raises UserError if the device or the precision is not available."""
+        self.config = config
+        self.device = get_device(device)
+        self.dtype = dtype
+        self.layers = layers_for(self.device, dtype, fused)
+        architecture = config.architecture()
+        self.params = Parameters(architecture, self._zeros(count(architecture)))
+        if values is None:
+            values = ((name, param.draw(name, seed)) for name, param in architecture.items())
+        missing = set(self.params)
+        for name, value in values:
+            if name not in architecture or architecture[name].shape != np.shape(value):
+                raise UserError(f"this architecture has no parameter {name} {np.shape(value)}")
+            self.params[name] = self.device.to_device(value)
+            missing.remove(name)
+        if missing:
+            raise UserError(f"values for {', '.join(sorted(missing))} are missing")
+
+    def __repr__(self):
+        return (f"{type(self).__name__}({self.config}, {self.params.flat.size:,} parameters, "
+                f"{self.dtype} on {self.device.name})")
+
+    def gradients(self, flat=None):
+        """-> Gradients of the trainable parameters, all of them 0; flat: the buffer to take."""
+        if flat is None:
+            flat = self._zeros(self.params.n_trainable)
+        grads = self.params.gradients(flat)
+        grads.zero()
+        return grads
+
+    def save_pretrained(self, directory):
+        """Write a model directory, which Hugging Face's transformers can open if they know the
+        architecture. Whole or not at all: an older model there is replaced only when the new one is
+        complete. Raises UserError if the directory holds anything else."""
+        from npgpt.checkpoints import save_model
+        save_model(self, directory)
+
+    @classmethod
+    def from_pretrained(cls, directory, device="cpu", dtype="float32", fused=False):
+        """Read a model directory that npgpt or transformers wrote. device, dtype, fused: as for a
+        new model. Raises UserError that says what is missing, unknown or damaged."""
+        from npgpt.checkpoints import load_model
+        return load_model(directory, cls, device=device, dtype=dtype, fused=fused)
+
+    def _zeros(self, n):
+        return self.device.xp.zeros(n, "float64" if self.dtype == "float64" else "float32")
+
+    def _forward(self, *tokens, **options):
+        """The family's forward with the model's parameters, in its precision."""
+        with self.device.math_mode(self.dtype):
+            return self.forward(*tokens, self.params.tree, self.config, layers=self.layers,
+                                **options)
+
+    def _loss(self, tokens, targets):
+        """-> mean cross-entropy in nats per token, a scalar of the device, without dropout."""
+        logits, _ = self._forward(*tokens)
+        return self.layers.cross_entropy_forward(logits, targets)[0]
+
+    def _loss_and_grads(self, tokens, targets, key, count, grads):
+        """-> loss, grads. key: of dropout; count: of targets; grads: to add to, or None."""
+        layers, grads = self.layers, self.gradients() if grads is None else grads
+        with self.device.math_mode(self.dtype):
+            logits, cache = self._forward(*tokens, key=key)
+            loss, ce = layers.cross_entropy_forward(logits, targets, count)
+            del logits
+            dlogits = [layers.cross_entropy_backward(self.device.xp.ones_like(loss), ce)]
+            del ce
+            # Probabilities and dlogits are the largest arrays of a small model. pop() passes on the
+            # only reference to dlogits, so the backward frees it with its first lines.
+            self.backward(dlogits.pop(), cache, grads)
+        return loss, grads
+
+    def _tokens(self, idx, V, lowest=0, name="idx"):
+        """Token ids (B, T), T >= 1, as an array of the device; those from the host are checked."""
+        if not isinstance(idx, (np.ndarray, list, tuple)):
+            return idx
+        idx = np.asarray(idx)
+        if idx.ndim != 2 or idx.dtype.kind not in "iu":
+            raise UserError(f"{name} must be whole numbers of shape (B, T), got {idx.dtype} of "
+                            f"shape {idx.shape}")
+        if idx.size and not lowest <= idx.min() <= idx.max() < V:
+            raise UserError(f"{name} must be token ids from {lowest} to {V - 1}, got "
+                            f"{idx.min()} to {idx.max()}")
+        return self.device.to_device(idx)
+
+    def _same_shape(self, idx, targets):
+        if idx.shape != targets.shape:
+            raise UserError(f"idx and targets must have the same shape, got {idx.shape} and "
+                            f"{targets.shape}")

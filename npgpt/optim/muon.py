@@ -1,0 +1,105 @@
+"""Muon: momentum, orthogonalised, for the blocks' matrices (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/).
+
+    m  = β m + (1 - β) g
+    u  = orthogonal((1 - β) g + β m)                      Nesterov: g once more
+    w -= lr * (weight_decay * w  +  √max(1, O/I) u)       w (I, O)
+
+A gradient's few large singular values are the directions that many examples share. The small ones
+are specific to a few, and a step along the gradient hardly changes w there. u has all directions at
+the same size. Queries, keys and values are three matrices side by side in one array, and each is
+made orthogonal on its own.
+"""
+
+import math
+
+from npgpt.backend import array_module
+from npgpt.optim.optimizer import Optimizer
+
+
+class Muon(Optimizer):
+    """Muon over the group of matrices."""
+
+    def __init__(self, params, momentum=0.95, weight_decay=0.1, relative_lr=1.0,
+                 share=lambda array: array):
+        """relative_lr: its learning rate, as a multiple of what `step` is given. share: as for
+        AdamW."""
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.relative_lr = relative_lr
+        self._names = {s.start: name for name, s in params.slices.items()
+                       if s.stop <= params.n_matrices}
+        super().__init__(params)
+        self.m = share(self.device.xp.zeros(params.n_matrices, params.flat.dtype))
+
+    @property
+    def state(self):
+        """name -> array."""
+        return {"muon.m": self.m}
+
+    def _slices(self, rank, size):
+        """Whole matrices, the largest first, each to the rank that has the least to do."""
+        matrices = [self.params.slices[name] for name in self._names.values()]
+        shards, loads = [[] for _ in range(size)], [0] * size
+        for matrix in sorted(matrices, key=lambda s: s.start - s.stop):
+            least = loads.index(min(loads))
+            shards[least].append(matrix)
+            loads[least] += matrix.stop - matrix.start
+        return shards[rank]
+
+    def _update(self, grads, lr, scale):
+        xp, dtype = self.device.xp, self.params.flat.dtype
+        nonfinite = scale == 0
+        lr = xp.where(nonfinite, 0.0, lr * self.relative_lr).astype(dtype)
+        scale = scale.astype(dtype)
+        for whole in self.shard:
+            name = self._names[whole.start]
+            w, param = self.params[name], self.params.architecture[name]
+            m = self.m[whole].reshape(param.shape)
+            g = grads[whole].reshape(param.shape) * scale
+            xp.copyto(g, 0, where=nonfinite)
+            m += (g - m) * (1 - self.momentum)
+            g += (m - g) * self.momentum
+            start = 0
+            for width in param.widths:
+                part = slice(start, start + width)
+                update = orthogonal(g[:, part])
+                update *= math.sqrt(max(1.0, width / param.shape[0]))
+                update += self.weight_decay * w[:, part]
+                update *= lr
+                w[:, part] -= update
+                start += width
+
+
+def orthogonal(g, steps=5):
+    """g (I, O) -> the same singular vectors with every singular value close to 1.
+
+    x ↦ p x with p = a + b xxᵀ + c (xxᵀ)² does to each singular value s what as + bs³ + cs⁵ does to
+    a number, and leaves the singular vectors alone. With these coefficients five rounds bring
+    everything from 0.01 to 1 to between 0.7 and 1.2, which is close enough. Divided by the norm of
+    all its elements, a matrix has no singular value above 1.
+
+    A square matrix goes through the rounds itself. For any other, all rounds together are one
+    matrix q, of the size of the smaller of xxᵀ and xᵀx: a polynomial in it, and that of the next
+    round is p xxᵀ p. So x, which may have one side much longer than the other, is needed only
+    twice.
+    """
+    I, O = g.shape
+    x = g / ((g * g).sum() ** 0.5 + 1e-7)
+    if I == O:
+        for _ in range(steps):
+            x = _quintic(x @ x.T) @ x
+        return x
+    gram = x @ x.T if I < O else x.T @ x
+    p = q = _quintic(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p
+        p = _quintic(gram)
+        q = p @ q
+    return q @ x if I < O else x @ q
+
+
+def _quintic(gram, a=3.4445, b=-4.7750, c=2.0315):
+    """gram (n, n) -> a + b gram + c gram²."""
+    p = b * gram + c * (gram @ gram)
+    p += a * array_module(gram).eye(len(gram), dtype=gram.dtype)
+    return p

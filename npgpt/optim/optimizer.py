@@ -1,0 +1,73 @@
+"""What every optimiser has: parameters, a shard of them, a count of steps, named state.
+
+An optimiser updates a part of the flat buffer of parameters. Where several ranks train, each is
+told its rank once and updates its shard, a list of slices of the buffer; the shards of all ranks
+cover the optimiser's part exactly once. The order of the buffer does not depend on the number of
+ranks.
+"""
+
+from npgpt.backend import device_of
+
+
+class Optimizer:
+    """Base of the optimisers.
+
+    Each has `state`, name -> array, what a checkpoint keeps beside the parameters; `_slices(rank,
+    size)`, the shard of a rank; and `_update(grads, lr, scale)`."""
+
+    def __init__(self, params):
+        self.params = params
+        self.device = device_of(params.flat)
+        self.t = 0                      # steps done
+        self.set_rank(0, 1)
+
+    def set_rank(self, rank, size):
+        """From now on, update the shard of this rank among so many."""
+        self.shard = self._slices(rank, size)
+
+    def step(self, grads, lr, scale=None):
+        """Update the shard against the gradients. grads: their buffer, with the sum over all ranks
+        in the shard; it is not changed. lr: the learning rate. scale: what to multiply the
+        gradients by, a float64 scalar of the device; None: 1; 0 leaves the parameters as they are.
+        """
+        xp = self.device.xp
+        self.t += 1
+        self._update(grads, lr, xp.ones((), "float64") if scale is None else scale)
+
+    def load_state(self, tensors, t):
+        """Go on from a checkpoint: name -> array, and the steps that were done."""
+        for name, array in self.state.items():
+            array[...] = self.device.to_device(tensors[name])
+        self.t = t
+
+
+class OptimizerGroup:
+    """Several optimisers, each for its own part of the parameters, as one."""
+
+    def __init__(self, optimizers):
+        self.optimizers = optimizers
+
+    @property
+    def shard(self):
+        """The slices of the buffer that this rank updates."""
+        return [s for optimizer in self.optimizers for s in optimizer.shard]
+
+    @property
+    def state(self):
+        """name -> array."""
+        return {name: array for o in self.optimizers for name, array in o.state.items()}
+
+    def set_rank(self, rank, size):
+        """As Optimizer.set_rank."""
+        for optimizer in self.optimizers:
+            optimizer.set_rank(rank, size)
+
+    def step(self, grads, lr, scale=None):
+        """As Optimizer.step."""
+        for optimizer in self.optimizers:
+            optimizer.step(grads, lr, scale)
+
+    def load_state(self, tensors, t):
+        """As Optimizer.load_state."""
+        for optimizer in self.optimizers:
+            optimizer.load_state(tensors, t)

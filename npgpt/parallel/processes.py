@@ -1,0 +1,160 @@
+"""Several processes on one machine that share memory.
+
+Parameters, gradients and the optimiser's state lie in anonymous maps that a fork inherits and that
+are gone with the last process. So a reduce-scatter adds up a shard where it lies, and an all-gather
+is a barrier. If the model is large, the first rank alone computes, with BLAS's threads on all
+cores, and the others only help to update.
+
+If a rank ends before the others, so do all: the first rank looks for workers that ended, and a
+worker for the first rank.
+"""
+
+import mmap
+import os
+import signal
+import sys
+import traceback
+
+import numpy as np
+
+from npgpt.errors import RunError
+from npgpt.parallel.barrier import Barrier
+from npgpt.parallel.communicator import Communicator
+
+
+class WorkerEnded(RunError):
+    """A worker ended before the others; the message says which and how."""
+
+
+class Processes(Communicator):
+    """Several processes on this machine. `launch` forks all but the first."""
+
+    def __init__(self, size, computing=None):
+        """computing: how many of them compute gradients; None: all."""
+        self.size, self.computing = size, computing or size
+        self.description = (f"{size} processes" if self.computing > 1
+                            else f"1 process that computes and {size - 1} that help to update")
+        self._barrier = Barrier(size, self._check_others)
+        self._numbers = _zeros((2, size, 1), np.float64)      # for sums, used in turns
+        self._flags = _zeros((2, size), np.int64)             # for `any`, the same
+        self._sums = self._votes = 0
+        self._buffers = []
+        self._failure = mmap.mmap(-1, 4096)
+        self._first = os.getpid()
+        self._workers = {}                # process id -> rank
+
+    @property
+    def local_rank(self):
+        return self.rank
+
+    def share(self, array):
+        copy = _zeros(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def buffers(self, like):
+        self._buffers = [_zeros(like.shape, like.dtype) for _ in range(self.computing)]
+        return self._buffers + self._buffers[:1] * (self.size - self.computing)
+
+    def launch(self, work):
+        self._barrier.open()
+        try:
+            for rank in range(1, self.size):
+                process = os.fork()
+                if process == 0:
+                    self._work_as(rank, work)
+                self._workers[process] = rank
+            status = work()
+            self.barrier()                # so that no rank ends while another still needs it
+            return status
+        finally:
+            for process in self._workers:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            self._workers = {}
+            self._barrier.close()
+
+    def _work_as(self, rank, work):
+        """What a forked process does; it never returns."""
+        status = 1
+        try:
+            self.rank, self._workers = rank, {}
+            signal.signal(signal.SIGINT, signal.SIG_IGN)       # the first rank decides for all
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if not self.computes:
+                limit_blas()
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
+            work()
+            self.barrier()
+            status = 0
+        except BaseException:
+            text = traceback.format_exc().encode()[-4000:]
+            self._failure[:len(text)] = text
+        finally:
+            os._exit(status)
+
+    def _check_others(self):
+        """Raise WorkerEnded if a worker has ended; end if the first rank has."""
+        if self.rank > 0:
+            if os.getppid() != self._first:
+                os._exit(1)
+            return
+        process, status = os.waitpid(-1, os.WNOHANG) if self._workers else (0, 0)
+        if process == 0:
+            return
+        rank = self._workers.pop(process)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:                     # it had nothing left to do
+            return
+        text = bytes(self._failure).rstrip(b"\0").decode(errors="replace").strip()
+        why = f"was ended by signal {-code}" if code < 0 else f"failed: {text.splitlines()[-1]}"
+        raise WorkerEnded(f"worker {rank} of {self.size} {why}")
+
+    def barrier(self):
+        self._barrier.wait(self.rank)
+
+    def all_reduce(self, number):
+        # Two tables in turns: none is written again before every rank has read it.
+        self._sums += 1
+        table = self._numbers[self._sums % 2]
+        table[self.rank] = number
+        self.barrier()
+        return table.sum(0)[0]
+
+    def reduce_scatter(self, grads, shard):
+        if self.computes:
+            grads.fill()
+        self.barrier()
+        first, *others = self._buffers
+        for part in shard if others else []:
+            for other in others:
+                first[part] += other[part]
+        return first
+
+    def all_gather(self, params, shard):
+        self.barrier()
+
+    def any(self, flag):
+        # What is read was written before the latest barrier, and is not written again before the
+        # next one.
+        before, now = self._flags[self._votes % 2], self._flags[(self._votes + 1) % 2]
+        self._votes += 1
+        now[self.rank] = flag
+        return bool(before.any())
+
+
+def _zeros(shape, dtype):
+    """-> zeros in memory that forked processes share."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+
+
+def can_fork():
+    """Whether processes can share memory here. macOS's own libraries do not survive a fork."""
+    return sys.platform == "linux" and hasattr(os, "fork")
+
+
+def limit_blas():
+    """From now on BLAS computes on one thread in this process."""
+    from threadpoolctl import threadpool_limits
+    threadpool_limits(1)

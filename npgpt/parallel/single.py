@@ -1,0 +1,7 @@
+"""One process."""
+
+from npgpt.parallel.communicator import Communicator
+
+
+class Single(Communicator):
+    """The only rank there is."""

@@ -1,0 +1,130 @@
+"""Texts by name or path: found, downloaded if need be, read as UTF-8."""
+
+import contextlib
+import difflib
+import hashlib
+import http.client
+import importlib
+import os
+import re
+import stat
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+from npgpt.errors import UserError
+
+NAMES = ("shakespeare", "pydocs")
+TAKES = "shakespeare, pydocs or the path of a text file"
+SHAKESPEARE = Path("data/tinyshakespeare.txt")
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class Unavailable(UserError):
+    """A text that must be downloaded first, and the download failed."""
+
+
+class Text(NamedTuple):
+    """A text and where it came from."""
+
+    name: str            # what `data` finds it by
+    text: str
+    note: str = ""       # one line for the user, if there is something to say
+
+
+def load_text(name=None):
+    """A text by name ("shakespeare", "pydocs") or path -> Text.
+
+    None: Tiny Shakespeare or, if it is not in data/ and cannot be downloaded, pydocs.
+    Raises UserError that says why there is no such text.
+    """
+    if name is None:
+        try:
+            return Text("shakespeare", _shakespeare())
+        except Unavailable as error:
+            note = f"{error}; using pydocs, Python's own manual, instead"
+            return Text("pydocs", _pydocs(), note)
+    if name == "shakespeare":
+        try:
+            return Text(name, _shakespeare())
+        except Unavailable as error:
+            raise Unavailable(f"{error}; copy it there from another machine") from None
+    if name == "pydocs":
+        return Text(name, _pydocs())
+    if name == "":
+        raise UserError(f"`data` is empty; it takes {TAKES}")
+    if re.match(r"[a-z][a-z0-9+.-]*://", str(name), re.IGNORECASE):
+        raise UserError(f"`data` takes a file, got the address {name!r}; download it first")
+    return Text(str(name), read_text(Path(name)))
+
+
+def read_text(path):
+    """The text of a UTF-8 file, unchanged except for a byte-order mark. Raises UserError."""
+    try:
+        mode = os.stat(path).st_mode
+        data = path.read_bytes() if stat.S_ISREG(mode) else b""         # a pipe may never end
+    except FileNotFoundError:
+        hint = _similar(path) or ";"
+        raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}") from None
+    except (OSError, ValueError) as error:                           # ValueError: NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(path)!r} cannot be read: {reason}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        raise UserError(f"{path} is {kind}; `data` takes a text file")
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")      # the byte-order mark
+    except UnicodeDecodeError as error:
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+        raise UserError(f"{path} is not UTF-8 (byte {error.start} is {data[error.start]:#04x}); "
+                        f"convert it with: iconv -f {encoding} -t utf-8") from None
+    if not text:
+        raise UserError(f"{path} is empty; `data` takes {TAKES}")
+    return text
+
+
+def sha256(text):
+    """Of a text in UTF-8, as hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _similar(path):
+    """"; did you mean ...?" if a name or a file in the same directory is spelled nearly so."""
+    known = {name: name for name in NAMES} if path.parent == Path() else {}
+    with contextlib.suppress(OSError):                           # there is no such directory
+        known |= {other.name: str(other) for other in path.parent.iterdir() if other.is_file()}
+    close = difflib.get_close_matches(path.name, known, 1)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""
+
+
+def _pydocs():
+    """The language reference that Python carries for its help(): about 460,000 characters."""
+    topics = importlib.import_module("pydoc_data.topics").topics     # half a megabyte
+
+    return "\n\n".join(topics[name].strip() for name in sorted(topics))
+
+
+def _shakespeare():
+    """Tiny Shakespeare from data/, downloaded to it if it is missing there."""
+    if not SHAKESPEARE.exists():
+        try:
+            with urllib.request.urlopen(SHAKESPEARE_URL, timeout=10) as answer:
+                data = answer.read(10**7)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unavailable(f"{SHAKESPEARE} is missing and cannot be downloaded "
+                              f"({getattr(error, 'reason', error)})") from None
+        if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
+            raise UserError(f"the download from {SHAKESPEARE_URL} is not Tiny Shakespeare; try "
+                            "again or use `data` pydocs")
+        SHAKESPEARE.parent.mkdir(exist_ok=True)
+        temporary = SHAKESPEARE.with_suffix(".download")
+        temporary.write_bytes(data)
+        temporary.replace(SHAKESPEARE)
+    text = read_text(SHAKESPEARE)
+    if sha256(text) != SHAKESPEARE_SHA256:
+        raise UserError(f"{SHAKESPEARE} is not Tiny Shakespeare; remove it, or pass its path as "
+                        "`data`")
+    return text

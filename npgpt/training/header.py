@@ -1,0 +1,27 @@
+"""What a person wants to know before a run starts."""
+
+from npgpt.training import estimate
+from npgpt.training.step import tokens_in_step
+
+
+def header(run, grads):
+    """name -> text. Measures the time of a step, which writes to grads and changes nothing else."""
+    model, c, comm, device = run.model, run.config, run.comm, run.model.device
+    m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
+    memory = estimate.memory_needed(m, c, device, comm.computing)
+    start, stop = comm.rows(c.batch_size)
+    trial = (estimate.step_seconds(model, run.data, stop - start, grads) if comm.computes else 0.0)
+    left = estimate.run_seconds(trial, c, run.step)
+    notes = [*run.notes, *([run.source.note] if run.source.note else [])]
+    return ({"note": "; ".join(notes)} if notes else {}) | {
+        "npgpt": f"config {run.config_name} on {device.description}, {model.dtype}"
+                 + (comm.description and f", {comm.description}"),
+        "data": f"{run.source.name}: {run.source.summary}",
+        "sha256": run.source.fingerprint,
+        "model": f"{model.params.flat.size:,} parameters: layers {m.n_layer}, heads {m.n_head}, "
+                 f"channels {m.n_embd}, context {m.block_size}",
+        "memory": f"about {estimate.size(memory)}",
+        "time": f"about {estimate.duration(left)} for {c.max_iters - run.step:,} steps of "
+                f"{tokens:,} tokens",
+        "writes": str(run.directory.path),
+    }

@@ -1,0 +1,124 @@
+"""What happens around the training steps: clocks, metrics, the screen, Ctrl-C, the end.
+
+In every rank there is one, and all call its methods alike. Only the first is seen and writes.
+"""
+
+import math
+import time
+
+from npgpt.backend import to_host
+from npgpt.cli.bundle import command_line
+from npgpt.errors import RunError
+from npgpt.training.estimate import size
+from npgpt.training.evaluation import mean_loss, sample
+from npgpt.training.header import header
+from npgpt.training.interrupt import Interrupt
+from npgpt.training.progress import Progress
+from npgpt.training.run import save
+from npgpt.training.step import tokens_in_step
+
+MOST_NONFINITE = 10      # steps in a row whose gradients are not finite, before training gives up
+
+
+class Monitor:
+    """Use as a context: the screen and the handling of signals last from entry to exit."""
+
+    def __init__(self, run, grads):
+        self.run, self.grads = run, grads
+        self.progress = Progress(run.config.max_iters, run.step)
+        self.interrupt = Interrupt()
+        self.nonfinite = run.model.device.xp.zeros((), "int64")     # lives on the device
+
+    def __enter__(self):
+        run = self.run
+        self.progress.__enter__()
+        self.interrupt.__enter__()
+        if run.comm.is_first:
+            run.directory.begin(run.step)
+        self.progress.header(header(run, self.grads))
+        self._began = time.perf_counter() - run.seconds
+        self._restart_clock()
+        return self
+
+    def __exit__(self, *error):
+        self.interrupt.__exit__(*error)
+        self.progress.__exit__(*error)
+
+    @property
+    def interrupted(self):
+        """Whether somebody asked this rank to stop."""
+        return self.interrupt.signal is not None
+
+    def step(self, lr, loss, grad_norm):
+        """A step is done. Reads numbers from the device, and so waits for it, only when a line of
+        metrics is due."""
+        run, c, xp = self.run, self.run.config, self.run.model.device.xp
+        run.seconds = time.perf_counter() - self._began
+        self.nonfinite = xp.where(xp.isfinite(grad_norm), 0, self.nonfinite + 1)
+        if run.step % c.log_interval:
+            return
+        loss, grad_norm = float(to_host(loss)), float(to_host(grad_norm))
+        seconds, steps = self._restart_clock()
+        speed = steps * tokens_in_step(c, run.data.block_size) / seconds
+        self._log(step=run.step, loss=loss, learning_rate=lr, grad_norm=grad_norm,
+                  tokens_per_second=speed, seconds=run.seconds)
+        self.progress.step(run.step, loss, speed, (c.max_iters - run.step) * seconds / steps)
+        if int(to_host(self.nonfinite)) >= MOST_NONFINITE:
+            raise RunError(f"the gradients of {MOST_NONFINITE} steps in a row, up to {run.step}, "
+                           f"are not finite; {run.kept}. Try a lower `learning_rate`")
+
+    def evaluation(self, losses):
+        """The model was evaluated: record and show the losses, and a text that it writes."""
+        run, (train_loss, val_loss) = self.run, losses
+        self._log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
+        if not math.isfinite(val_loss):
+            raise RunError(f"the validation loss at step {run.step} is not finite; {run.kept}. Try "
+                           "a lower `learning_rate`")
+        if run.comm.is_first:
+            text = sample(run.model, run.data, run.config.seed)
+            self.progress.evaluation(run.step, train_loss, val_loss, text)
+
+    def saved(self):
+        """A checkpoint was written: its time does not count for the speed."""
+        self._restart_clock()
+
+    def finish(self):
+        """The loop has ended: report the result, or save and say how to go on -> exit status."""
+        run, say = self.run, self.progress.say
+        if run.step < run.config.max_iters:
+            return self._stop() if run.comm.is_first else 0
+        whole = mean_loss(run.model, run.data, run.data.val, run.config, run.comm)
+        self._log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
+        say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
+        # The ranks that only update share the first rank's memory, apart from a few MB.
+        peak = run.model.device.peak_memory() or 0
+        peak = run.comm.all_reduce(peak if run.comm.computes else 0)
+        if peak:
+            say(f"peak memory: {size(peak)}")
+        if run.comm.is_first:
+            say(f"the model is in {run.directory.checkpoint('best')}; to read what it writes: "
+                f"{command_line('sample')} --out-dir {run.directory.path}")
+        return 0
+
+    def _stop(self):
+        run, say = self.run, self.progress.say
+        if run.step == 0:
+            run.directory.discard()
+            say("stopped before the first step: there is nothing to keep")
+        else:
+            if run.saved_step != run.step:
+                save(run)
+            say(f"stopped at step {run.step}; to go on: {command_line('train')} --resume --out-dir "
+                f"{run.directory.path}")
+        return self.interrupt.status
+
+    def _log(self, **values):
+        if self.run.comm.is_first:
+            self.run.directory.log(**values)
+
+    def _restart_clock(self):
+        """-> seconds and steps since it was started last."""
+        now, step = time.perf_counter(), self.run.step
+        before, first = getattr(self, "_clock", (now, step))
+        self._clock = now, step
+        return now - before, step - first

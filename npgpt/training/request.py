@@ -1,0 +1,178 @@
+"""What a command line asks for: laptop's values, over them those of a TOML file, over them flags.
+
+Every field of `TrainingConfig` and `GPTConfig` is a flag with the same name and a key of a TOML
+file. A resumed run takes its values from the checkpoint.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from npgpt.cli.bundle import bundled
+from npgpt.cli.options import Parser, checked, suggestion
+from npgpt.errors import UserError
+from npgpt.models.gpt import GPTConfig
+from npgpt.training.config import (
+    FIELDS,
+    MODEL_FIELDS,
+    RESUMABLE,
+    TRAINING_FIELDS,
+    TrainingConfig,
+)
+
+MUON_FIELDS = ("muon_lr", "muon_momentum")
+ADAMW_RATES = ("learning_rate", "min_lr")
+
+
+@dataclass
+class Request:
+    """What the command line asks for."""
+
+    config_name: str                # "laptop": what the run and its directory are called
+    values: dict                    # name -> value, from the TOML file and the flags
+    flags: dict                     # name -> value, from the flags alone
+    out_dir: Path | None
+    resume: bool
+    overwrite: bool
+    notes: list[str] = field(default_factory=list)      # for the header of the run
+
+    def resumed(self, saved):
+        """The same request, with the values of a checkpoint under the flags.
+        Raises UserError that names a flag which a resumed run cannot change."""
+        for name, value in self.flags.items():
+            kept = saved.get(name, FIELDS[name].default)      # an old checkpoint may lack it
+            if name not in RESUMABLE and value != kept:
+                raise UserError(
+                    f"a resumed run keeps its `{name}` of {kept}, got {value}; to change it, start "
+                    "a new run without `resume`"
+                )
+        return dataclasses.replace(self, values=saved | self.flags)
+
+    def training(self):
+        """-> TrainingConfig."""
+        return TrainingConfig(**{n: v for n, v in self.values.items() if n in TRAINING_FIELDS})
+
+    def model(self, vocab_size):
+        """-> GPTConfig."""
+        return GPTConfig(
+            vocab_size=vocab_size, **{n: v for n, v in self.values.items() if n in MODEL_FIELDS}
+        )
+
+
+def read_command_line(arguments, default_config):
+    """Arguments, as words -> Request.
+
+    default_config: the device's name as given ("auto", "cpu", "gpu") -> name of the configuration.
+    Raises UserError for an unknown option, an invalid value and options that exclude each other.
+    """
+    first = Parser(add_help=False)
+    first.add_argument("--config")
+    first.add_argument("--device", default="auto")
+    early, _ = first.parse_known_args(arguments)
+    checked(TRAINING_FIELDS["device"], early.device)
+    wants_help = "-h" in arguments or "--help" in arguments
+    named = getattr(early, "config", None)
+    if named is None:
+        named = default_config("cpu" if wants_help else early.device)
+    path = _config_path(named)
+    values, notes = layered(read_toml(bundled("configs") / "laptop.toml"), read_toml(path))
+
+    given = _parser(path.stem, values).parse(arguments, FIELDS.values())
+    flags = {name: value for name, value in given.items() if name in FIELDS}
+    values, more = layered(values, flags)
+    request = Request(
+        path.stem, values, flags, Path(given["out_dir"]) if "out_dir" in given else None,
+        given.get("resume", False), given.get("overwrite", False), notes + more,
+    )
+    if given.get("out_dir") == "":
+        raise UserError("`out_dir` is empty; it takes the path of a directory")
+    if request.resume:
+        if hasattr(early, "config"):
+            raise UserError("`resume` keeps the configuration of the run; leave out `config`")
+        if request.overwrite:
+            raise UserError("`resume` keeps a run and `overwrite` replaces it; choose one")
+        request.notes.clear()                         # they are about values that are not used
+        return request
+    if request.overwrite and request.out_dir is None:
+        raise UserError("`overwrite` replaces the run in `out_dir`, which is missing; without "
+                        "both, a new run gets a directory of its own")
+    _check_muon(values["optimizer"], flags)
+    return request
+
+
+def layered(lower, upper):
+    """Values, and those that win over them -> name -> value, and notes for the user.
+
+    Learning rates suit one optimiser: those for Muon are several times too high for AdamW alone.
+    Where `upper` changes to AdamW without a learning rate, AdamW's defaults take their place.
+    """
+    to_adamw = upper.get("optimizer") == "adamw" and lower["optimizer"] == "muon"
+    if not to_adamw or "learning_rate" in upper:
+        return lower | upper, []
+    values = lower | {name: FIELDS[name].default for name in ADAMW_RATES} | upper
+    return values, [f"learning rate {values['learning_rate']}, AdamW's default: "
+                    f"{lower['learning_rate']} in the configuration is for Muon"]
+
+
+def read_toml(path):
+    """A TOML file of keys that are field names -> checked values. Raises UserError."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    for name in found:
+        if name not in FIELDS:
+            raise UserError(f"{path}: unknown key {name!r}{suggestion(name, FIELDS)}")
+    try:
+        values = {name: checked(FIELDS[name], value) for name, value in found.items()}
+        _check_muon(values.get("optimizer"), values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None         # str: a key, not a flag
+    return values
+
+
+def _check_muon(optimizer, given):
+    """Raise UserError if options of Muon are given where AdamW alone trains."""
+    for name in MUON_FIELDS:
+        if optimizer == "adamw" and name in given:
+            raise UserError(f"`{name}` has no effect with `optimizer` adamw; leave it out")
+
+
+def _config_path(name):
+    """A path, or the name of one of the configurations that npgpt brings."""
+    folder = bundled("configs")
+    if (folder / f"{name}.toml").is_file():
+        return folder / f"{name}.toml"
+    if not Path(name).is_file():
+        known = _known_configs()
+        hint = suggestion(name, known) or ";"
+        raise UserError(f"there is no configuration {name!r}{hint} `config` takes a TOML file or "
+                        f"one of {', '.join(known)}")
+    return Path(name)
+
+
+def _known_configs():
+    return sorted(path.stem for path in bundled("configs").glob("*.toml"))
+
+
+def _parser(name, values):
+    """The parser of train.py, its defaults shown as the configuration has them."""
+    parser = Parser(
+        prog="train.py",
+        usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE] ...",
+        description="Train a GPT on a text. Without arguments: a small one on Tiny Shakespeare. "
+                    "Ctrl-C stops it, --resume goes on.",
+    )
+    run = parser.add_argument_group("the run")
+    run.add_argument("--config", metavar="FILE", help="a TOML file of the values below, or one of "
+                     f"{', '.join(_known_configs())} [laptop; with a GPU baby]")
+    run.add_argument("--out-dir", metavar="DIR", help="directory of the run [a new one in out/]")
+    run.add_argument("--resume", action="store_true",
+                     help="go on with the run in --out-dir [the newest in out/]")
+    run.add_argument("--overwrite", action="store_true", help="replace the run in --out-dir")
+    parser.add_options(f"the model, as in {name}", MODEL_FIELDS.values(), values)
+    parser.add_options(f"the training, as in {name}", TRAINING_FIELDS.values(), values)
+    return parser

@@ -1,0 +1,89 @@
+"""A run: what it works with, how far it is, and how it gets into a checkpoint and out again."""
+
+import math
+from dataclasses import dataclass
+
+from npgpt.checkpoints.run import TENSORS, RunDirectory
+from npgpt.checkpoints.tensors import read_tensors
+from npgpt.errors import UserError
+from npgpt.models.model import Model
+from npgpt.optim import Optimizer, OptimizerGroup
+from npgpt.parallel import Communicator
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import TokenSource
+from npgpt.training.config import FIELDS, TrainingConfig
+
+FORMAT = 1     # of training.json, whose first files lack these values:
+ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
+
+
+@dataclass
+class Run:
+    """A training run."""
+
+    config_name: str
+    config: TrainingConfig
+    directory: RunDirectory
+    source: TokenSource
+    data: Dataset
+    model: Model
+    optimizer: Optimizer | OptimizerGroup
+    comm: Communicator
+    buffers: list                        # rank -> the buffer of its gradients
+    notes: list[str]                     # for the header
+    step: int = 0                        # steps done
+    seconds: float = 0.0                 # spent on them
+    best_val_loss: float = math.inf      # nats per token
+    saved_step: int | None = None        # of the latest checkpoint
+
+    @property
+    def kept(self):
+        """What there is to go on from, in words."""
+        return "there is no checkpoint yet" if self.saved_step is None else (
+            f"{self.directory.checkpoint('latest')} is complete")
+
+
+def save(run, val_loss=math.inf):
+    """Write a checkpoint; it is the best one if the validation loss is below all before."""
+    is_best, run.saved_step = val_loss < run.best_val_loss, run.step
+    run.best_val_loss = min(val_loss, run.best_val_loss)
+    if not run.comm.is_first:
+        return
+    values = vars(run.config) | vars(run.model.config) | {"data": run.source.name}
+    del values["vocab_size"]                     # the tokenizer says it
+    state = {
+        "format": FORMAT,
+        "step": run.step,
+        "seconds": run.seconds,
+        "best_val_loss": None if math.isinf(run.best_val_loss) else run.best_val_loss,
+        "config_name": run.config_name,
+        "sha256": run.source.fingerprint,
+        "values": values,
+    }
+    run.directory.save(run.model, run.source.tokenizer, run.optimizer.state, state,
+                       is_best=is_best)
+
+
+def restore(run, state, checkpoint):
+    """Put a new run where a checkpoint was. state: of its training.json."""
+    shapes = {name: array.shape for name, array in run.optimizer.state.items()}
+    run.optimizer.load_state(read_tensors(checkpoint / TENSORS, shapes), state["step"])
+    run.step = run.saved_step = state["step"]
+    run.seconds = state["seconds"]
+    best = state["best_val_loss"]
+    run.best_val_loss = math.inf if best is None else best
+    return run
+
+
+def check_state(state, checkpoint):
+    """Raise UserError if training.json does not say what a run needs to go on."""
+    kinds = {"format": int, "step": int, "seconds": (int, float), "values": dict, "sha256": str,
+             "best_val_loss": (int, float, type(None)), "config_name": str}
+    for name, kind in kinds.items():
+        if not isinstance(state.get(name), kind):
+            raise UserError(f"{checkpoint / 'training.json'} is damaged: {name} is "
+                            f"{state.get(name)!r}")
+    if state["format"] > FORMAT:
+        raise UserError(f"{checkpoint} was written by a newer npgpt; update this one")
+    if state["step"] < 1 or not state["values"].keys() >= FIELDS.keys() - ADDED:
+        raise UserError(f"{checkpoint / 'training.json'} is damaged: values are missing")

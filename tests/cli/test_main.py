@@ -1,0 +1,56 @@
+"""`npgpt COMMAND ...`, in this process; tests/test_commands.py runs the commands themselves."""
+
+import sys
+
+import pytest
+
+import npgpt
+from npgpt import __main__ as npgpt_main
+from npgpt.report import losses
+
+
+def run(capsys, monkeypatch, *words):
+    """-> exit status, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["npgpt", *words])
+    with pytest.raises(SystemExit) as stop:
+        npgpt_main.main()
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_version_is_one_line(capsys, monkeypatch):
+    assert run(capsys, monkeypatch, "--version") == (0, f"npgpt {npgpt.__version__}\n", "")
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "explain"])
+def test_every_command_with_flags_knows_the_version(script, capsys, monkeypatch):
+    assert run(capsys, monkeypatch, script, "--version") == (
+        0, f"npgpt {npgpt.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_lists_the_commands(words, capsys, monkeypatch):
+    status, text, _ = run(capsys, monkeypatch, *words)
+    assert status == 0
+    assert [name for name in npgpt_main.COMMANDS if f"\n  {name} " not in text] == []
+
+
+@pytest.mark.parametrize(("word", "hint"), [
+    ("trian", "; did you mean 'train'? the commands are train, sample, explain, report"),
+    ("xyzzy", "; the commands are train, sample, explain, report"),
+])
+def test_unknown_command_is_refused(word, hint, capsys, monkeypatch):
+    assert run(capsys, monkeypatch, word) == (2, "", f"npgpt: unknown command {word!r}{hint}\n")
+
+
+def test_report_draws_the_losses_of_a_run(capsys, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(losses, "draw_losses", lambda *what: drawn.append(what))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    assert run(capsys, monkeypatch, "report", str(tmp_path), "loss.png") == (0, "", "")
+    assert drawn == [([{"step": 1, "loss": 2.5}], "loss.png")]
+
+
+def test_report_of_no_run_is_refused(capsys, monkeypatch, tmp_path):
+    status, _, message = run(capsys, monkeypatch, "report", str(tmp_path / "no"), "loss.png")
+    assert status == 2
+    assert message.startswith(f"npgpt report: {tmp_path}/no/metrics.jsonl cannot be read")

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from npgpt import GPT, GPTConfig, UserError
+from npgpt.backend import get_device
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import TokenSource
+
+CPU = get_device("cpu")
+ALPHABET = "".join(chr(ord("a") + i % 26) for i in range(1000))
+FIRST_TOKENS = [20, 17, 19]        # of three windows, as the first edition drew them
+
+
+def dataset(text, block_size=8):
+    return Dataset(TokenSource.from_text(text), block_size, CPU)
+
+
+def test_targets_are_the_tokens_one_place_later():
+    d = dataset(ALPHABET)
+    idx, targets = d.batch(seed=1, step=0, rows=50)
+    assert idx.shape == targets.shape == (50, 8)
+    np.testing.assert_array_equal(idx[:, 1:], targets[:, :-1])
+    np.testing.assert_array_equal((idx + 1) % 26, targets)
+
+
+def test_batch_is_a_function_of_seed_and_step():
+    d = dataset(ALPHABET)
+    first = d.batch(1, 5, 16)[0]
+    np.testing.assert_array_equal(first, d.batch(1, 5, 16)[0])
+    assert not np.array_equal(first, d.batch(1, 6, 16)[0])
+    assert not np.array_equal(first, d.batch(2, 5, 16)[0])
+    np.testing.assert_array_equal(first[4:9], d.batch(1, 5, 16, 4, 9)[0])
+
+
+def test_batches_of_a_seed_and_step_stay_the_same_from_version_to_version():
+    """Else a run that is resumed by a newer npgpt would not be the uninterrupted one."""
+    idx, targets = dataset(ALPHABET).batch(seed=1337, step=7, rows=3)
+    assert idx[:, 0].tolist() == FIRST_TOKENS and idx.dtype == targets.dtype == np.uint8
+
+
+def test_batches_reach_the_first_and_the_last_token_and_stay_inside():
+    d = dataset("".join(map(chr, range(100, 200))))       # every character another
+    idx, targets = d.batch(0, 0, 20_000)
+    assert idx.min() == 0 and targets.max() == 89
+
+
+def test_windows_follow_one_another_through_the_split():
+    d = dataset(ALPHABET)
+    idx, targets = d.windows(d.val, d.offsets(d.val))
+    np.testing.assert_array_equal(idx.ravel(), d.val[:96])
+    np.testing.assert_array_equal(targets.ravel(), d.val[1:97])
+
+
+def test_fixed_windows_are_spread_over_the_split():
+    d = dataset(ALPHABET)
+    some = d.offsets(d.train, 10)
+    assert len(set(some)) == 10 and some[0] == 0 and some[-1] == d.offsets(d.train)[-1]
+    assert set(some) <= set(d.offsets(d.train))
+    assert len(d.offsets(d.train, 10**6)) == len(d.offsets(d.train))
+
+
+@pytest.mark.parametrize(("length", "split"), [
+    (8, "training"), (80, "validation"), (1, "training"),
+])
+def test_text_too_short_for_a_window_is_refused(length, split):
+    with pytest.raises(UserError, match=f"its {split} split has"):
+        dataset("a" * length)
+
+
+def test_one_window_is_enough():
+    d = dataset("a" * 90)
+    assert d.offsets(d.val).tolist() == [0]
+
+
+@pytest.mark.parametrize("V", [50, 256, 300])
+def test_model_computes_the_same_with_small_ids_as_with_int64(V):
+    d = dataset("".join(map(chr, range(100, 100 + V))) * 4)
+    idx, targets = d.batch(0, 0, 20)
+    assert idx.itemsize == targets.itemsize == (1 if V <= 256 else 2)
+    for head in ({"tie_weights": True}, {"tie_weights": False}):
+        model = GPT(GPTConfig(vocab_size=V, block_size=8, n_layer=1, n_head=2, n_embd=8,
+                              **head), seed=0)
+        loss, grads = model.loss_and_grads(idx, targets)
+        wide_loss, wide = model.loss_and_grads(idx.astype(np.int64), targets.astype(np.int64))
+        assert loss == wide_loss
+        np.testing.assert_array_equal(grads.flat, wide.flat)
+
+
+def test_message_names_the_option_that_is_too_large():
+    with pytest.raises(UserError) as error:
+        dataset("a" * 80)
+    assert error.value.message == ("the text is too short: its validation split has 8 tokens, and "
+                                   "a `block_size` of 8 needs at least 9")

@@ -1,0 +1,131 @@
+import os
+import urllib.error
+import urllib.request
+
+import pytest
+
+from npgpt import UserError
+from npgpt.text import load
+from npgpt.text.load import load_text, sha256
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """An empty directory to stand in, and no network."""
+    def refuse(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def test_without_a_network_the_default_is_pythons_manual(offline):
+    text = load_text()
+    assert text.name == "pydocs"
+    assert len(text.text) > 300_000
+    assert text.note == ("data/tinyshakespeare.txt is missing and cannot be downloaded (no network)"
+                         "; using pydocs, Python's own manual, instead")
+
+
+def test_without_a_network_shakespeare_asked_for_by_name_fails(offline):
+    with pytest.raises(UserError) as error:
+        load_text("shakespeare")
+    assert error.value.message == (
+        "data/tinyshakespeare.txt is missing and cannot be downloaded (no network); copy it there "
+        "from another machine")
+
+
+class Answer:
+    def __init__(self, content):
+        self.content = content
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def read(self, limit):
+        return self.content
+
+
+def test_download_is_checked_and_kept(offline, monkeypatch):
+    content = b"To be, or not to be"
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **o: Answer(content))
+    with pytest.raises(UserError, match="is not Tiny Shakespeare; "):
+        load_text("shakespeare")
+    assert not load.SHAKESPEARE.exists()
+    digest = sha256(content.decode())
+    monkeypatch.setattr(load, "SHAKESPEARE_SHA256", digest)
+    assert load_text().text == content.decode()
+    assert load.SHAKESPEARE.read_bytes() == content
+    assert [path.name for path in load.SHAKESPEARE.parent.iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_shakespeare_that_was_changed_is_not_taken_for_it(offline):
+    load.SHAKESPEARE.parent.mkdir()
+    load.SHAKESPEARE.write_text("something else")
+    for name in (None, "shakespeare"):
+        with pytest.raises(UserError, match="is not Tiny Shakespeare; "):
+            load_text(name)
+
+
+def test_text_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\x00\n")
+    text = load_text(str(path))
+    assert text.text == "one\r\ntwo\x00\n"
+    assert (text.name, text.note) == (str(path), "")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "is empty"), (b"\xef\xbb\xbf", "is empty"),
+    (b"abc\xff", r"is not UTF-8 \(byte 3 is 0xff\); convert it with: iconv -f latin1 -t utf-8$"),
+    (b"\xef\xbb\xbfab\xff", r"is not UTF-8 \(byte 5 is 0xff\)"),
+    (b"caf\xc3", r"is not UTF-8 \(byte 3 is 0xc3\)"),
+    (b"\xff\xfea\x00", r"is not UTF-8 \(byte 0 is 0xff\); .* iconv -f utf-16 -t utf-8$"),
+])
+def test_file_that_is_no_text_is_refused(content, message, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_text(tmp_path / "a.txt")
+
+
+def test_directory_pipe_and_nothing_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("", "is a directory"), ("pipe", "is not a regular file"),
+                          ("nothing", "there is no file"), ("a\x00b", "cannot be read"),
+                          ("pipe/a", "cannot be read: Not a directory$")):
+        with pytest.raises(UserError, match=message):
+            load_text(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("address", ["http://a.b//c", "https://a.b/c.txt", "S3://bucket/c"])
+def test_address_is_refused_as_it_was_given(address):
+    with pytest.raises(UserError) as error:
+        load_text(address)
+    assert error.value.message == (
+        f"`data` takes a file, got the address {address!r}; download it first")
+
+
+def test_empty_name_is_refused():
+    with pytest.raises(UserError) as error:
+        load_text("")
+    assert error.value.message == (
+        "`data` is empty; it takes shakespeare, pydocs or the path of a text file")
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("shakespear", "; did you mean 'shakespeare'? "), ("pydoc", "; did you mean 'pydocs'? "),
+    ("bok.txt", "; did you mean 'book.txt'? "), ("texts/poem", "; did you mean 'texts/poems'? "),
+    ("texts/shakespear", "; "), ("no/shakespear", "; "), ("zzz", "; "),
+])
+def test_missing_file_is_refused_with_what_was_probably_meant(name, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for path in ("book.txt", "texts/poems"):
+        (tmp_path / path).write_text("text")
+    with pytest.raises(UserError) as error:
+        load_text(name)
+    assert error.value.message == (f"there is no file {name!r}{hint}`data` takes shakespeare, "
+                                   "pydocs or the path of a text file")

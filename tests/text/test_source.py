@@ -1,0 +1,64 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from npgpt import UserError
+from npgpt.text.source import TokenSource, load_source
+from npgpt.text.tokenizer import CharTokenizer
+
+ALPHABET = "".join(chr(ord("a") + i % 26) for i in range(1000))
+
+
+def test_splits_are_the_first_nine_tenths_and_the_rest():
+    source = TokenSource.from_text(ALPHABET)
+    assert (len(source.train), len(source.val)) == (900, 100)
+    assert source.tokenizer.decode(np.concatenate([source.train, source.val])) == ALPHABET
+
+
+@pytest.mark.parametrize(("V", "dtype"), [
+    (1, np.uint8), (256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32),
+])
+def test_ids_are_of_the_smallest_type_that_holds_the_vocabulary(V, dtype):
+    text = "".join(map(chr, range(100_000, 100_000 + V)))
+    source = TokenSource.from_text(text)
+    assert source.train.dtype == source.val.dtype == dtype
+    assert source.val[-1] == V - 1
+    # The type follows from the tokenizer, whatever the text uses of it.
+    some = TokenSource.from_text(text[:1], tokenizer=source.tokenizer)
+    assert some.val.dtype == dtype and some.tokenizer is source.tokenizer
+
+
+def test_fingerprint_is_the_sha256_of_the_text_in_utf_8():
+    text = "naïve \U0001f600\n"
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert TokenSource.from_text(text).fingerprint == expected
+
+
+def test_summary_counts_characters_and_those_that_differ():
+    text = "the quick brown fox jumps over the lazy dog\n" * 40
+    assert TokenSource.from_text(text).summary == "1,760 characters, 28 of them distinct"
+    larger = CharTokenizer(text + "XYZ")
+    assert TokenSource.from_text(text, tokenizer=larger).summary.endswith(" 28 of them distinct")
+
+
+def test_source_is_loaded_by_the_path_of_a_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(ALPHABET)
+    source = load_source(str(path))
+    assert (source.name, source.note) == (str(path), "")
+    assert source.fingerprint == TokenSource.from_text(ALPHABET).fingerprint
+    assert source.tokenizer.decode(source.train) == ALPHABET[:900]
+
+
+def test_note_of_the_text_is_kept(monkeypatch):
+    from npgpt.text import load, source
+
+    monkeypatch.setattr(source, "load_text", lambda name: load.Text("pydocs", "abc", "a note"))
+    found = load_source(None)
+    assert (found.name, found.note) == ("pydocs", "a note")
+
+
+def test_tokenizer_that_does_not_know_the_text_is_refused():
+    with pytest.raises(UserError, match="'c', character 3 of the text"):
+        TokenSource.from_text("abc", tokenizer=CharTokenizer("ab"))
