@@ -61,7 +61,8 @@ def check_each_number(forward, inputs, dy, found, names):
 
 
 def verdict(forward, backward, inputs):
-    """The result of npgpt.gradcheck by the complex step -> largest relative error, message or ""."""
+    """The result of npgpt.gradcheck with the complex step -> (largest relative error, its message).
+    The message is "" if the gradients are right."""
     try:
         report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:

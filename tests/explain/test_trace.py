@@ -12,6 +12,7 @@ from npgpt.explain.explanation import explain
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import trace
 from npgpt.explain.values import Seen
+from npgpt.models.gpt import GPT
 
 SEED = 3
 
@@ -204,6 +205,31 @@ def test_view_that_changes_with_its_base_is_seen(tmp_path):
     assert changed[1].changed.tolist() == [[True] * 3, [False] * 3]
 
 
+def test_array_with_two_names_is_shown_once_under_the_name_assigned_to(tmp_path):
+    source = '''
+        def f(x):
+            scores = x.copy()
+            att = np.exp(scores, out=scores)
+            att /= 2
+            return att, None
+        '''
+    _, steps = traced(source, "f", np.ones(3), tmp_path=tmp_path)
+    assert [[value.name for value in step.values] for step in steps[2:4]] == [["att"], ["att"]]
+    assert steps[4].values[0].origin == ("att", steps[3].first)
+
+
+def test_deleted_name_is_a_step_without_values(tmp_path):
+    source = '''
+        def f(x):
+            y = x + 1
+            del x
+            return y, None
+        '''
+    _, steps = traced(source, "f", np.ones(3), tmp_path=tmp_path)
+    assert [step.source.strip() for step in steps[1:]] == ["y = x + 1", "del x", "return y, None"]
+    assert steps[2].values == []
+
+
 def test_error_in_a_traced_function_comes_through_and_ends_the_tracing(tmp_path):
     before = sys.gettrace()
     with pytest.raises(ZeroDivisionError):
@@ -212,7 +238,8 @@ def test_error_in_a_traced_function_comes_through_and_ends_the_tracing(tmp_path)
 
 
 def test_layers_have_only_statements_that_the_tracer_knows():
-    known = (ast.Assign, ast.AugAssign, ast.Expr, ast.Return, ast.If, ast.For, ast.FunctionDef)
+    known = (ast.Assign, ast.AugAssign, ast.Delete, ast.Expr, ast.Return, ast.If, ast.For,
+             ast.FunctionDef)
     for name in SUBJECTS:
         for function in functions(name):
             (tree,) = ast.parse(inspect.getsource(function)).body
