@@ -132,6 +132,8 @@ def test_arrays_shown_at_the_end_are_what_the_layer_returns(name):
         if check.name in shown:
             assert np.array_equal(shown[check.name], check.found)
     assert {check.name for check in e.checks} & shown.keys() or name == "block"
+    if subject.adds:
+        assert {check.name for check in e.checks} <= shown.keys()
 
 
 def test_arrays_changed_in_place_are_shown_with_the_elements_that_changed():
