@@ -126,8 +126,8 @@ class Model:
             raise UserError(f"{name} must be whole numbers of shape (B, T), got {idx.dtype} of "
                             f"shape {idx.shape}")
         if idx.size and not lowest <= idx.min() <= idx.max() < V:
-            raise UserError(f"{name} must be token ids from {lowest} to {V - 1}, got "
-                            f"{idx.min()} to {idx.max()}")
+            wrong = idx.max() if idx.max() >= V else idx.min()
+            raise UserError(f"{name} must be token ids from {lowest} to {V - 1}, got {wrong}")
         return self.device.to_device(idx)
 
     def _same_shape(self, idx, targets):

@@ -194,8 +194,9 @@ class Transformer(Model):
         if len(source) != len(idx):
             raise UserError(f"source and idx must have the same number of rows, got {len(source)} "
                             f"and {len(idx)}")
-        if 0 in (*source.shape, *idx.shape):
-            raise UserError(f"source and idx must not be empty, got {source.shape} and {idx.shape}")
+        if 0 in (source.shape[1], idx.shape[1]):
+            raise UserError(f"source and idx must have at least one token in a row, got shapes "
+                            f"{source.shape} and {idx.shape}")
         return source, idx
 
     def _targets(self, idx, targets):

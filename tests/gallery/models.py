@@ -9,7 +9,6 @@ from npgpt.layers import (
     causal_mask,
     embedding_backward,
     embedding_forward,
-    layernorm_backward,
     linear_backward,
     linear_forward,
 )
@@ -17,6 +16,7 @@ from npgpt.models import blocks
 from npgpt.models.blocks import block_backward, block_forward
 from npgpt.models.generate import KVCache
 from npgpt.models.gpt import gpt_forward
+from npgpt.models.parameters import nest
 from tests.cases import parameters
 from tests.gallery.bug import Bug
 
@@ -37,22 +37,22 @@ def random_model(seed=0, **options):
 # --- residual connections -------------------------------------------------------------------------
 
 def residual_through_the_norm(dy, cache):
-    ln_1, attn, ln_2, mlp = cache
-    dh, dp = blocks.mlp_backward(dy, mlp)
-    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layernorm_backward(dh, ln_2)
+    ln_1, attn, ln_2, mlp, layers = cache
+    dp = {}
+    dh, dp["mlp"] = blocks.mlp_backward(dy, mlp)
+    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layers.layernorm_backward(dh, ln_2)
     dx = dy + dh
-    dh, dattn = blocks.self_attention_backward(dx, attn)
-    _, dp["ln_1.weight"], dp["ln_1.bias"] = layernorm_backward(dh, ln_1)
-    dx, _, _ = layernorm_backward(dx + dh, ln_1)
-    return dx, dp | dattn
+    dh, dp["attn"] = blocks.self_attention_backward(dx, attn)
+    _, dp["ln_1.weight"], dp["ln_1.bias"] = layers.layernorm_backward(dh, ln_1)
+    dx, _, _ = layers.layernorm_backward(dx + dh, ln_1)
+    return dx, dp
 
 
 def stacked(n):
     """-> function that checks the gradients of the parameters of n blocks."""
-    shapes = {name.removeprefix("h.0."): shape for name, shape in CONFIG.shapes().items()
-              if name.startswith("h.0.")}
     x, mask = normal(2, 5, 8), causal_mask(np, 5, 5)
-    ps = [parameters(shapes, np.random.default_rng(seed).standard_normal) for seed in range(n)]
+    ps = [nest(parameters(CONFIG.shapes(), np.random.default_rng(seed).standard_normal))["h"][0]
+          for seed in range(n)]
 
     def forward(*ps):
         y, caches = x, []
@@ -87,8 +87,8 @@ BUGS.append(Bug(
     "In `x + f(norm(x))` the x on the left is not normalised, so its gradient must skip the norm. "
     "Here it is added before the norm's backward. The gradients of the block's own parameters are "
     "still correct; only the gradient that reaches the block below is wrong.",
-    right="return dx + dh, dp | dattn",
-    wrong="dx, _, _ = layernorm_backward(dx + dh, ln_1)",
+    right="return dx + dh, dp",
+    wrong="dx, _, _ = layers.layernorm_backward(dx + dh, ln_1)",
     correct=block_backward, broken=residual_through_the_norm, check=two_blocks, blind=one_block,
 ))
 
@@ -154,7 +154,7 @@ def one_buffer(model):
 def tie_by_copy(model):
     head = model.params["wte.weight"].copy()
     untied = GPTConfig(**vars(model.config) | {"tie_weights": False})
-    return lambda idx: gpt_forward(idx, dict(model.params) | {"lm_head.weight": head}, untied)[0]
+    return lambda idx: gpt_forward(idx, model.params.tree | {"lm_head.weight": head}, untied)[0]
 
 
 def tie_survives_a_step(make):
@@ -237,14 +237,14 @@ def cached_at_the_first_place(model, idx):
 def every_position(logits):
     """the logits at every position, compared with the full forward."""
     model, idx = random_model(), np.array([[1, 5, 2, 2, 6, 0]])
-    full, _ = gpt_forward(idx, model.params, model.config)
+    full, _ = gpt_forward(idx, model.params.tree, model.config)
     np.testing.assert_allclose(logits(model, idx), full, atol=1e-12)
 
 
 def first_position(logits):
     """the logits at the first position alone."""
     model, idx = random_model(), np.array([[1, 5, 2, 2, 6, 0]])
-    full, _ = gpt_forward(idx, model.params, model.config)
+    full, _ = gpt_forward(idx, model.params.tree, model.config)
     np.testing.assert_allclose(logits(model, idx)[:, 0], full[:, 0], atol=1e-12)
 
 

@@ -12,22 +12,22 @@ from npgpt.models.blocks import (
     self_attention_forward,
     split_heads,
 )
-from npgpt.models.parameters import under
+from npgpt.models.parameters import nest
 from tests.cases import parameters
 
 CONFIG = GPTConfig(vocab_size=3, block_size=5, n_layer=1, n_head=2, n_embd=6)
-P = parameters(under(CONFIG.shapes(), "h.0."), np.random.default_rng(0).standard_normal)
+P = nest(parameters(CONFIG.shapes(), np.random.default_rng(0).standard_normal))["h"][0]
 X = np.random.default_rng(1).standard_normal((2, 5, 6))
 
 
-@pytest.mark.parametrize(("forward", "given", "explicit"), [
-    (mlp_forward, (), {"activation": "gelu", "dropout": 0.0}),
-    (self_attention_forward, (2,), {"mask": None, "dropout": 0.0}),
-    (block_forward, (2,), {"mask": None, "activation": "gelu", "dropout": 0.0}),
+@pytest.mark.parametrize(("forward", "p", "given", "explicit"), [
+    (mlp_forward, P["mlp"], (), {"activation": "gelu", "dropout": 0.0}),
+    (self_attention_forward, P["attn"], (2,), {"mask": None, "dropout": 0.0}),
+    (block_forward, P, (2,), {"mask": None, "activation": "gelu", "dropout": 0.0}),
 ])
-def test_options_that_are_left_out_are_gelu_no_mask_and_no_dropout(forward, given, explicit):
-    left_out, _ = forward(X, P, *given, key=Key(1, 1))
-    said, _ = forward(X, P, *given, **explicit, key=None)
+def test_defaults_are_gelu_no_mask_and_no_dropout(forward, p, given, explicit):
+    left_out, _ = forward(X, p, *given, key=Key(1, 1))
+    said, _ = forward(X, p, *given, **explicit, key=None)
     np.testing.assert_array_equal(left_out, said)
 
 
@@ -46,10 +46,10 @@ def test_merging_undoes_splitting():
 
 
 @pytest.mark.parametrize("key", [None, Key(1, 2)])
-def test_cross_attention_asks_the_memory(key):
+def test_cross_attention_attends_to_the_memory(key):
     rng = np.random.default_rng(0)
     x, memory = rng.standard_normal((2, 3, 8)), rng.standard_normal((2, 5, 6))
-    p = {f"crossattention.{name}": rng.standard_normal(shape) for name, shape in {
+    p = {name: rng.standard_normal(shape) for name, shape in {
         "q_attn.weight": (8, 8), "q_attn.bias": (8,), "c_attn.weight": (6, 16),
         "c_attn.bias": (16,), "c_proj.weight": (8, 8), "c_proj.bias": (8,)}.items()}
     mask = rng.random((2, 1, 1, 5)) < 0.6
@@ -58,7 +58,7 @@ def test_cross_attention_asks_the_memory(key):
     y, _ = cross_attention_forward(x, memory, p, 2, mask, 0.4, key, maps)
 
     def linear(h, name):
-        return h @ p[f"crossattention.{name}.weight"] + p[f"crossattention.{name}.bias"]
+        return h @ p[f"{name}.weight"] + p[f"{name}.bias"]
     (q,) = split_heads(linear(x, "q_attn"), 1, 2)
     k, v = split_heads(linear(memory, "c_attn"), 2, 2)
     heads, _ = attention_forward(q, k, v, mask, 0.4, key and key.at(0))
@@ -76,7 +76,7 @@ def test_cross_attention_asks_the_memory(key):
 def test_cross_attention_drops_nothing_unless_told():
     rng = np.random.default_rng(0)
     x, memory = rng.standard_normal((50, 9, 8)), rng.standard_normal((50, 9, 8))
-    p = {f"crossattention.{name}": rng.standard_normal(shape) for name, shape in {
+    p = {name: rng.standard_normal(shape) for name, shape in {
         "q_attn.weight": (8, 8), "q_attn.bias": (8,), "c_attn.weight": (8, 16),
         "c_attn.bias": (16,), "c_proj.weight": (8, 8), "c_proj.bias": (8,)}.items()}
     np.testing.assert_array_equal(cross_attention_forward(x, memory, p, 2, key=Key(1, 1))[0],

@@ -1,7 +1,19 @@
 import numpy as np
+import pytest
 
 from npgpt import GPT, GPTConfig
-from npgpt.models.parameters import under
+from npgpt.models.parameters import (
+    Gradients,
+    Param,
+    Parameters,
+    count,
+    flatten,
+    linear,
+    nest,
+    norm,
+    table,
+)
+from npgpt.models.transformer import TransformerConfig
 
 CONFIG = GPTConfig(vocab_size=7, block_size=5, n_layer=2, n_head=2, n_embd=4, tie_weights=False,
                    head_bias=True)
@@ -40,5 +52,87 @@ def test_groups_stand_one_after_another():
     assert all(p[name].ndim == 1 for name, group in groups.items() if group == 0)
 
 
-def test_under_takes_the_prefix_off():
-    assert under({"h.1.a": 1, "h.10.a": 2, "b": 3}, "h.1.") == {"a": 1}
+def test_tree_has_the_same_arrays_under_the_parts_of_their_names():
+    p = GPT(CONFIG).params
+    assert p.tree["h"][1]["attn"]["c_attn.weight"] is p["h.1.attn.c_attn.weight"]
+    assert p.tree["wte.weight"] is p["wte.weight"]
+    assert flatten(p.tree) == dict(p)
+    assert p.tree is p.tree
+
+
+def test_nest_is_the_inverse_of_flatten():
+    flat = {"h.0.a.w.weight": 1, "h.10.a.w.weight": 2, "x.weight": 3}
+    assert nest(flat) == {"h": {0: {"a": {"w.weight": 1}}, 10: {"a": {"w.weight": 2}}},
+                          "x.weight": 3}
+    assert flatten(nest(flat)) == flat
+
+
+def test_frozen_parameters_stand_last_and_have_no_gradient():
+    architecture = flatten({"a": linear(3, 2), "t": table(4, 3), "n": norm(3)})
+    architecture["t.weight"] = Param((4, 3), "table", trainable=False)
+    p = Parameters(architecture, np.arange(26.0))
+    assert list(p)[-1] == "t.weight" and p.n_trainable == p.n_decayed + 8 == 14
+    grads = p.gradients(np.zeros(p.n_trainable))
+    grads.add("t.weight", np.ones((4, 3)))
+    assert "t.weight" not in grads and not grads.flat.any()
+
+
+def test_first_gradient_is_assigned_and_later_ones_are_added():
+    p = GPT(CONFIG).params
+    grads = p.gradients(np.full(p.flat.size, 5.0))
+    grads.add("wte.weight", np.ones((7, 4)))
+    assert (grads["wte.weight"] == 6).all()               # what was there counts until `zero`
+    grads.zero()
+    grads.add("wte.weight", np.ones((7, 4)))
+    assert (grads["wte.weight"] == 1).all()
+    grads.add("wte.weight", np.ones((7, 4)))
+    assert (grads["wte.weight"] == 2).all()
+    assert grads.flat.sum() == 2 * 28                     # and all that nothing was added to is 0
+
+
+@pytest.mark.parametrize("name", ["ln_f.bias", "h.0.mlp.c_fc.weight"])
+def test_gradient_that_nothing_was_added_to_reads_as_zero(name):
+    p = GPT(CONFIG).params
+    grads = p.gradients(np.full(p.flat.size, 5.0))
+    grads.zero()
+    assert not grads[name].any()
+
+
+def test_tree_of_gradients_is_added_under_its_name_and_dropped():
+    p = GPT(CONFIG).params
+    grads = p.gradients(np.zeros(p.flat.size))
+    tree = {"attn": {"c_proj.bias": np.ones(4)}, "ln_1.bias": np.full(4, 2.0)}
+    grads.add("h.1", tree)
+    assert tree == {}
+    assert (grads["h.1.attn.c_proj.bias"] == 1).all() and (grads["h.1.ln_1.bias"] == 2).all()
+    grads.add("h.1.ln_1.bias", None)
+    assert grads.flat.sum() == 4 + 8
+
+
+@pytest.mark.parametrize(("config", "parts"), [
+    (CONFIG, {"attn.c_attn": (4, 4, 4)}),
+    (TransformerConfig(n_layer=1, n_head=2, n_embd=4),
+     {"attn.c_attn": (4, 4, 4), "crossattention.c_attn": (4, 4)}),
+])
+def test_matrices_side_by_side_say_their_widths(config, parts):
+    for name, param in config.architecture().items():
+        expected = [widths for part, widths in parts.items() if name.endswith(f".{part}.weight")]
+        assert param.widths == (expected[0] if expected else param.shape[-1:]), name
+        assert sum(param.widths) == param.shape[-1]
+
+
+def test_initial_values_follow_the_table_and_depend_on_seed_and_name_alone():
+    param = Param((300, 200), "table", std=0.5, mean=2.0)
+    value = param.draw("a", 1)
+    assert value.dtype == np.float32
+    assert value.mean() == pytest.approx(2, abs=0.01)
+    assert value.std() == pytest.approx(0.5, rel=0.01)
+    assert np.array_equal(value, param.draw("a", 1))
+    assert not np.array_equal(value, param.draw("b", 1))
+    assert not np.array_equal(value, param.draw("a", 2))
+    assert (Param((3,), "vector", mean=1.0).draw("a", 1) == 1).all()
+
+
+def test_count_is_the_size_of_all():
+    assert count(CONFIG.architecture()) == GPT(CONFIG).params.flat.size
+    assert isinstance(GPT(CONFIG).gradients(), Gradients)

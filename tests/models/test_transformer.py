@@ -6,7 +6,7 @@ import pytest
 from npgpt import UserError
 from npgpt.layers import Key, dropout
 from npgpt.models.blocks import attention_weights, cross_attention_forward
-from npgpt.models.parameters import under
+from npgpt.models.parameters import nest
 from npgpt.models.postnorm import decoder_block_forward, encoder_block_forward
 from npgpt.models.stacks import PAD, embed_forward, encoder_forward, sinusoid
 from npgpt.models.transformer import (
@@ -18,7 +18,8 @@ from npgpt.models.transformer import (
     transformer_backward,
     transformer_forward,
 )
-from npgpt.optim.optim import AdamW
+from npgpt.optim import AdamW
+from npgpt.training.step import train_step
 from tests.cases import parameters
 
 SMALL = {"source_vocab_size": 13, "target_vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16,
@@ -113,7 +114,7 @@ def test_encoder_without_positions_moves_with_its_tokens(monkeypatch):
     order = np.random.default_rng(0).permutation(source.shape[1])
 
     def memory(source):
-        return encoder_forward(source, under(m.params, "encoder."), m.config)[0]
+        return encoder_forward(source, m.params.tree["encoder"], m.config)[0]
 
     assert np.abs(memory(source[:, order]) - memory(source)[:, order]).max() > 0.1
     monkeypatch.setattr("npgpt.models.stacks.sinusoid", lambda xp, T, C: xp.zeros((T, C)))
@@ -122,21 +123,26 @@ def test_encoder_without_positions_moves_with_its_tokens(monkeypatch):
 
 
 def test_cross_attention_does_not_care_in_which_order_the_memory_stands():
-    shapes = under(TransformerConfig(**SMALL).shapes(), "decoder.h.0.")
-    p = parameters(shapes, np.random.default_rng(0).standard_normal)
+    p = decoder_block()["crossattention"]
     x, memory = (np.random.default_rng(1).standard_normal((2, T, 16)) for T in (5, 7))
     order = np.random.default_rng(2).permutation(7)
     np.testing.assert_allclose(cross_attention_forward(x, memory[:, order], p, 2)[0],
                                cross_attention_forward(x, memory, p, 2)[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("forward", [
-    cross_attention_forward, decoder_block_forward,
-    lambda x, memory, *rest, **options: encoder_block_forward(x, *rest, **options),
+def decoder_block():
+    """-> the parameters of a decoder block."""
+    shapes = TransformerConfig(**SMALL).shapes()
+    return nest(parameters(shapes, np.random.default_rng(0).standard_normal))["decoder"]["h"][0]
+
+
+@pytest.mark.parametrize(("forward", "p"), [
+    (cross_attention_forward, decoder_block()["crossattention"]),
+    (decoder_block_forward, decoder_block()),
+    (lambda x, memory, *rest, **options: encoder_block_forward(x, *rest, **options),
+     decoder_block()),
 ])
-def test_options_that_are_left_out_are_no_mask_and_no_dropout(forward):
-    shapes = under(TransformerConfig(**SMALL).shapes(), "decoder.h.0.")
-    p = parameters(shapes, np.random.default_rng(0).standard_normal)
+def test_defaults_are_no_mask_and_no_dropout(forward, p):
     x, memory = (np.random.default_rng(1).standard_normal((2, T, 16)) for T in (5, 7))
     left_out, _ = forward(x, memory, p, 2, key=Key(1, 1))
     said, _ = forward(x, memory, p, 2, mask=None, dropout=0.0, key=None)
@@ -177,10 +183,9 @@ def test_one_linear_map_leads_from_every_place_to_the_one_three_further_on():
 
 
 def train(m, steps, rate, source, idx, targets):
-    optimizer = AdamW(m.params, m.device, 0.9, 0.99, 0.0)
-    for t in range(1, steps + 1):
-        _, grads = m.loss_and_grads(source, idx, targets)
-        optimizer.step(m.params, grads, rate, np.float64(1.0), t)
+    optimizer, grads = AdamW(m.params, weight_decay=0.0), m.gradients()
+    for _ in range(steps):
+        train_step(m, optimizer, [(source, idx, targets)], grads, lr=rate)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -253,10 +258,10 @@ def test_every_parameter_moves_in_one_step(variant):
 
 def test_gradient_that_is_passed_back_is_not_changed():
     m, (source, idx, _) = model(), batch()
-    logits, cache = transformer_forward(source, idx, m.params, m.config)
+    logits, cache = transformer_forward(source, idx, m.params.tree, m.config)
     dlogits = np.random.default_rng(0).standard_normal(logits.shape)
     kept = dlogits.copy()
-    transformer_backward(dlogits, cache, m.params.on(np.zeros_like(m.params.flat)))
+    transformer_backward(dlogits, cache, m.gradients())
     np.testing.assert_array_equal(dlogits, kept)
 
 
@@ -279,11 +284,11 @@ def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
     targets[:2, 3:] = -1
     count = (targets >= 0).sum()
     whole, expected = m.loss_and_grads(source, idx, targets, Key(1, 5))
-    grads, rows, losses = m.params.on(np.zeros_like(m.params.flat)), 4 // parts, []
+    grads, rows, losses = m.gradients(), 4 // parts, []
     for row in range(0, 4, rows):
         part = slice(row, row + rows)
         loss, same = m.loss_and_grads(source[part], idx[part], targets[part], Key(1, 5, row),
-                                      grads, count)
+                                      count, into=grads)
         assert same is grads
         losses.append(loss)
     assert sum(losses) == pytest.approx(whole, rel=1e-12)
@@ -356,10 +361,10 @@ def test_number_of_parameters_is_that_of_the_base_model():
 
 
 @pytest.mark.parametrize(("source", "idx", "message"), [
-    ([[13]], [[1]], "must lie in 0..12"), ([[3]], [[11]], "must lie in 0..10"),
-    ([[3]], [[-1]], "must lie in 0..10"), ([[0.5]], [[1]], "whole numbers"),
-    ([1, 2], [[1]], "whole numbers"), ([[]], [[1]], "T at least 1"),
-    ([[3], [3]], [[1]], "2 sources and 1 targets must be as many"),
+    ([[13]], [[1]], "from 0 to 12, got 13"), ([[3]], [[11]], "from 0 to 10, got 11"),
+    ([[3]], [[-1]], "from 0 to 10, got -1"), ([[0.5]], [[1]], "whole numbers"),
+    ([1, 2], [[1]], "whole numbers"), (np.zeros((1, 0), int), [[1]], "at least one token"),
+    ([[3], [3]], [[1]], "same number of rows, got 2 and 1"),
 ])
 def test_token_ids_that_cannot_be_are_refused(source, idx, message):
     with pytest.raises(UserError, match=message):
@@ -367,8 +372,8 @@ def test_token_ids_that_cannot_be_are_refused(source, idx, message):
 
 
 @pytest.mark.parametrize(("targets", "message"), [
-    ([[1]], r"idx \(1, 2\) and targets \(1, 1\) must have one shape"),
-    ([[1, -2]], r"must lie in -1\.\.10"),
+    ([[1]], r"must have the same shape, got \(1, 2\) and \(1, 1\)"),
+    ([[1, -2]], "targets must be token ids from -1 to 10, got -2"),
 ])
 def test_targets_that_do_not_fit_are_refused(targets, message):
     for method in (model().loss, model().loss_and_grads):
@@ -378,7 +383,7 @@ def test_targets_that_do_not_fit_are_refused(targets, message):
 
 @pytest.mark.parametrize(("option", "message"), [
     ({"n_layer": 0}, "n_layer must be at least 1, got 0"),
-    ({"n_embd": 15}, "n_embd must be a multiple of n_head; 15 is not one of 2"),
+    ({"n_embd": 15}, "n_embd must be a multiple of n_head, got 15 and 2"),
     ({"source_vocab_size": 2}, "source_vocab_size must be at least 3, got 2"),
     ({"dropout": 1.0}, "dropout must be below 1, got 1"),
 ])
@@ -388,5 +393,5 @@ def test_architecture_that_cannot_be_is_refused(option, message):
 
 
 def test_unknown_dtype_is_refused():
-    with pytest.raises(UserError, match="dtype must be float32 or float64"):
+    with pytest.raises(UserError, match="dtype must be one of float32, float64 on CPU"):
         model("float16")

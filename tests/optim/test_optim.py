@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig
-from npgpt.backend import get_device
-from npgpt.optim.optim import (
+from npgpt.backend import get_device, register
+from npgpt.optim import (
     AdamW,
     Muon,
+    OptimizerGroup,
     clip_scale,
-    gradient_norm,
     learning_rate,
-    orthogonal,
     squared_norm,
 )
+from npgpt.optim.muon import orthogonal
 from npgpt.training.config import TrainingConfig
 
 CPU = get_device("cpu")
@@ -25,7 +25,11 @@ def state(dtype="float64"):
     p = GPT(CONFIG, dtype=dtype).params
     rng = np.random.default_rng(0)
     p.flat[...] = rng.standard_normal(p.flat.size)
-    return p, p.on(rng.standard_normal(p.flat.size).astype(dtype))
+    return p, p.gradients(rng.standard_normal(p.flat.size).astype(dtype))
+
+
+def norm_of(grads):
+    return np.sqrt(squared_norm(grads.flat))
 
 
 def one(x):
@@ -38,7 +42,7 @@ def test_steps_follow_the_paper_number_by_number(size):
     for name, decay in (("wte.weight", 0.1), ("ln_f.bias", 0.0)):
         p, grads = state()
         grads.flat[...] *= size
-        optimizer = AdamW(p, CPU, 0.9, 0.99, 0.1)
+        optimizer = AdamW(p, 0.9, 0.99, 0.1)
         w, m, v = float(p[name].ravel()[3]), 0.0, 0.0
         for t in (1, 2, 3):
             grads.flat[...] *= -1.7
@@ -46,13 +50,13 @@ def test_steps_follow_the_paper_number_by_number(size):
             m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
             mhat, vhat = m / (1 - 0.9**t), v / (1 - 0.99**t)
             w -= 1e-2 * (decay * w + mhat / (math.sqrt(vhat) + 1e-8))
-            optimizer.step(p, grads, 1e-2, one(0.5), t)
+            optimizer.step(grads.flat, 1e-2, one(0.5))
         assert p[name].ravel()[3] == pytest.approx(w, rel=1e-13)
 
 
 def test_ten_steps_are_those_of_pytorch(torch):
     p, grads = state()
-    ours = AdamW(p, CPU, 0.9, 0.95, 0.1)
+    ours = AdamW(p, 0.9, 0.95, 0.1)
     theirs = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in p.items()}
     decayed = [w for w in theirs.values() if w.ndim == 2]
     rest = [w for w in theirs.values() if w.ndim == 1]
@@ -70,9 +74,9 @@ def test_ten_steps_are_those_of_pytorch(torch):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        ours_norm = gradient_norm(grads, CPU)
+        ours_norm = norm_of(grads)
         assert float(ours_norm) == pytest.approx(float(norm), rel=1e-12)
-        ours.step(p, grads, rate, clip_scale(ours_norm, 20.0, CPU), t)
+        ours.step(grads.flat, rate, clip_scale(ours_norm, 20.0))
     for name, w in theirs.items():
         np.testing.assert_allclose(p[name], w.detach().numpy(), rtol=0, atol=1e-13)
 
@@ -81,7 +85,7 @@ def test_matrices_and_embeddings_decay_and_nothing_else():
     p, grads = state()
     grads.flat[...] = 0
     before = {name: array.copy() for name, array in p.items()}
-    AdamW(p, CPU, 0.9, 0.99, 0.1).step(p, grads, 1e-2, one(1), 1)
+    AdamW(p, 0.9, 0.99, 0.1).step(grads.flat, 1e-2)
     for name, array in p.items():
         factor = 1 - 1e-2 * 0.1 if array.ndim == 2 else 1
         np.testing.assert_allclose(array, before[name] * factor, rtol=1e-14)
@@ -90,36 +94,43 @@ def test_matrices_and_embeddings_decay_and_nothing_else():
 def test_gradients_are_not_changed():
     p, grads = state()
     kept = grads.flat.copy()
-    AdamW(p, CPU, 0.9, 0.99, 0.1).step(p, grads, 1e-2, one(0.3), 1)
+    AdamW(p, 0.9, 0.99, 0.1).step(grads.flat, 1e-2, one(0.3))
     np.testing.assert_array_equal(grads.flat, kept)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_gradients_that_are_not_finite_leave_the_parameters_alone(bad):
     p, grads = state("float32")
-    optimizer = AdamW(p, CPU, 0.9, 0.99, 0.1)
-    optimizer.step(p, grads, 1e-2, one(1), 1)
+    optimizer = AdamW(p, 0.9, 0.99, 0.1)
+    optimizer.step(grads.flat, 1e-2)
     before, m, v = p.flat.copy(), optimizer.m.copy(), optimizer.v.copy()
     grads.flat[17] = bad
     with np.errstate(invalid="ignore"):
-        scale = clip_scale(gradient_norm(grads, CPU), 1.0, CPU)
+        scale = clip_scale(norm_of(grads), 1.0)
         assert scale == 0
-        optimizer.step(p, grads, 1e-2, scale, 2)
+        optimizer.step(grads.flat, 1e-2, scale)
     np.testing.assert_array_equal(p.flat, before)
     np.testing.assert_allclose(optimizer.m, m * np.float32(0.9), rtol=1e-5)    # they fade
     np.testing.assert_allclose(optimizer.v, v * np.float32(0.99), rtol=1e-5)
     grads.flat[17] = 0
-    optimizer.step(p, grads, 1e-2, one(1), 3)
+    optimizer.step(grads.flat, 1e-2)
     assert np.isfinite(p.flat).all() and not np.array_equal(p.flat, before)
 
 
-def test_chunks_do_not_matter():
+@pytest.fixture
+def chunked():
+    """-> function that lets the CPU work on so many elements at a time."""
+    yield lambda chunk: register(replace(CPU, chunk=chunk))
+    register(CPU)
+
+
+def test_chunks_do_not_matter(chunked):
     results = []
     for chunk in (10**9, 7, 1000):
+        chunked(chunk)
         p, grads = state()
-        device = replace(CPU, chunk=chunk)
-        AdamW(p, device, 0.9, 0.99, 0.1).step(p, grads, 1e-2, one(1), 1)
-        results.append((p.flat.copy(), gradient_norm(grads, device)))
+        AdamW(p, 0.9, 0.99, 0.1).step(grads.flat, 1e-2)
+        results.append((p.flat.copy(), norm_of(grads)))
     for flat, norm in results[1:]:
         np.testing.assert_array_equal(flat, results[0][0])
         assert norm == pytest.approx(results[0][1], rel=1e-14)
@@ -127,22 +138,22 @@ def test_chunks_do_not_matter():
 
 def test_dtype_stays():
     p, grads = state("float32")
-    optimizer = AdamW(p, CPU, 0.9, 0.99, 0.1)
-    optimizer.step(p, grads, 1e-2, one(0.5), 1)
+    optimizer = AdamW(p, 0.9, 0.99, 0.1)
+    optimizer.step(grads.flat, 1e-2, one(0.5))
     assert {p.flat.dtype, optimizer.m.dtype, optimizer.v.dtype} == {np.dtype("float32")}
-    assert Muon(p, CPU, 0.95, 0.1, 1.0).m.dtype == np.float32
+    assert Muon(p, 0.95, 0.1, 1.0).m.dtype == np.float32
 
 
 def test_norm_is_that_of_all_gradients_together():
     _, grads = state()
     parts = [np.linalg.norm(g) for g in grads.values()]
-    assert gradient_norm(grads, CPU) == pytest.approx(math.hypot(*parts), rel=1e-12)
+    assert norm_of(grads) == pytest.approx(math.hypot(*parts), rel=1e-12)
 
 
 def test_norm_of_huge_finite_gradients_is_finite():
     _, grads = state("float32")
     grads.flat[...] = 1e30
-    assert gradient_norm(grads, CPU) == pytest.approx(1e30 * grads.flat.size**0.5, rel=1e-6)
+    assert norm_of(grads) == pytest.approx(1e30 * grads.flat.size**0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "limit", "scale"), [
@@ -151,7 +162,7 @@ def test_norm_of_huge_finite_gradients_is_finite():
     (math.inf, 1.0, 0.0), (math.nan, 1.0, 0.0), (math.nan, 0.0, 0.0),
 ])
 def test_clipping_keeps_the_norm_at_its_limit(norm, limit, scale):
-    found = clip_scale(one(norm), limit, CPU)
+    found = clip_scale(one(norm), limit)
     assert found.dtype == np.float64
     assert found == pytest.approx(scale, rel=1e-12)
     if limit and math.isfinite(norm):
@@ -199,11 +210,11 @@ def test_gradient_of_zero_stays_zero_and_finite():
 
 def test_muon_follows_its_formula_number_by_number():
     p, grads = state()
-    muon = Muon(p, CPU, 0.95, 0.1, relative_rate=5.0)
+    muon = Muon(p, 0.95, 0.1, relative_lr=5.0)
     w, m = {n: p[n].copy() for n in p}, dict.fromkeys(p, 0.0)
-    for t in (1, 2, 3):
+    for _ in range(3):
         grads.flat[...] *= -1.7
-        muon.step(p, grads, 1e-2, one(0.5), t)
+        muon.step(grads.flat, 1e-2, one(0.5))
         for name in p:
             if not name.startswith("h.0.") or p[name].ndim == 1:
                 continue
@@ -230,45 +241,80 @@ def test_direction_of_muon_is_that_of_pytorch(torch):
     assert cosine > 0.999
 
 
-def test_unusable_step_leaves_matrices_and_momentum_finite():
+def test_step_that_is_not_finite_leaves_matrices_and_momentum_finite():
     p, grads = state("float32")
-    muon = Muon(p, CPU, 0.95, 0.1, 1.0)
+    muon = Muon(p, 0.95, 0.1, 1.0)
     grads.flat[...] = np.inf
     before = p.flat.copy()
     with np.errstate(invalid="ignore"):
-        muon.step(p, grads, 1e-2, one(0), 1)
+        muon.step(grads.flat, 1e-2, one(0))
     np.testing.assert_array_equal(p.flat, before)
     assert not muon.m.any()
 
 
+OPTIMIZERS = {
+    "adamw": lambda p: AdamW(p, 0.9, 0.99, 0.1),
+    "muon": lambda p: OptimizerGroup([Muon(p, 0.95, 0.1, 2.0),
+                                      AdamW(p, 0.9, 0.99, 0.1, start=p.n_matrices)]),
+}
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_shares_cover_every_parameter_once(size):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_shards_of_all_ranks_cover_every_parameter_once(name, size):
     p, _ = state()
-    muon, adamw = Muon(p, CPU, 0.95, 0.1, 1.0), AdamW(p, CPU, 0.9, 0.99, 0.1, start=p.n_matrices)
-    for optimizers in ([muon, adamw], [AdamW(p, CPU, 0.9, 0.99, 0.1)]):
-        times = np.zeros(p.flat.size, int)
-        for optimizer in optimizers:
-            for rank in range(size):
-                for span in optimizer.share(p, rank, size):
-                    times[span] += 1
-        assert (times == 1).all()
+    optimizer, times = OPTIMIZERS[name](p), np.zeros(p.flat.size, int)
+    for rank in range(size):
+        optimizer.set_rank(rank, size)
+        for part in optimizer.shard:
+            times[part] += 1
+    assert (times == 1).all()
 
 
-@pytest.mark.parametrize("make", [
-    lambda p: [AdamW(p, CPU, 0.9, 0.99, 0.1)],
-    lambda p: [Muon(p, CPU, 0.95, 0.1, 2.0), AdamW(p, CPU, 0.9, 0.99, 0.1, start=p.n_matrices)],
-])
-def test_shares_together_make_the_whole_step(make):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_of_all_ranks_together_are_the_whole_step(name):
     results = []
     for size in (1, 3):
         p, grads = state("float32")
-        optimizers = make(p)
-        for t in (1, 2):
-            for optimizer in optimizers:
-                for rank in range(size):
-                    optimizer.step(p, grads, 1e-2, one(1), t, optimizer.share(p, rank, size))
+        ranks = [OPTIMIZERS[name](p) for _ in range(size)]        # each has its own shard of state
+        for rank, optimizer in enumerate(ranks):
+            optimizer.set_rank(rank, size)
+        for _ in (1, 2):
+            for optimizer in ranks:
+                optimizer.step(grads.flat, 1e-2)
         results.append(p.flat.copy())
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_brings_another_optimizer_to_the_same_point(name):
+    p, grads = state()
+    first = OPTIMIZERS[name](p)
+    first.step(grads.flat, 1e-2)
+    other, _ = state()
+    other.flat[...] = p.flat
+    second = OPTIMIZERS[name](other)
+    second.load_state({name: array.copy() for name, array in first.state.items()}, 1)
+    for optimizer in (first, second):
+        optimizer.step(grads.flat, 1e-2)
+    np.testing.assert_array_equal(p.flat, other.flat)
+
+
+def test_state_has_the_names_that_checkpoints_have():
+    p, _ = state()
+    assert OPTIMIZERS["adamw"](p).state.keys() == {"adamw.m", "adamw.v"}
+    assert OPTIMIZERS["muon"](p).state.keys() == {"muon.m", "adamw.m", "adamw.v"}
+
+
+def test_state_can_lie_where_all_ranks_see_it():
+    p, shared = state()[0], []
+
+    def share(array):
+        shared.append(array.copy())
+        return shared[-1]
+
+    optimizer = OptimizerGroup([Muon(p, share=share), AdamW(p, start=p.n_matrices, share=share)])
+    assert {id(array) for array in optimizer.state.values()} == set(map(id, shared))
 
 
 @pytest.mark.parametrize(("decay", "hold", "expected"), [
@@ -299,28 +345,31 @@ def test_orthogonal_does_to_singular_values_what_five_rounds_do_to_numbers(shape
     (3, 4, [512, 576, 576, 640]),
 ])
 def test_muon_gives_every_rank_about_as_much_to_do(n_layer, size, loads):
-    p = GPT(replace(CONFIG, n_layer=n_layer)).params
-    muon = Muon(p, CPU, 0.95, 0.1, 1.0)
-    found = [sum(s.stop - s.start for s in muon.share(p, rank, size)) for rank in range(size)]
+    muon, found = Muon(GPT(replace(CONFIG, n_layer=n_layer)).params), []
+    for rank in range(size):
+        muon.set_rank(rank, size)
+        found.append(sum(s.stop - s.start for s in muon.shard))
     assert sorted(found) == loads
 
 
 @pytest.mark.parametrize("start", [0, 100])
 def test_adamw_gives_every_rank_as_much_to_do(start):
     p, _ = state()
-    adamw = AdamW(p, CPU, 0.9, 0.99, 0.1, start=start)
+    adamw = AdamW(p, start=start)
     assert all(mean.shape == (p.flat.size - start,) for mean in adamw.state.values())
     lengths = []
     for rank in range(3):
-        spans = adamw.share(p, rank, 3)
-        assert all(start <= s.start <= s.stop <= p.flat.size for s in spans)
-        lengths.append(sum(s.stop - s.start for s in spans))
+        adamw.set_rank(rank, 3)
+        assert all(start <= s.start <= s.stop <= p.flat.size for s in adamw.shard)
+        lengths.append(sum(s.stop - s.start for s in adamw.shard))
     assert max(lengths) - min(lengths) <= 1 and sum(lengths) == p.flat.size - start
 
 
-def test_squares_of_shares_add_up_to_those_of_all():
+def test_squares_of_shards_add_up_to_those_of_all():
     p, grads = state()
-    adamw = AdamW(p, CPU, 0.9, 0.99, 0.1)
-    parts = [squared_norm(grads, CPU, adamw.share(p, rank, 3)) for rank in range(3)]
-    assert sum(parts) == pytest.approx(squared_norm(grads, CPU), rel=1e-14)
+    adamw, parts = AdamW(p), []
+    for rank in range(3):
+        adamw.set_rank(rank, 3)
+        parts.append(squared_norm(grads.flat, adamw.shard))
+    assert sum(parts) == pytest.approx(squared_norm(grads.flat), rel=1e-14)
     assert len({float(part) for part in parts}) == 3
