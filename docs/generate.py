@@ -132,7 +132,7 @@ def excerpt(marker, explanations):
     words = MARKER.fullmatch(marker)
     if not words:
         raise GenerateError(f"README.md: a marker must have the form <!-- generated: explain "
-                            f"layernorm, backward from dw to mean_dxhat_xhat, check dw -->, got {marker!r}")
+                            f"LAYER, backward from NAME to NAME, check NAME -->, got {marker!r}")
     name, side, first, last, gradient = words.groups()
     if name not in explanations:
         raise GenerateError(f"README.md: explain has no subject {name!r}; choose one of "

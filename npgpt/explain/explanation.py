@@ -84,7 +84,7 @@ def explain(name, sizes, seed):
 
     error, message = verdict(forward, backward, inputs)
     found = _by_input(result, inputs)
-    step, checks = check_each_number(forward, inputs, dy, found, names)
+    step, checks = check_each_number(forward, inputs, dy, found, names, dotted=subject.adds)
     return Explanation(
         name, forward.__module__.replace(".", "/") + ".py", subject.text, sizes, seed,
         forward_steps, backward_steps, subject.output, gradients, step, checks, error, message,

@@ -41,10 +41,11 @@ class Check:
         return ~near
 
 
-def check_each_number(forward, inputs, dy, found, names):
+def check_each_number(forward, inputs, dy, found, names, dotted=False):
     """-> the step h, and a Check for each array.
 
-    found, names: input -> its gradient from the backward, and the name of that gradient. If a check
+    found, names: input -> its gradient from the backward, and the name of that gradient.
+    dotted: nested gradients are named grads["h.0.bias"], not grads["h"][0]["bias"]. If a check
     fails, the next step is tried, as in npgpt.gradcheck.
     """
     for h in STEPS["central"]:
@@ -53,15 +54,17 @@ def check_each_number(forward, inputs, dy, found, names):
             gradients = dict(leaves(found[name]))
             for path, _ in leaves(inputs[name]):
                 measured = _measured(forward, inputs, dy, h, name, path)
+                shown = (".".join(map(str, path)),) if dotted and path else path
                 checks.append(
-                    _check(label(names[name], path), gradients[path], measured, dy, bool(path)))
+                    _check(label(names[name], shown), gradients[path], measured, dy, bool(path)))
         if all(check.right for check in checks):
             break
     return h, checks
 
 
 def verdict(forward, backward, inputs):
-    """The result of npgpt.gradcheck by the complex step -> largest relative error, message or ""."""
+    """The result of npgpt.gradcheck with the complex step -> (largest relative error, its message).
+    The message is "" if the gradients are right."""
     try:
         report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:

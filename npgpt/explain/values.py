@@ -44,12 +44,16 @@ def snapshot(names):
 
 def differences(before, after, targets, seen, line):
     """Two snapshots -> Values of what is new or changed. targets: the names that the statement
-    assigns to; each is listed, even if its numbers stay the same."""
+    assigns to; each is listed, even if its numbers stay the same. Other names of the same arrays
+    are left out."""
     values = []
+    assigned = [after[name][0] for name in targets if name in after]
     for name in [*targets, *(name for name in after if name not in targets)]:
         if name not in after:
             continue
         held, content = after[name]
+        if name not in targets and any(held is other for other in assigned):
+            continue
         old, old_content = before.get(name, (None, None))
         if name not in before or held is not old:
             values += described(name, held, seen, line)

@@ -132,6 +132,8 @@ def test_arrays_shown_at_the_end_are_what_the_layer_returns(name):
         if check.name in shown:
             assert np.array_equal(shown[check.name], check.found)
     assert {check.name for check in e.checks} & shown.keys() or name == "block"
+    if subject.adds:
+        assert {check.name for check in e.checks} <= shown.keys()
 
 
 def test_arrays_changed_in_place_are_shown_with_the_elements_that_changed():
@@ -205,6 +207,31 @@ def test_view_that_changes_with_its_base_is_seen(tmp_path):
     assert changed[1].changed.tolist() == [[True] * 3, [False] * 3]
 
 
+def test_array_with_two_names_is_shown_once_under_the_name_assigned_to(tmp_path):
+    source = '''
+        def f(x):
+            scores = x.copy()
+            att = np.exp(scores, out=scores)
+            att /= 2
+            return att, None
+        '''
+    _, steps = traced(source, "f", np.ones(3), tmp_path=tmp_path)
+    assert [[value.name for value in step.values] for step in steps[2:4]] == [["att"], ["att"]]
+    assert steps[4].values[0].origin == ("att", steps[3].first)
+
+
+def test_deleted_name_is_a_step_without_values(tmp_path):
+    source = '''
+        def f(x):
+            y = x + 1
+            del x
+            return y, None
+        '''
+    _, steps = traced(source, "f", np.ones(3), tmp_path=tmp_path)
+    assert [step.source.strip() for step in steps[1:]] == ["y = x + 1", "del x", "return y, None"]
+    assert steps[2].values == []
+
+
 def test_error_in_a_traced_function_comes_through_and_ends_the_tracing(tmp_path):
     before = sys.gettrace()
     with pytest.raises(ZeroDivisionError):
@@ -213,7 +240,8 @@ def test_error_in_a_traced_function_comes_through_and_ends_the_tracing(tmp_path)
 
 
 def test_layers_have_only_statements_that_the_tracer_knows():
-    known = (ast.Assign, ast.AugAssign, ast.Expr, ast.Return, ast.If, ast.For, ast.FunctionDef)
+    known = (ast.Assign, ast.AugAssign, ast.Delete, ast.Expr, ast.Return, ast.If, ast.For,
+             ast.FunctionDef)
     for name in SUBJECTS:
         for function in functions(name):
             (tree,) = ast.parse(inspect.getsource(function)).body
