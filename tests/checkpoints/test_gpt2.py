@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from npgpt import GPT, GPTConfig, UserError
-from npgpt.checkpoints import gpt2 as checkpoint
+from npgpt.checkpoints import models
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 VARIANTS = [{}, {"tie_weights": False}, {"attn_bias": False}, {"head_bias": True},
@@ -113,7 +113,7 @@ def test_save_that_fails_leaves_the_old_directory(tmp_path, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    monkeypatch.setattr(models, "write_tensors", fail)
     with pytest.raises(type(error)):
         random_model(2).save_pretrained(tmp_path / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
