@@ -1,9 +1,10 @@
 """`pytest --device gpu`: the tests of the layers, as they stand, with every layer on the GPU.
 
 Each function of npgpt.layers is replaced by one that takes NumPy's arrays to the device, runs the
-layer there and brings the results back; the cache stays. So a test that knows only NumPy, and
-models made of NumPy arrays too, have their numbers computed by CuPy. `--device double` does the same
-with the double. This happens before the tests are imported, so that they import the replacements.
+layer there and brings the results back; the cache stays. So tests that know only NumPy, and
+models made of NumPy arrays too, have their numbers computed by CuPy. `--device double` does the
+same with the double. This happens before the tests are imported, so that they import the
+replacements.
 """
 
 from functools import wraps

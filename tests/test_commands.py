@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from npgpt.optim.optim import AdamW, learning_rate
-from npgpt.text.data import Dataset
 from safetensors.numpy import load_file
 
 from npgpt import GPT, GPTConfig
-from npgpt.layers import Key
-from npgpt.training.config import TrainingConfig
+from npgpt.text.source import TokenSource
 from tests.parallel.test_processes import gone
+from tests.training import reference
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
@@ -128,12 +126,12 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home, optimizer, worke
 def test_processes_that_only_help_to_update_change_nothing_but_the_rounding(home, optimizer):
     """As for a large model: one of three computes."""
     words = ["--data=fox.txt", *TINY, "--dropout=0.2", "--grad-accum=2", f"--optimizer={optimizer}"]
-    large = ("import sys, train; from npgpt.parallel import ranks; "
-             "ranks.choose = lambda *run: (3, 1); sys.exit(train.main())")
+    large = ("import sys, train; from npgpt.training import setup; "
+             "setup.choose_ranks = lambda *run: (3, 1); sys.exit(train.main())")
     command = [sys.executable, "-c", large, *words, "--max-iters=6", "--out-dir=three"]
     result = subprocess.run(command, cwd=home, env=ENVIRONMENT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert ", 3 processes that update, one of them computes\n" in result.stdout
+    assert ", 1 process that computes and 2 that help to update\n" in result.stdout
     train(home, *words, "--max-iters=6", "--workers=1", "--out-dir=one")
     three, one = (tensors(home / name / "checkpoint-6") for name in ("three", "one"))
     assert three.keys() == one.keys()
@@ -143,27 +141,29 @@ def test_processes_that_only_help_to_update_change_nothing_but_the_rounding(home
     assert of_three == pytest.approx(of_one, rel=1e-5)
 
 
-@pytest.mark.parametrize(("workers", "rounding"), [(1, 1e-6), (3, 1e-5)])
-def test_training_is_the_few_lines_that_it_claims_to_be(home, workers, rounding):
-    train(home, "--max-iters=6", "--dropout=0.2", "--warmup-iters=2", "--seed=9", "--grad-clip=0.5",
-          "--optimizer=adamw", "--learning-rate=4e-3", "--min-lr=1e-4", "--hold=0",
-          "--decay=cosine", f"--workers={workers}")
+MUON = {"optimizer": "muon", "learning_rate": 0.015, "min_lr": 3e-4, "hold": 0.0, "decay": "linear",
+        "muon_lr": 0.015, "muon_momentum": 0.9}       # as in laptop.toml
+ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3, "min_lr": 1e-4, "hold": 0.3,
+         "decay": "cosine"}
+
+
+@pytest.mark.parametrize("values", [MUON, ADAMW], ids=["muon", "adamw"])
+@pytest.mark.parametrize(("workers", "grad_accum"), [(1, 1), (1, 3), (2, 1), (3, 2)])
+def test_training_is_the_few_lines_that_it_claims_to_be(home, values, workers, grad_accum):
+    given = values | {"seed": 9, "grad_clip": 0.5, "warmup_iters": 2, "grad_accum": grad_accum}
+    train(home, "--max-iters=6", "--dropout=0.2", f"--workers={workers}",
+          *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
+    source = TokenSource.from_text(TEXT)
     model = GPT(GPTConfig(vocab_size=28, block_size=16, n_layer=1, n_head=2, n_embd=16,
                           dropout=0.2), seed=9)
-    c = TrainingConfig(max_iters=6, warmup_iters=2, learning_rate=4e-3)
-    data = Dataset(TEXT, 16, model.device)
-    adamw = AdamW(model.params, model.device, 0.9, 0.99, 0.1)
-    for step in range(6):
-        _, grads = model.loss_and_grads(*data.batch(9, step, 4), Key(9, step))
-        norm = np.linalg.norm(grads.flat.astype(np.float64))
-        adamw.step(model.params, grads, learning_rate(step, c),
-                   np.float64(min(1, 0.5 / (norm + 1e-6))), step + 1)
+    ids = source.tokenizer.encode(TEXT)
+    reference.train(model, ids, given | {"batch_size": 4, "lr_decay_iters": 6, "beta1": 0.9,
+                                         "beta2": 0.99, "weight_decay": 0.1}, steps=6)
     written = load_file(home / "out/laptop/checkpoint-6/model.safetensors")
     for name, array in model.params.items():
-        np.testing.assert_allclose(written[name], array, rtol=0, atol=rounding)
+        np.testing.assert_allclose(written[name], array, rtol=0, atol=2e-5)
 
     # The last evaluation: 8 windows spread over each split, then all of the validation split.
-    ids = data.tokenizer.encode(TEXT)
     splits = {"train_loss": (ids[:1584], 8), "val_loss": (ids[1584:], 8),
               "whole_val_loss": (ids[1584:], None)}
     recorded = {}
@@ -395,7 +395,7 @@ def test_divergence_ends_with_status_3_and_the_checkpoint_whole(home):
     result = run(home, *wild, "--eval-interval=5", "--out-dir=run")
     assert result.returncode == 3
     assert "not finite" in result.stderr and result.stderr.count("\n") == 1
-    kept = re.search(r"; run/(checkpoint-\d+) is whole\. Try a lower", result.stderr)
+    kept = re.search(r"; run/(checkpoint-\d+) is complete\. Try a lower", result.stderr)
     assert (home / "run/latest").read_text() == kept[1] + "\n"
     weights = load_file(home / "run" / kept[1] / "model.safetensors")
     assert all(np.isfinite(array).all() for array in weights.values())

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from npgpt.text.data import Unavailable, load_text
+from npgpt.text.load import Unavailable, load_text
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from npgpt.text.data import Dataset
-
 from examples import bigram
 from npgpt.backend import get_device
 from npgpt.lecture.torch_random import TorchRandom
+from npgpt.text.dataset import Dataset
+from npgpt.text.source import TokenSource
 
 ROOT = Path(__file__).parents[2]
 PRINTED = """\
@@ -45,7 +45,7 @@ def test_losses_and_text_are_those_of_pytorch_to_the_last_character(torch, shake
 
 
 def test_first_rows_are_those_of_the_lecture(shakespeare):
-    data = Dataset(shakespeare, 8, get_device("cpu"))
+    data = Dataset(TokenSource.from_text(shakespeare), 8, get_device("cpu"))
     idx, targets = data.windows(data.train, TorchRandom(1337).randint(len(data.train) - 8, (4,)))
     assert idx.tolist() == [[24, 43, 58, 5, 57, 1, 46, 43], [44, 53, 56, 1, 58, 46, 39, 58],
                             [52, 58, 1, 58, 46, 39, 58, 1], [25, 17, 27, 10, 0, 21, 1, 54]]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from npgpt.models.parameters import under
+from npgpt.models.parameters import flatten, nest
 from npgpt.models.stacks import PAD, sinusoid
 from npgpt.models.transformer import Transformer, TransformerConfig
 from tests.yardsticks.test_torch import TOLERANCE, apart
@@ -35,7 +35,8 @@ def batch(model, B=5, S=13, T=8):
 
 def packed(p):
     """The parameters of a block, or their gradients, as torch.nn's layers name and hold them: a
-    weight is (out, in), and one matrix makes queries, keys and values."""
+    weight is (out, in), and one matrix makes queries, keys and values. p: nested."""
+    p = flatten(p)
     is_decoder = "ln_cross_attn.weight" in p
     names = {"attn.c_attn.": "self_attn.in_proj_", "attn.c_proj.": "self_attn.out_proj.",
              "ln_1.": "norm1.", "mlp.c_fc.": "linear1.", "mlp.c_proj.": "linear2.",
@@ -61,7 +62,7 @@ def torch_twin(torch, model):
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**layer), c.n_layer)
     for name, stack in (("encoder", encoder), ("decoder", decoder)):
         for i, block in enumerate(stack.layers):
-            values = packed(under(model.params, f"{name}.h.{i}."))
+            values = packed(model.params.tree[name]["h"][i])
             block.load_state_dict({n: torch.tensor(v) for n, v in values.items()})
     return encoder, decoder
 
@@ -100,10 +101,10 @@ def test_loss_and_every_gradient_agree_with_those_of_torch_modules(variant, torc
         compared.add(name)
     for name, stack in (("encoder", encoder), ("decoder", decoder)):
         for i, block in enumerate(stack.layers):
-            part = under(grads, f"{name}.h.{i}.")
+            part = nest(grads)[name]["h"][i]
             theirs = dict(block.named_parameters())
             found = packed(part)
             assert found.keys() == theirs.keys()
             assert max(apart(found[n], theirs[n].grad) for n in theirs) < TOLERANCE
-            compared |= {f"{name}.h.{i}.{n}" for n in part}
+            compared |= {f"{name}.h.{i}.{n}" for n in flatten(part)}
     assert compared == grads.keys()
