@@ -200,8 +200,8 @@ def test_finished_run_can_be_extended_and_the_next_stands_beside_it(home):
     train(home, "--max-iters=10")
     finished = run(home, "--resume")
     assert finished.returncode == 2
-    assert finished.stderr == ("train.py: the run in out/laptop has done its 10 steps; a larger "
-                               "--max-iters goes on\n")
+    assert finished.stderr == ("train.py: the run in out/laptop has done its 10 steps; to go on, "
+                               "raise --max-iters\n")
     assert run(home, "--resume", "--max-iters=15").returncode == 0
     assert (home / "out/laptop/latest").read_text() == "checkpoint-15\n"
     train(home, "--max-iters=5")
@@ -263,7 +263,7 @@ def test_killed_worker_ends_the_run_and_the_checkpoint_is_whole(home):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     assert re.fullmatch(r"train.py: worker 2 of 3 was ended by signal 9; run/checkpoint-\d+ is "
-                        r"whole\n", errors)
+                        r"complete\n", errors)
     step = int((home / "run/latest").read_text().split("-")[1])
     assert run(home, "--resume", "--out-dir=run", "--workers=1",
                f"--max-iters={step + 1}"
@@ -302,7 +302,7 @@ def test_live_bar_in_a_terminal(home):
     ("--data=fox.txt --block-size=5000", "the text is too short"),
     ("--data=shakespeare", "data/tinyshakespeare.txt is missing and cannot be downloaded"),
     ("--n-layer=0", "--n-layer must be at least 1, got 0"),
-    ("--n-embd=10 --n-head=3", "n_embd must be a multiple of n_head"),
+    ("--n-embd=10 --n-head=3", "--n-embd must be a multiple of --n-head, got 10 and 3"),
     ("--learning-rate=nan", "--learning-rate must be a finite number, got nan"),
     ("--n-layers=3", "unknown option --n-layers; did you mean --n-layer? --help lists all"),
     ("--lr=1e-3", "unknown option --lr; did you mean --learning-rate? --help lists all options"),
@@ -310,7 +310,7 @@ def test_live_bar_in_a_terminal(home):
     ("--config=zero.toml", "zero.toml: n_layer must be at least 1, got 0"),
     ("--config=broken.toml", "broken.toml is not valid TOML"),
     ("--data=fox.txt --n-embd=100000 --n-layer=1000", "training needs about"),
-    ("--resume", "there is no run under out/"),
+    ("--resume", "there is no run in out/"),
     ("--resume --out-dir=nowhere", "there is no directory nowhere"),
     ("--data=fox.txt --out-dir=fox.txt", "fox.txt is a file"),
     ("--device=gpu", "no GPU: CuPy is not installed; run: pip install"),
@@ -341,7 +341,7 @@ def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
     (home / "other.txt").write_text(TEXT + "more\n")
     before = everything(home)
     for words, message in (
-        (["--data=fox.txt", "--out-dir=run"], "run holds a run already"),
+        (["--data=fox.txt", "--out-dir=run"], "run already holds a run"),
         (["--resume", "--out-dir=run", "--max-iters=9", "--n-embd=32"],
          "a resumed run keeps its --n-embd of 16"),
         (["--resume", "--out-dir=run", "--max-iters=9", "--data=other.txt"],
@@ -359,7 +359,7 @@ def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--prompt=naïve"], "'ï', character 3 of the text, is not among the 28"),
-    (["--prompt="], "the prompt is empty"),
+    (["--prompt="], "--prompt is empty"),
     (["--temperature=-1"], "--temperature must be at least 0, got -1"),
     (["--top-k=0"], "--top-k must be at least 1, got 0"),
     (["--top-p=1.5"], "--top-p must be at most 1, got 1.5"),

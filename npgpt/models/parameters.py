@@ -10,8 +10,8 @@ in one array.
 
 In the buffer the groups follow one another in this order, so each is a slice, and frozen parameters
 stand last, so gradients and moments are as long as what is trained. The optimiser, the gradient
-norm and the communicator see the buffer. The layers see the tree: names are split at their dots, all
-but the last, so p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
+norm and the communicator see the buffer. The layers see the tree: names are split at their dots,
+all but the last, so p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
 """
 
 import math

@@ -12,10 +12,10 @@ the sum of theirs:
     dmemory = sum over the decoder blocks of their dmemory
 
 Two stacks and two vocabularies serve two domains: two languages, or dates as people and as
-computers write them. If the model reads and writes the same language, the source is only the earlier part
-of the text. Causal self-attention over the whole text then does what cross-attention does here,
-with one set of weights, and the model also learns from the source. What remains is the decoder
-without its cross-attention: GPT.
+computers write them. If the model reads and writes the same language, the source is only the
+earlier part of the text. Causal self-attention over the whole text then does what cross-attention
+does here, with one set of weights, and the model also learns from the source. What remains is the
+decoder without its cross-attention: GPT.
 
 Sequences of unequal length are padded with PAD, which no token sees. An answer ends with END, and
 the decoder's input begins with START.
@@ -120,9 +120,9 @@ def head(p, config):
 
 
 def teacher_forced(answers):
-    """answers (B, T), each ended by END and padded with PAD -> idx (B, T), the decoder's input: START
-    and the answer, one place later; targets (B, T): the answer, -1 for the padding. So the model
-    learns all places at once, each with the right answer before it."""
+    """answers (B, T), each ended by END and padded with PAD -> idx (B, T), the decoder's input:
+    START and the answer, one place later; targets (B, T): the answer, -1 for the padding. So the
+    model learns all places at once, each with the right answer before it."""
     answers = np.asarray(answers)
     start = np.full((len(answers), 1), START)
     return (np.concatenate([start, answers[:, :-1]], axis=1),
@@ -167,8 +167,8 @@ class Transformer(Model):
         return maps
 
     def translate(self, source, max_new_tokens):
-        """-> (B, n) int, a NumPy array: the likeliest token at each place, until every row has ended
-        with END, but at most max_new_tokens. After a row's END there is PAD.
+        """-> (B, n) int, a NumPy array: the likeliest token at each place, until every row has
+        ended with END, but at most max_new_tokens. After a row's END there is PAD.
 
         The source is read once. The answer so far is read again for each new token.
         """

@@ -22,8 +22,8 @@ def choose_ranks(workers, rows, parameters, device, muon=False):
     """-> how many ranks a run gets, and how many of them compute.
 
     workers: the number asked for; None: one for each core. If the model is large, one rank
-    computes, because its products keep BLAS's threads busy, and with muon it is alone, because that update
-    is products too. No more ranks compute than a batch has rows.
+    computes, because its products keep BLAS's threads busy, and with muon it is alone, because that
+    update is products too. No more ranks compute than a batch has rows.
     """
     if device.name != "cpu" or not can_fork():
         return 1, 1

@@ -1,8 +1,8 @@
 """A barrier for processes that share memory.
 
 To fall asleep and wake up takes longer than most waits. So a rank that has to wait first spins,
-then yields the processor, and only then sleeps. A rank that reaches the barrier wakes the ranks that
-are asleep.
+then yields the processor, and only then sleeps. A rank that reaches the barrier wakes the ranks
+that are asleep.
 """
 
 import mmap
