@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npgpt.explain.nested import label, leaves, replaced
+from npgpt.explain.nested import leaves, replaced
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.gradcheck.check import FLOOR, METHODS, STEPS, TOLERANCES
 
@@ -41,11 +41,11 @@ class Check:
         return ~near
 
 
-def check_each_number(forward, inputs, dy, found, names):
+def check_each_number(forward, inputs, dy, found, name_of):
     """-> the step h, and a Check for each array.
 
-    found, names: input -> its gradient from the backward, and the name of that gradient. If a check
-    fails, the next step is tried, as in npgpt.gradcheck.
+    found: input -> its gradient from the backward. name_of: (input, path in it) -> the name of that
+    gradient. If a check fails, the next step is tried, as in npgpt.gradcheck.
     """
     for h in STEPS["central"]:
         checks = []
@@ -54,7 +54,7 @@ def check_each_number(forward, inputs, dy, found, names):
             for path, _ in leaves(inputs[name]):
                 measured = _measured(forward, inputs, dy, h, name, path)
                 checks.append(
-                    _check(label(names[name], path), gradients[path], measured, dy, bool(path)))
+                    _check(name_of(name, path), gradients[path], measured, dy, bool(path)))
         if all(check.right for check in checks):
             break
     return h, checks
