@@ -61,7 +61,7 @@ def check_each_number(forward, inputs, dy, found, name_of):
 
 
 def verdict(forward, backward, inputs):
-    """The result of npgpt.gradcheck by the complex step -> largest relative error, message or ""."""
+    """The result of npgpt.gradcheck by the complex step -> largest error, message or ""."""
     try:
         report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:

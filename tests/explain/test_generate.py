@@ -108,15 +108,17 @@ def test_wrong_backward_is_not_written(root, edited_layernorm, capsys):
 
 @pytest.mark.parametrize(("readme", "message"), [
     ("<!-- generated: explain layernorm -->\n<!-- end -->",
-     "a marker must have the form <!-- generated: explain layernorm, backward from dw to mean_dxhat_xhat, "
-     "check dw -->, got 'explain layernorm'"),
+     "a marker must have the form <!-- generated: explain layernorm, backward from dw to "
+     "mean_dxhat_xhat, check dw -->, got 'explain layernorm'"),
     (README.replace("explain layernorm", "explain norm"),
      "explain has no subject 'norm'; choose one of layernorm, relu"),
     (README.replace("from dw", "from dW"), "explain layernorm shows no 'dW' there; choose one of"),
-    (README.replace("to mean_dxhat_xhat", "to far"), "explain layernorm shows no 'far' there; choose one of"),
+    (README.replace("to mean_dxhat_xhat", "to far"),
+     "explain layernorm shows no 'far' there; choose one of"),
     (README.replace("check dw", "check y"),
      "explain layernorm shows no 'y' there; choose one of dx, dw, db"),
-    (README.replace("from dw to mean_dxhat_xhat", "from mean_dxhat_xhat to dw"), "'mean_dxhat_xhat' comes after 'dw' in"),
+    (README.replace("from dw to mean_dxhat_xhat", "from mean_dxhat_xhat to dw"),
+     "'mean_dxhat_xhat' comes after 'dw' in"),
     (README.replace("<!-- end -->", ""), "every <!-- generated: ... --> needs an <!-- end -->"),
     (README + "<!-- end -->", "every <!-- generated: ... --> needs an <!-- end -->"),
 ])
