@@ -172,6 +172,8 @@ def _last_space(plain, start, end):
 def _best_space(code, start, end):
     """Where to break a line of code: in as few brackets as possible, after a comma or an equals
     sign rather than elsewhere, and as late as possible. -1 if there is no space."""
+    if code.lstrip().startswith("#"):
+        return _last_space(code, start, end)
     best, depth = (math.inf, -1), 0
     for at, character in enumerate(code[:end]):
         depth += (character in "([{") - (character in ")]}")
