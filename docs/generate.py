@@ -131,8 +131,9 @@ def excerpt(marker, explanations):
     """The text for a marker: steps, a check and the verdict."""
     words = MARKER.fullmatch(marker)
     if not words:
-        raise GenerateError(f"README.md: a marker must have the form <!-- generated: explain "
-                            f"LAYER, backward from NAME to NAME, check NAME -->, got {marker!r}")
+        raise GenerateError("README.md: a marker must have the form <!-- generated: explain "
+                            "layernorm, backward from dw to mean_dxhat_xhat, check dw -->, "
+                            f"got {marker!r}")
     name, side, first, last, gradient = words.groups()
     if name not in explanations:
         raise GenerateError(f"README.md: explain has no subject {name!r}; choose one of "

@@ -37,12 +37,12 @@ def main(arguments):
 
 def _explain(arguments):
     fields = dataclasses.fields(ExplainConfig)
-    parser = Parser(prog="npgpt explain", usage="npgpt explain [LAYER] [OPTION ...]",
+    parser = Parser(prog="npgpt explain", usage="npgpt explain [LAYER] [--shape B=2,T=3] ...",
                     description="Run a layer line by line on small numbers, forward and backward, "
                                 "show what each line makes, and check the gradients. Without "
                                 "LAYER, list the layers.")
     parser.add_argument("layer", nargs="?", metavar="LAYER", help=", ".join(SUBJECTS))
-    parser.add_options("explanation", [f for f in fields if f.name != "layer"], {})
+    parser.add_options("the numbers", [f for f in fields if f.name != "layer"], {})
     for action in parser._actions:            # argparse has no public way to reach them
         action.metavar = METAVARS.get(action.dest, action.metavar)
     c = ExplainConfig(**parser.parse(arguments, fields))

@@ -7,11 +7,11 @@ import numpy as np
 
 from npgpt.errors import UserError
 from npgpt.explain.measure import Check, check_each_number, differentiable, verdict
-from npgpt.explain.nested import leaves
+from npgpt.explain.nested import dotted, label, leaves
 from npgpt.explain.subjects import SUBJECTS, Draw
 from npgpt.explain.trace import Step, trace
 from npgpt.explain.values import Seen
-from npgpt.models.parameters import Gradients, count
+from npgpt.models.parameters import Gradients, Param, count, flatten
 
 MOST_NUMBERS = 2000       # of the inputs
 
@@ -61,8 +61,9 @@ def explain(name, sizes, seed):
     def backward(dy, cache):
         if not subject.adds:
             return plain_backward(dy, cache)
-        architecture = inputs["config"].architecture()
-        grads = Gradients(architecture, np.zeros(count(architecture)))
+        (p,) = differentiable(inputs).values()
+        like = {name: Param(array.shape, "vector") for name, array in flatten(p).items()}
+        grads = Gradients(like, np.zeros(count(like)))
         plain_backward(dy, cache, grads)
         return grads.tree
 
@@ -84,7 +85,10 @@ def explain(name, sizes, seed):
 
     error, message = verdict(forward, backward, inputs)
     found = _by_input(result, inputs)
-    step, checks = check_each_number(forward, inputs, dy, found, names, dotted=subject.adds)
+    step, checks = check_each_number(
+        forward, inputs, dy, found,
+        lambda key, path: label("grads", [dotted(path)]) if subject.adds
+        else label(names[key], path))
     return Explanation(
         name, forward.__module__.replace(".", "/") + ".py", subject.text, sizes, seed,
         forward_steps, backward_steps, subject.output, gradients, step, checks, error, message,

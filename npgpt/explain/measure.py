@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npgpt.explain.nested import label, leaves, replaced
+from npgpt.explain.nested import leaves, replaced
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.gradcheck.check import FLOOR, METHODS, STEPS, TOLERANCES
 
@@ -41,12 +41,11 @@ class Check:
         return ~near
 
 
-def check_each_number(forward, inputs, dy, found, names, dotted=False):
+def check_each_number(forward, inputs, dy, found, name_of):
     """-> the step h, and a Check for each array.
 
-    found, names: input -> its gradient from the backward, and the name of that gradient.
-    dotted: nested gradients are named grads["h.0.bias"], not grads["h"][0]["bias"]. If a check
-    fails, the next step is tried, as in npgpt.gradcheck.
+    found: input -> its gradient from the backward. name_of: (input, path in it) -> the name of that
+    gradient. If a check fails, the next step is tried, as in npgpt.gradcheck.
     """
     for h in STEPS["central"]:
         checks = []
@@ -54,17 +53,15 @@ def check_each_number(forward, inputs, dy, found, names, dotted=False):
             gradients = dict(leaves(found[name]))
             for path, _ in leaves(inputs[name]):
                 measured = _measured(forward, inputs, dy, h, name, path)
-                shown = (".".join(map(str, path)),) if dotted and path else path
                 checks.append(
-                    _check(label(names[name], shown), gradients[path], measured, dy, bool(path)))
+                    _check(name_of(name, path), gradients[path], measured, dy, bool(path)))
         if all(check.right for check in checks):
             break
     return h, checks
 
 
 def verdict(forward, backward, inputs):
-    """The result of npgpt.gradcheck with the complex step -> (largest relative error, its message).
-    The message is "" if the gradients are right."""
+    """The result of npgpt.gradcheck by the complex step -> largest error, message or ""."""
     try:
         report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:

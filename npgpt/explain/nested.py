@@ -24,6 +24,11 @@ def replaced(x, path, array):
     return {**x, path[0]: replaced(x[path[0]], path[1:], array)}
 
 
+def dotted(path):
+    """The name of a parameter: ("attn", "c_attn.weight") -> "attn.c_attn.weight"."""
+    return ".".join(map(str, path))
+
+
 def label(name, path):
     """The expression for an array: "p", ("attn", "bias") -> 'p["attn"]["bias"]'."""
     return name + "".join(f'["{key}"]' if isinstance(key, str) else f"[{key}]" for key in path)

@@ -31,7 +31,7 @@ class Subject:
     output: str = "y"            # the name of the forward's result
     notes: dict[str, str] = field(default_factory=dict)      # input -> note
     upstream: Callable | None = None         # (y, inputs, Draw) -> dy and its note
-    adds: bool = False           # the backward adds the gradients to a mapping
+    adds: bool = False           # the backward adds the gradients of its one mapping to a Gradients
     brief: bool = False          # show only shapes and norms
 
     @property

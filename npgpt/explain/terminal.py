@@ -5,6 +5,7 @@
         │         [0]   1.017   0.2233 …
 """
 
+import math
 import re
 import textwrap
 
@@ -60,12 +61,30 @@ def _formula(text, width):
     for paragraph in text.split("\n\n"):
         rows = paragraph.split("\n")
         if paragraph.startswith("    "):
-            for row in rows:
-                yield from _folded(Text(row, "bold"), width, 8)
+            for row in _squeezed(rows, width):
+                first, *more = [row] if len(row) <= width else re.split(r"(?<=\S) {3,}", row)
+                if len(first) > width:
+                    first = " " * min(8, len(first) - len(first.lstrip())) + first.lstrip()
+                for piece in [first, *(" " * 8 + piece for piece in more)]:
+                    yield from _folded(Text(piece, "bold"), width, 8)
         else:
             wide = max(map(len, rows)) > width
             yield from map(Text, textwrap.wrap(" ".join(rows), width) if wide else rows)
         yield Text()
+
+
+def _squeezed(rows, width):
+    """Formulas in two columns, with the gap between the columns no wider than there is room for."""
+    excess = max(map(len, rows)) - width
+    gaps = re.finditer(" {4,}(?=#)", "".join(
+        " " if all(row[i:i + 1] in ("", " ") for row in rows) else "#"
+        for i in range(max(map(len, rows)))))
+    gaps = sorted((gap.span() for gap in gaps if gap.start() > 0), key=lambda gap: gap[0] - gap[1])
+    if excess <= 0 or not gaps:
+        return rows
+    start, end = gaps[0]
+    cut = min(excess, end - start - 3)
+    return [row[:start] + row[start + cut:] for row in rows]
 
 
 def _section(name, width):
@@ -78,15 +97,21 @@ def steps(some, width):
     """Steps -> lines: each statement with its results."""
     for step in some:
         yield from _source(step, width)
-        names = max((len(value.name) for value in step.values if value.brief), default=0)
+        room = width - len(BAR)
+        brief = [value for value in step.values if value.brief]
+        names = max((len(value.name) for value in brief), default=0)
+        fits = all(INDENT + names + len(wording.caption(value)) <= room for value in brief)
         for value in step.values:
             text = Text(" " * INDENT)
-            text.append(value.name.ljust(names if value.brief else 0), "bold")
-            text.append(wording.caption(value))
-            yield from (_barred(line) for line in _folded(text, width - len(BAR), INDENT + 4))
+            text.append(value.name.ljust(names if value.brief and fits else 0), "bold")
+            caption = wording.caption(value)
+            if value.brief and len(text) + len(caption) > room:      # on a line of its own
+                yield from (_barred(line) for line in _folded(text, room, INDENT + 4))
+                text, caption = Text(" " * (INDENT + 4)), caption.lstrip()
+            text.append(caption)
+            yield from (_barred(line) for line in _folded(text, room, INDENT + 4))
             if value.data is not None and not value.brief and not value.origin:
-                room = width - len(BAR) - INDENT - 2
-                for line in _array(value.data, value.changed, room):
+                for line in _array(value.data, value.changed, room - INDENT - 2):
                     yield _barred(Text(" " * (INDENT + 2)) + line)
 
 
@@ -97,10 +122,8 @@ def _barred(text):
 def _source(step, width):
     """The statement as it is in the file, each line with its number."""
     room = width - len(BAR)
-    source = "\n".join(
-        line if len(line) <= room else re.sub(r" {3,}#", "  #", line)
-        for line in step.source.split("\n")
-    )
+    rows = _rows(step, room)
+    source = "\n".join(line for _, line in rows)
     code = Text()
     for kind, text in parts(source):
         code.append(text, STYLES.get(kind, ""))
@@ -108,22 +131,68 @@ def _source(step, width):
         code = Text(source + "    (not run)", "dim")
     if step.note:
         code.append(f"    → {step.note}", "bold")
-    for number, line in enumerate(code.split("\n", allow_blank=True), step.first):
-        indent = len(line.plain) - len(line.plain.lstrip()) + 8
-        for i, piece in enumerate(_folded(line, room, indent)):
+    in_docstring = False
+    for (number, _), line in zip(rows, code.split("\n", allow_blank=True)):
+        quotes = line.plain.count('"""')
+        is_prose = in_docstring or quotes
+        in_docstring ^= quotes == 1
+        indent = len(line.plain) - len(line.plain.lstrip()) + (0 if is_prose else 8)
+        pieces = _folded(line, room, indent, _last_space if is_prose else _best_space)
+        for i, piece in enumerate(pieces):
             yield Text.assemble((BAR if i else f"{number:3} │ ", "dim"), piece)
 
 
-def _folded(text, room, indent):
+def _rows(step, room):
+    """The lines of a statement -> pairs of a number and a line. In the head of a function, lines of
+    the signature or of a sentence are joined if one of them is too wide, to be broken again."""
+    lines = [line if len(line) <= room else re.sub(r" {3,}#", "  #", line)
+             for line in step.source.split("\n")]
+    groups = [[lines[0]]]
+    for line in lines[1:]:
+        last = groups[-1][-1].rstrip()
+        is_apart = not last or last[-1] in ".:" or line.strip() in ("", '"""')
+        if is_apart or not step.source.lstrip().startswith("def "):
+            groups.append([line])
+        else:
+            groups[-1].append(line)
+    rows, number = [], step.first
+    for group in groups:
+        if max(map(len, group)) > room:
+            rows.append((number, " ".join([group[0], *map(str.strip, group[1:])])))
+        else:
+            rows += enumerate(group, number)
+        number += len(group)
+    return rows
+
+
+def _last_space(plain, start, end):
+    return plain.rfind(" ", start, end)
+
+
+def _best_space(code, start, end):
+    """Where to break a line of code: in as few brackets as possible, after a comma or an equals
+    sign rather than elsewhere, and as late as possible. -1 if there is no space."""
+    if code.lstrip().startswith("#"):
+        return _last_space(code, start, end)
+    best, depth = (math.inf, -1), 0
+    for at, character in enumerate(code[:end]):
+        depth += (character in "([{") - (character in ")]}")
+        if character == " " and at >= max(start, end // 3):
+            cost = 2 * depth + (code[at - 1] not in ",=")
+            best = (cost, at) if cost <= best[0] else best
+    return best[1]
+
+
+def _folded(text, room, indent, space=_last_space):
     """A Text -> Texts of at most `room` columns, all but the first indented. They are broken at a
     space, else after punctuation, else anywhere."""
     indent = min(indent, room // 2)
     while len(text) > room:
         plain = text.plain
-        comment = plain.find("  # ", indent + 1, room + 4)
-        space = plain.rfind(" ", indent + 1, room + 1)
+        apart = max(plain.find(mark, indent + 1, room + 4) for mark in ("  # ", "    → "))
+        blank = space(plain, indent + 1, room + 1)
         mark = max(plain.rfind(mark, indent + 1, room) for mark in "([.,") + 1
-        at = comment if comment > 0 else space if space > 0 else mark if mark > 0 else room
+        at = apart if apart > 0 else blank if blank > 0 else mark if mark > 0 else room
         first, text = text.divide([at])
         yield first
         text = Text(" " * indent) + text[len(text.plain) - len(text.plain.lstrip()):]

@@ -25,7 +25,7 @@ class Step:
     source: str                 # as in the file
     ran: bool = True
     values: list[Value] = field(default_factory=list)
-    note: str = ""              # the result of a condition; the end of a loop
+    note: str = ""              # the result of a condition; the end of a loop; no change
 
     @property
     def is_idle(self):
@@ -110,6 +110,8 @@ class _Recorder:
                 step.note = "end of the loop"
             if not (isinstance(node, ast.For) and not inside):
                 step.values = differences(self.before, after, _targets(node), self.seen, step.first)
+            if isinstance(node, ast.Expr) and not step.values:
+                step.note = "changes nothing"
         self.before = after
 
     def _step(self, first, last):

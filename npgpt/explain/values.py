@@ -43,26 +43,29 @@ def snapshot(names):
 
 
 def differences(before, after, targets, seen, line):
-    """Two snapshots -> Values of what is new or changed. targets: the names that the statement
-    assigns to; each is listed, even if its numbers stay the same. Other names of the same arrays
-    are left out."""
-    values = []
-    assigned = [after[name][0] for name in targets if name in after]
+    """Two snapshots -> Values of what is new, changed or deleted. targets: the names that the
+    statement assigns to; each is listed, even if its numbers stay the same. An array that has
+    several names is listed under the first; the others appear only when they come to share it."""
+    values = [Value(name, text=": deleted") for name in before if name not in after]
+    listed = {}                 # id of an array changed in place or assigned -> is the name new
     for name in [*targets, *(name for name in after if name not in targets)]:
         if name not in after:
             continue
         held, content = after[name]
-        if name not in targets and any(held is other for other in assigned):
-            continue
         old, old_content = before.get(name, (None, None))
-        if name not in before or held is not old:
+        is_new = name not in before or held is not old
+        if is_new:
             values += described(name, held, seen, line)
         elif isinstance(held, Mapping):
             values += _entries(name, held, content, old_content, seen, line)
+        elif id(held) in listed:
+            values += described(name, held, seen, line) if listed[id(held)] else []
         elif isinstance(held, np.ndarray) and not same(content, old_content):
             values.append(_changed(name, held, old_content, seen, line))
         elif name in targets or (isinstance(held, list) and _identities(content) != old_content):
             values += described(name, held, seen, line)
+        if isinstance(held, np.ndarray) and held.ndim:
+            listed.setdefault(id(held), is_new)
     return values
 
 
@@ -114,8 +117,10 @@ def _identities(items):
 
 
 def _entries(name, held, content, old, seen, line):
-    """The Values of the entries of a mapping that are new or changed, at any depth."""
-    values = []
+    """The Values of the entries of a mapping that are new, changed or deleted, at any depth."""
+    if old and not held:
+        return [Value(name, text=": empty")]
+    values = [Value(label(name, [key]), text=": deleted") for key in old if key not in held]
     for key, entry in held.items():
         if key not in old or isinstance(entry, Mapping) != isinstance(old[key], Mapping):
             values += _described_entry(name, key, held, seen, line)

@@ -9,8 +9,9 @@ LEGEND = ("Below each line are the values that it made or changed, with their sh
           "(seed {seed}). Numbers are shown with four significant digits.")
 ROUNDING = "A number like 1e-16 would be 0 without rounding errors."
 MEANING = ("d{output} is the gradient of the loss with respect to {output}: how much the loss "
-           "grows when a number of {output} grows a little. {upstream} The backward computes the "
-           "gradients of the inputs from it: {gradients}.")
+           "grows when a number of {output} grows a little. {upstream} {computed}")
+COMPUTED = "The backward computes the gradients of the inputs from it: {gradients}."
+ADDED = "The backward computes the gradients of the parameters from it and adds them to grads."
 UPSTREAM = {
     "": "In a model it comes from the layers above; here it is random.",
     "cross_entropy": "Here the output is the loss itself, so it is 1.",
@@ -35,7 +36,9 @@ def legend(e):
 def meaning(e):
     """What the backward takes and what it returns."""
     upstream = UPSTREAM.get(e.name, UPSTREAM[""])
-    return MEANING.format(output=e.output, upstream=upstream, gradients=", ".join(e.gradients))
+    computed = (ADDED if e.gradients == ["grads"]
+                else COMPUTED.format(gradients=", ".join(e.gradients)))
+    return MEANING.format(output=e.output, upstream=upstream, computed=computed)
 
 
 def measured(e):
@@ -57,8 +60,10 @@ def caption(value):
                       else f", the array {name} of line {line}")
         elif value.changed is not None:
             count, size = int(value.changed.sum()), value.changed.size
-            about += (", changed in place" if count == size
-                      else f", {count} of its {size} numbers changed in place")
+            if count < size:
+                about += f", {count} of its {size} numbers changed in place"
+            elif not value.brief:
+                about += ", changed in place"
         if value.brief and not value.origin:
             about += f", norm {norm(value.data)}"
     return f"{about}, {value.note}" if value.note else about

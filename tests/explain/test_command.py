@@ -140,6 +140,17 @@ def test_bad_input_is_one_line_status_2_and_nothing_written(words, message, tmp_
     assert [path.name for path in tmp_path.rglob("*")] == ["folder.html"]
 
 
+@pytest.mark.parametrize(("words", "named"), [
+    (["linear", "relu"], ["'relu'"]), (["linear", "--sed=1"], ["--sed;", "--seed?"]),
+    (["linear", "--seed=-1"], ["seed must be ", "-1"]), (["linear", "--seed=x"], ["seed must be "]),
+])
+def test_wrong_argument_is_named_in_one_line_with_status_2(words, named, capsys):
+    assert command.main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert all(part in shown.err for part in named)
+
+
 def test_help_shows_what_each_option_takes(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])

@@ -18,6 +18,7 @@ from npgpt.explain.explanation import explain
 from npgpt.explain.highlight import parts
 from npgpt.explain.numbers import aligned, matrices, number
 from npgpt.explain.subjects import SUBJECTS
+from npgpt.explain.trace import Step
 
 WIDTHS = [40, 80, 120, 200]
 
@@ -76,19 +77,6 @@ def test_no_line_of_the_largest_sizes_is_wider_than_a_narrow_terminal(name):
         assert max(len(line.plain) for line in terminal.lines(e, width)) <= width
 
 
-@given(arrays(float, st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
-              elements=st.floats(allow_nan=True)), st.integers(26, 60))
-def test_no_row_of_any_array_is_wider_than_its_room(array, room):
-    assert max(len(line.plain) for line in terminal._array(array, None, room)) <= room
-
-
-@given(st.text("ab .,([#", max_size=60), st.integers(8, 30), st.integers(0, 40))
-def test_folded_line_has_all_its_characters_and_fits(line, room, indent):
-    pieces = [piece.plain for piece in terminal._folded(terminal.Text(line), room, indent)]
-    assert max(map(len, pieces)) <= room
-    assert "".join("".join(pieces).split()) == "".join(line.split())
-
-
 def test_first_and_last_number_of_each_row_are_shown_in_a_narrow_terminal():
     array = np.arange(2 * 3 * 8).reshape(2, 3, 8) + 0.12345
     shown = [line.plain.split() for line in terminal._array(array, None, 20)]
@@ -116,6 +104,46 @@ def test_a_narrow_terminal_shows_every_word_of_the_source(name):
     shown = re.sub(r"\s|│|^ *\d+ │", "", text(name, 80), flags=re.M)
     for step in (*explained(name).forward, *explained(name).backward):
         assert all(re.sub(r"\s", "", line) in shown for line in step.source.split("\n"))
+
+
+def source_at(step_source, width, first=1):
+    step = Step(first, first + step_source.count("\n"), step_source)
+    return [line.plain for line in terminal.steps([step], width)]
+
+
+def test_a_long_signature_and_sentence_are_wrapped_as_one():
+    assert source_at(
+        'def f(x, p, n_head, mask=None, activation="gelu",\n'
+        '      layers=layers):\n'
+        '    """x (B, T) -> y (B, T). Some more words that fill the line, and go on\n'
+        '    in the next.\n'
+        '    p: of dropout.\n'
+        '    """', 52) == [
+        '  1 │ def f(x, p, n_head, mask=None,',
+        '    │         activation="gelu", layers=layers):',
+        '  3 │     """x (B, T) -> y (B, T). Some more words',
+        '    │     that fill the line, and go on in the next.',
+        '  5 │     p: of dropout.',
+        '  6 │     """',
+    ]
+
+
+def test_code_is_broken_outside_of_inner_brackets():
+    assert source_at('    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layernorm_backward(dh, ln_2)',
+                     70)[1].strip(" │") == "layernorm_backward(dh, ln_2)"
+    assert source_at("    y = f(h, activation, dropout, key and key.at(1), layers)",
+                     56)[1].strip(" │") == "key and key.at(1), layers)"
+
+
+def test_a_formula_that_is_too_wide_loses_its_gap_first_then_its_second_column():
+    rows = "    y = x * s" + " " * 12 + "s = f(u)\n" + " " * 25 + "u = g(x) * 2"
+    for width, wanted in [
+        (40, rows.split("\n")),
+        (30, ["    y = x * s     s = f(u)", " " * 18 + "u = g(x) * 2"]),
+        (25, ["    y = x * s   s = f(u)", "        u = g(x) * 2"]),
+        (20, ["    y = x * s", "        s = f(u)", "        u = g(x) * 2"]),
+    ]:
+        assert [line.plain for line in terminal._formula(rows, width)][:-1] == wanted
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -272,6 +300,26 @@ NESTED = '''
         dx, dp["mlp"]["c_fc"] = inner_backward(dy * scale, inner)
         return dx, dp
     '''
+ADDING = '''
+    """A model that adds its gradients.
+
+        y = (x * w + b) * scale
+    """
+
+    def forward(x, p):
+        """x (T, C) -> y (T, C)."""
+        h = x * p["mlp"]["c_fc.w"] + p["mlp"]["c_fc.b"]
+        return h * p["ln.scale"], (x, h, p)
+
+
+    def backward(dy, cache, grads):
+        """dy (T, C) -> None: the gradients are added to grads."""
+        x, h, p = cache
+        grads.add("ln.scale", (dy * h).sum(0))
+        dh = dy * p["ln.scale"]
+        dp = {"c_fc.b": dh.sum(0), "c_fc.w": (dh * x).sum(0)}
+        grads.add("mlp", dp)
+    '''
 
 
 def _nested(s, draw):
@@ -308,6 +356,32 @@ def test_wrong_nested_gradient_is_named(wrong, line, changed, wrong_names):
     assert not e.right and "c_fc." in e.message
     assert [check.name for check in e.checks if not check.right] == wrong_names
     assert "✗ The backward is not the derivative" in text("wrong", 80)
+
+
+def _only_parameters(s, draw):
+    C = s["C"]
+    return {"x": 1 + draw.integers(9, s["T"], C),
+            "p": draw.parameters({"ln.scale": (C,), "mlp": {"c_fc.w": (C,), "c_fc.b": (C,)}})}
+
+
+def test_added_gradients_are_shown_where_they_change_and_checked_under_the_same_names(wrong):
+    e = wrong(ADDING, _only_parameters, adds=True, brief=True)
+    assert e.right
+    changed = [value.name for step in e.backward for value in step.values
+               if value.changed is not None]
+    assert changed == ['grads["ln.scale"]', 'grads["mlp.c_fc.w"]', 'grads["mlp.c_fc.b"]']
+    assert [check.name for check in e.checks] == changed
+    added = next(step for step in e.backward if 'grads.add("mlp"' in step.source)
+    assert (added.values[-1].name, added.values[-1].text) == ("dp", ": empty")
+
+
+def test_gradients_of_the_model_are_checked_under_the_names_they_are_shown_with():
+    e = explained("gpt")
+    shown = {value.name for step in e.backward for value in step.values}
+    names = [check.name for check in e.checks]
+    assert 'grads["h.1.attn.c_attn.weight"]' in names and set(names) <= shown
+    assert {check.name for check in explained("block").checks} <= {
+        value.name for step in explained("block").backward for value in step.values}
 
 
 def test_bug_far_from_the_top_of_the_model_is_seen(monkeypatch):
