@@ -11,6 +11,7 @@ of `Muon`. Matrices of one shape are stacked, so that one batched product does t
 two cores that takes less time than one matrix after another. Never imported by npgpt itself.
 """
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -28,12 +29,12 @@ class MuonAndAdamW:
     def __init__(self, gpt, *, betas, momentum, weight_decay, relative_rate, muon=None):
         """relative_rate: Muon's rate as a multiple of AdamW's. muon: its class (default: Muon)."""
         self.relative_rate = relative_rate
-        named = dict(gpt.named_parameters())
-        matrices = [name for name, p in named.items() if p.ndim == 2 and name.startswith("h.")]
+        named, architecture = dict(gpt.named_parameters()), gpt.config.architecture()
+        matrices = [name for name, param in architecture.items() if param.group == "matrix"]
         self.views = [
             (weight, part, torch.nn.Parameter(weight.detach()[:, part].t()))
             for weight, part in ((named[name], part) for name in matrices
-                                 for part in _parts(name, named[name].shape[1]))
+                                 for part in _parts(architecture[name].widths))
         ]
         rest = [p for name, p in named.items() if name not in matrices]
         self.muon = (muon or Muon)([view for *_, view in self.views], momentum=momentum,
@@ -54,10 +55,10 @@ class MuonAndAdamW:
             optimizer.step()
 
 
-def _parts(name, columns):
+def _parts(widths):
     """The columns of each matrix in a weight."""
-    width = columns // 3 if name.endswith("attn.c_attn.weight") else columns
-    return [slice(start, start + width) for start in range(0, columns, width)]
+    ends = itertools.accumulate(widths)
+    return [slice(end - width, end) for width, end in zip(widths, ends)]
 
 
 class Muon(torch.optim.Optimizer):

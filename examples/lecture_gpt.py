@@ -78,15 +78,15 @@ def initial_values(config, random):
             random.linear(shape[1], shape[0], bias="c_attn" not in name)
     drawn = {name: random.randn(shape) * STD for name, shape in layers}
 
-    for name, shape in config.shapes().items():
-        if len(shape) == 1:
-            yield name, np.full(shape, name.endswith("weight"), np.float32)      # norms 1, biases 0
-        elif "c_attn" in name:
+    for name, param in config.architecture().items():
+        if param.group == "vector":
+            yield name, param.draw(name, SEED)                                   # norms 1, biases 0
+        elif param.parts:
             heads = [drawn[f"{name}.{part}.{head}"] for part in ("query", "key", "value")
                      for head in range(config.n_head)]
             yield name, np.concatenate(heads).T                                  # (C, 3C)
         else:
-            yield name, drawn[name].T if name.startswith("h.") else drawn[name]
+            yield name, drawn[name].T if param.group == "matrix" else drawn[name]
 
 
 def layers_in_order(config):

@@ -119,7 +119,7 @@ def _gpu():
     runtime = cupy.cuda.runtime
     driver = runtime.driverGetVersion()
     if driver == 0:
-        raise UserError("no GPU: CuPy finds no NVIDIA driver; install one, or use --device cpu")
+        raise UserError("no GPU: CuPy finds no NVIDIA driver; install one, or use `device` cpu")
     try:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
@@ -134,7 +134,7 @@ def _gpu():
     if count == 0:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
-        raise UserError(f"no GPU: the NVIDIA driver shows no device{hint}; use --device cpu")
+        raise UserError(f"no GPU: the NVIDIA driver shows no device{hint}; use `device` cpu")
 
     @contextmanager
     def math_mode(dtype):
@@ -196,7 +196,7 @@ def get_device(name):
         except UserError:
             return get_device("cpu")
     if name not in _makers:
-        raise UserError(f"unknown device {name!r}; there are: auto, {', '.join(_makers)}")
+        raise UserError(f"`device` must be one of auto, {', '.join(_makers)}, got {name!r}")
     if name not in _devices:
         register(_makers[name]())
     return _devices[name]

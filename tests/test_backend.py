@@ -79,7 +79,7 @@ def test_slices_cover_everything_once():
 
 
 def test_unknown_device_is_refused():
-    with pytest.raises(UserError, match="unknown device 'tpu'; there are: auto, cpu, gpu"):
+    with pytest.raises(UserError, match="device must be one of auto, cpu, gpu, got 'tpu'"):
         get_device("tpu")
 
 
@@ -87,7 +87,7 @@ def test_unknown_device_is_refused():
     (None, None, r'CuPy is not installed; run: pip install "npgpt\[cuda12\]"'),
     (fake_cupy(driver=0), None, "CuPy finds no NVIDIA driver"),
     (fake_cupy(driver=11080, error=True), None, "driver supports CUDA 11 and CuPy needs CUDA 12"),
-    (fake_cupy(error=True), None, "the NVIDIA driver shows no device; use --device cpu"),
+    (fake_cupy(error=True), None, "the NVIDIA driver shows no device; use device cpu"),
     (fake_cupy(devices=0), "", r"shows no device \(CUDA_VISIBLE_DEVICES is ''\)"),
 ])
 def test_reason_for_no_gpu_is_told(registry, monkeypatch, cupy, visible, message):

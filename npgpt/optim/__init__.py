@@ -10,10 +10,9 @@ they are.
 """
 
 from npgpt.optim.adamw import AdamW
-from npgpt.optim.clipping import clip_scale, squared_norm
+from npgpt.optim.clipping import clip_scale
 from npgpt.optim.muon import Muon
 from npgpt.optim.optimizer import Optimizer, OptimizerGroup
 from npgpt.optim.schedule import learning_rate
 
-__all__ = ["AdamW", "Muon", "Optimizer", "OptimizerGroup", "clip_scale", "learning_rate",
-           "squared_norm"]
+__all__ = ["AdamW", "Muon", "Optimizer", "OptimizerGroup", "clip_scale", "learning_rate"]

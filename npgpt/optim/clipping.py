@@ -1,19 +1,6 @@
-"""The norm of the gradients, and the scale that limits it. Both stay on the device as scalars."""
+"""The scale that limits the norm of the gradients."""
 
-from npgpt.backend import array_module, device_of
-
-
-def squared_norm(flat, slices=None):
-    """The sum of squares of a buffer (n,), over some slices of it (None: all), as a float64 scalar
-    of the device. The squares of finite float32 numbers cannot overflow in float64."""
-    device = device_of(flat)
-    total = device.xp.zeros((), dtype="float64")
-    for whole in [slice(0, flat.size)] if slices is None else slices:
-        for part in device.slices(whole.start, whole.stop):
-            g = flat[part].astype("float64")
-            g *= g
-            total = total + g.sum()
-    return total
+from npgpt.backend import array_module
 
 
 def clip_scale(norm, grad_clip):

@@ -4,11 +4,12 @@
 """
 
 from npgpt.parallel.communicator import Communicator
+from npgpt.parallel.norm import squared_norm
 from npgpt.parallel.processes import Processes, WorkerEnded, can_fork, limit_blas
 from npgpt.parallel.single import Single
 
 __all__ = ["LARGE", "Communicator", "Processes", "Single", "WorkerEnded", "can_fork",
-           "choose_ranks", "make_communicator", "world"]
+           "choose_ranks", "make_communicator", "squared_norm", "world"]
 
 LARGE = 20_000_000       # parameters, from which BLAS's threads compute faster than processes
 

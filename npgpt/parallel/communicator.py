@@ -15,7 +15,7 @@ ranks, so that a run with the same number of ranks is the same to the last bit.
 """
 
 from npgpt.backend import array_module
-from npgpt.optim import squared_norm
+from npgpt.parallel.norm import squared_norm
 
 
 class Communicator:

@@ -35,7 +35,7 @@ def test_model_is_read_to_the_device_and_dtype_that_are_asked_for(tmp_path):
     random_model().save_pretrained(tmp_path / "model")
     assert GPT.from_pretrained(tmp_path / "model").params.flat.dtype == np.float32
     assert GPT.from_pretrained(tmp_path / "model", dtype="float64").params.flat.dtype == np.float64
-    with pytest.raises(UserError, match="unknown device 'tpu'"):
+    with pytest.raises(UserError, match="device must be one of auto, cpu, gpu, got 'tpu'"):
         GPT.from_pretrained(tmp_path / "model", device="tpu")
 
 
@@ -202,3 +202,12 @@ def test_weights_that_are_none_are_refused(data, tmp_path):
 def test_directory_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no model directory .*nowhere"):
         GPT.from_pretrained(tmp_path / "nowhere")
+
+
+def test_run_is_told_apart_from_a_model_and_its_checkpoints_are_named(tmp_path):
+    for step in (10, 20):
+        random_model().save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    with pytest.raises(UserError, match=r"run is a run, not a model; its models are its checkpoints"
+                                        r": .*checkpoint-10, .*checkpoint-20"):
+        GPT.from_pretrained(tmp_path / "run")
+    assert GPT.from_pretrained(tmp_path / "run" / "checkpoint-20").config == random_model().config

@@ -4,7 +4,8 @@ import numpy as np
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import cross_entropy_forward
-from npgpt.optim import AdamW, clip_scale, squared_norm
+from npgpt.optim import AdamW, clip_scale
+from npgpt.parallel import squared_norm
 from tests.gallery.bug import Bug
 
 BUGS = []

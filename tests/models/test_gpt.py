@@ -9,6 +9,7 @@ from npgpt.layers import Key, dropout
 from npgpt.models.generate import KVCache
 from npgpt.models.gpt import gpt_backward, gpt_forward
 from npgpt.optim import AdamW
+from npgpt.training.step import train_step
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 VARIANTS = [
@@ -49,10 +50,9 @@ def test_initial_loss_is_that_of_guessing(variant):
 
 
 def train(gpt, steps, rate, idx, targets):
-    optimizer = AdamW(gpt.params, weight_decay=0.0)
+    optimizer, grads = AdamW(gpt.params, weight_decay=0.0), gpt.gradients()
     for _ in range(steps):
-        _, grads = gpt.loss_and_grads(idx, targets)
-        optimizer.step(grads.flat, rate)
+        train_step(gpt, optimizer, [(idx, targets)], grads, lr=rate)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

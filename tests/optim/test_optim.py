@@ -12,9 +12,9 @@ from npgpt.optim import (
     OptimizerGroup,
     clip_scale,
     learning_rate,
-    squared_norm,
 )
 from npgpt.optim.muon import orthogonal
+from npgpt.parallel import squared_norm
 from npgpt.training.config import TrainingConfig
 
 CPU = get_device("cpu")

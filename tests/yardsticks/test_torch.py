@@ -9,8 +9,9 @@ from hypothesis import given
 
 from npgpt import GPT, GPTConfig
 from npgpt.layers import LAYERS
-from npgpt.optim import AdamW, clip_scale, learning_rate, squared_norm
+from npgpt.optim import AdamW, learning_rate
 from npgpt.training.config import TrainingConfig
+from npgpt.training.step import train_step
 from tests.cases import CASES
 
 TOLERANCE = 1e-10
@@ -160,7 +161,7 @@ def test_ten_steps_of_training_agree_with_pytorch(variant, torch):
          {"params": [p for p in named.values() if p.ndim == 1], "weight_decay": 0.0}],
         betas=(c.beta1, c.beta2), eps=1e-8,
     )
-    adamw = AdamW(gpt.params, c.beta1, c.beta2, c.weight_decay)
+    adamw, grads = AdamW(gpt.params, c.beta1, c.beta2, c.weight_decay), gpt.gradients()
     for step in range(10):
         idx, targets = batch(gpt, seed=step)
         rate = learning_rate(step, c)
@@ -171,8 +172,6 @@ def test_ten_steps_of_training_agree_with_pytorch(variant, torch):
         torch.nn.utils.clip_grad_norm_(named.values(), c.grad_clip)
         optimizer.step()
 
-        _, grads = gpt.loss_and_grads(idx, targets)
-        norm = np.sqrt(squared_norm(grads.flat))
-        adamw.step(grads.flat, rate, clip_scale(norm, c.grad_clip))
+        train_step(gpt, adamw, [(idx, targets)], grads, lr=rate, grad_clip=c.grad_clip)
     furthest = max(np.abs(gpt.params[name] - named[name].detach().numpy()).max() for name in named)
     assert furthest < 1e-9

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from npgpt.optim import AdamW, Muon, OptimizerGroup, clip_scale, squared_norm
+from npgpt.optim import AdamW, Muon, OptimizerGroup, clip_scale
+from npgpt.parallel import squared_norm
 from tests.yardsticks.test_torch import TOLERANCE, VARIANTS, apart, odd_model
 
 BETAS, MOMENTUM, WEIGHT_DECAY, RELATIVE_RATE, GRAD_CLIP = (0.9, 0.99), 0.85, 0.1, 2.0, 1.0

@@ -1,0 +1,53 @@
+"""A backward frees what it uses: the arrays of the size tokens times vocabulary go first."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from npgpt import GPT, GPTConfig, layers
+from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
+
+V, B, T, C = 4000, 4, 32, 16
+IDS = np.random.default_rng(0).integers(3, V, (B, T))
+GPT_MODEL = GPT(GPTConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=C))
+TRANSFORMER = Transformer(TransformerConfig(
+    source_vocab_size=V, target_vocab_size=V, n_layer=1, n_head=2, n_embd=C, dropout=0.0))
+
+
+def largest_arrays():
+    """-> bytes of the arrays that are alive, the largest first."""
+    only_arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+    snapshot = tracemalloc.take_snapshot().filter_traces([only_arrays])
+    return sorted((trace.size for trace in snapshot.traces), reverse=True)
+
+
+@pytest.mark.parametrize(("model", "batch"), [
+    (GPT_MODEL, (IDS, IDS)), (TRANSFORMER, (IDS, *teacher_forced(IDS))),
+], ids=["gpt", "transformer"])
+def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(model, batch):
+    alive = {}
+
+    def watched(name):
+        def function(*arguments):
+            alive.setdefault(name, largest_arrays())
+            return getattr(layers, name)(*arguments)
+        return function
+
+    first_of_a_block = "gelu_backward" if model is GPT_MODEL else "relu_backward"
+    names = ("cross_entropy_backward", first_of_a_block)
+    model.layers = SimpleNamespace(**vars(layers) | {name: watched(name) for name in names})
+    name = first_of_a_block.removesuffix("_backward")
+    model.layers.LAYERS = layers.LAYERS | {
+        name: layers.Layer(layers.LAYERS[name].forward, watched(first_of_a_block))}
+    grads = model.gradients()
+    tracemalloc.start()
+    try:
+        model.loss_and_grads(*batch, into=grads)
+    finally:
+        tracemalloc.stop()
+        model.layers = layers
+    logits = B * T * V * 4
+    assert alive["cross_entropy_backward"][0] >= logits          # the test sees such arrays
+    assert alive[first_of_a_block][0] < logits / 4

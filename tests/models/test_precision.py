@@ -1,0 +1,133 @@
+"""Precision belongs to the model: two models of one process can differ."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import sample
+import train
+from npgpt import GPT, GPTConfig, UserError, layers
+from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
+from tests import double
+
+CONFIG = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8)
+IDS = np.random.default_rng(0).integers(3, 7, (2, 6))
+MODES = {"float32": 0, "float64": 0, "tf32": 3, "bfloat16": 3}       # cuBLAS's
+
+
+@pytest.fixture
+def gpu(device):
+    if device.xp is not double.cupy:
+        pytest.skip("the double tells the mode that cuBLAS is in")
+    double.cupy.MathMode.mode = 1                    # what something else in the process has set
+    yield device
+    double.cupy.MathMode.mode = 0
+
+
+def watched(model):
+    """-> the modes that cuBLAS is in whenever one of the model's linear layers computes."""
+    seen, plain = [], model.layers
+
+    def spy(name):
+        def function(*arguments):
+            seen.append(double.cupy.MathMode.mode)
+            return getattr(plain, name)(*arguments)
+        return function
+
+    names = ("linear_forward", "linear_backward")
+    model.layers = SimpleNamespace(**vars(plain) | {name: spy(name) for name in names})
+    return seen
+
+
+@pytest.mark.parametrize("use", [
+    lambda m: m.logits(IDS), lambda m: m.loss(IDS, IDS), lambda m: m.loss_and_grads(IDS, IDS),
+    lambda m: m.generate(IDS[:, :2], 2, seed=0),
+], ids=["logits", "loss", "loss_and_grads", "generate"])
+def test_each_model_computes_in_its_own_precision_and_leaves_the_device_as_it_was(use, gpu):
+    models = {dtype: GPT(CONFIG, device=gpu, dtype=dtype) for dtype in MODES}
+    seen = {dtype: watched(model) for dtype, model in models.items()}
+    for _ in range(2):
+        for dtype, model in models.items():
+            use(model)
+            assert double.cupy.MathMode.mode == 1
+            assert set(seen[dtype]) == {MODES[dtype]} and seen[dtype], dtype
+
+
+def test_transformer_has_a_precision_too(gpu):
+    model = Transformer(TransformerConfig(source_vocab_size=7, target_vocab_size=7, n_layer=1,
+                                          n_head=2, n_embd=8), device=gpu, dtype="tf32")
+    seen = watched(model)
+    model.loss_and_grads(IDS, *teacher_forced(IDS))
+    model.translate(IDS, 3)
+    model.cross_attention(IDS, IDS)
+    assert set(seen) == {3} and double.cupy.MathMode.mode == 1
+
+
+def test_error_in_a_model_leaves_the_device_as_it_was(gpu):
+    model = GPT(CONFIG, device=gpu, dtype="tf32")
+    model.layers = SimpleNamespace(**vars(layers) | {"linear_forward": None})
+    with pytest.raises(TypeError):
+        model.logits(IDS)
+    assert double.cupy.MathMode.mode == 1
+
+
+def test_precision_is_that_of_the_parameters_and_bfloat16_that_of_linear_layers_too(gpu):
+    found = {dtype: GPT(CONFIG, device=gpu, dtype=dtype) for dtype in MODES}
+    assert {dtype: model.params.flat.dtype.name for dtype, model in found.items()} == {
+        "float32": "float32", "float64": "float64", "tf32": "float32", "bfloat16": "float32"}
+    exact = gpu.to_host(found["float64"].logits(IDS))
+    errors = {dtype: np.abs(gpu.to_host(model.logits(IDS)) - exact).max()
+              for dtype, model in found.items()}
+    assert errors["float32"] < 1e-6 < 1e-5 < errors["bfloat16"]
+    assert found["float32"].layers is layers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "tf32", "bfloat16"])
+def test_model_from_a_file_has_the_precision_that_is_asked_for(dtype, gpu, tmp_path):
+    GPT(CONFIG).save_pretrained(tmp_path / "m")
+    new = GPT(CONFIG, device=gpu, dtype=dtype)
+    read = GPT.from_pretrained(tmp_path / "m", device=gpu, dtype=dtype)
+    assert read.dtype == new.dtype == dtype
+    np.testing.assert_array_equal(gpu.to_host(read.logits(IDS)), gpu.to_host(new.logits(IDS)))
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16", None])
+def test_precision_that_a_cpu_does_not_have_is_refused(dtype):
+    with pytest.raises(UserError, match="dtype must be one of float32, float64 on CPU"):
+        GPT(CONFIG, dtype=dtype)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """-> function that runs a command in a directory with a small text -> status, out, err."""
+    (tmp_path / "fox.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    monkeypatch.chdir(tmp_path)
+
+    def command(main, *words):
+        return main(list(words)), *capsys.readouterr()
+    return command
+
+
+TINY = ("--data=fox.txt", "--device=cpu", "--n-layer=1", "--n-head=2", "--n-embd=16",
+        "--block-size=16", "--batch-size=4", "--eval-iters=2", "--out-dir=r", "--workers=1")
+
+
+def test_training_and_sampling_in_float64(run):
+    status, out, err = run(train.main, *TINY, "--max-iters=3", "--dtype=float64")
+    assert (status, err) == (0, "") and ", float64\n" in out
+    model = GPT.from_pretrained("r/checkpoint-3", dtype="float64")
+    assert (model.params["wte.weight"] != model.params["wte.weight"].astype("float32")).any()
+    status, out, err = run(train.main, "--resume", "--out-dir=r", "--max-iters=5")
+    assert (status, err) == (0, "") and ", float64\n" in out
+    words = ("--out-dir=r", "--seed=1", "--max-new-tokens=20")
+    double_precision, single = (run(sample.main, *words, f"--dtype={dtype}")
+                                for dtype in ("float64", "float32"))
+    assert double_precision[0] == 0 and double_precision[:2] == single[:2]
+
+
+def test_sampling_in_a_precision_that_the_device_does_not_have_is_refused(run):
+    assert run(train.main, *TINY, "--max-iters=1")[0] == 0
+    status, out, err = run(sample.main, "--out-dir=r", "--device=cpu", "--dtype=tf32")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("sample.py: --dtype must be one of float32, float64 on CPU")

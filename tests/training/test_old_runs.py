@@ -1,0 +1,71 @@
+"""Runs that an older npgpt began go on as if nothing had changed.
+
+tests/training/runs holds runs that npgpt 0.1.0 stopped after step 6, with AdamW and with Muon, with
+one and with two workers, and what 0.1.0 itself made of them by step 9. They were made with NumPy
+2.4.6 and OpenBLAS's SkylakeX kernels; other versions and kernels round differently.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from threadpoolctl import threadpool_info
+
+ROOT = Path(__file__).parents[2]
+RUNS = Path(__file__).parent / "runs"
+MADE_WITH = "2.4.6", "SkylakeX"
+FILES = "model.safetensors", "training.safetensors"
+
+
+def rounds_as_then():
+    """Whether this machine computes the very bits that the runs were made with."""
+    kernels = {info.get("architecture") for info in threadpool_info() if info["user_api"] == "blas"}
+    return (np.__version__, *kernels) == MADE_WITH
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_run_of_an_older_npgpt_goes_on_to_the_same_bits(optimizer, workers, tmp_path):
+    shutil.copytree(RUNS / f"{optimizer}-{workers}", tmp_path / "run")
+    shutil.copy(RUNS / "text.txt", tmp_path)
+    result = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--resume", "--out-dir=run", "--max-iters=9"],
+        cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"})
+    assert (result.returncode, result.stderr) == (0, "")
+    for name in FILES:
+        expected = load_file(RUNS / f"{optimizer}-{workers}" / "expected" / name)
+        found = load_file(tmp_path / "run/checkpoint-9" / name)
+        assert found.keys() == expected.keys()
+        for key, array in expected.items():
+            if rounds_as_then():
+                assert found[key].tobytes() == array.tobytes(), key
+            else:
+                np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-5, err_msg=key)
+
+
+def test_state_of_an_older_run_is_taken_over_to_the_last_bit(tmp_path):
+    """On every machine: loading it and saving it again gives the same arrays."""
+    from npgpt.training.request import Request
+    from npgpt.training.run import save
+    from npgpt.training.setup import build_run
+
+    shutil.copytree(RUNS / "muon-1", tmp_path / "run")
+    flags = {"data": str(RUNS / "text.txt"), "max_iters": 9}
+    request = Request("laptop", flags, flags, tmp_path / "run", resume=True, overwrite=False)
+    run = build_run(request)
+    assert run.step == 6 and {o.t for o in run.optimizer.optimizers} == {6}
+    run.step = 7
+    save(run)
+    for name in FILES:
+        before, after = (load_file(tmp_path / "run" / f"checkpoint-{n}" / name) for n in (6, 7))
+        assert {k: a.tobytes() for k, a in before.items()} == {
+            k: a.tobytes() for k, a in after.items()}
+    state = json.loads((tmp_path / "run/checkpoint-7/training.json").read_text())
+    assert state["values"]["muon_lr"] == 0.015
