@@ -9,6 +9,8 @@
     numbers      numbers as text, arrays as matrices
     highlight    Python source split into parts to colour
     wording      the sentences of terminal and page
+    folding      where a wide line is broken
+    arrays       arrays as lines for a terminal
     terminal     an explanation as lines of text
     page         an explanation as an HTML page
     command      the command line

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from npgpt import layers
 from npgpt.explain import page, subjects, terminal
+from npgpt.explain.arrays import array_lines
 from npgpt.explain.explanation import explain
 from npgpt.explain.highlight import parts
 from npgpt.explain.numbers import aligned, matrices, number
@@ -79,7 +80,7 @@ def test_no_line_of_the_largest_sizes_is_wider_than_a_narrow_terminal(name):
 
 def test_first_and_last_number_of_each_row_are_shown_in_a_narrow_terminal():
     array = np.arange(2 * 3 * 8).reshape(2, 3, 8) + 0.12345
-    shown = [line.plain.split() for line in terminal._array(array, None, 20)]
+    shown = [line.plain.split() for line in array_lines(array, None, 20)]
     assert shown[0][:1] == ["[0]"] and ["[1]"] in [row[:1] for row in shown]
     rows = [[number for number in row if number[0] != "["] for row in shown]
     rows = [row for row in rows if row]
@@ -408,10 +409,10 @@ def test_numbers_that_differ_by_rounding_look_alike():
 
 def test_large_arrays_are_shortened_in_a_terminal_and_say_so():
     array = np.arange(20 * 3 * 30, dtype=float).reshape(20, 1, 3, 30)[:, 0] + 1000
-    lines = [line.plain for line in terminal._array(array, None, 70)]
+    lines = [line.plain for line in array_lines(array, None, 70)]
     assert max(map(len, lines)) <= 70
     assert lines[-1] == "… and 12 more of these" and all("…" in line for line in lines)
-    tall = [line.plain for line in terminal._array(np.ones((50, 1)), None, 70)]
+    tall = [line.plain for line in array_lines(np.ones((50, 1)), None, 70)]
     assert len(tall) == terminal.MOST_ROWS and tall[-2].strip() == "…"
 
 
