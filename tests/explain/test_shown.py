@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from npgpt import layers
 from npgpt.explain import page, subjects, terminal
-from npgpt.explain.arrays import array_lines
+from npgpt.explain.arrays import MOST_ROWS, array_lines
 from npgpt.explain.explanation import explain
 from npgpt.explain.highlight import parts
 from npgpt.explain.numbers import aligned, matrices, number
@@ -413,7 +413,7 @@ def test_large_arrays_are_shortened_in_a_terminal_and_say_so():
     assert max(map(len, lines)) <= 70
     assert lines[-1] == "… and 12 more of these" and all("…" in line for line in lines)
     tall = [line.plain for line in array_lines(np.ones((50, 1)), None, 70)]
-    assert len(tall) == terminal.MOST_ROWS and tall[-2].strip() == "…"
+    assert len(tall) == MOST_ROWS and tall[-2].strip() == "…"
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 4), (1, 2, 3, 4)])
