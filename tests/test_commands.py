@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from npgpt import GPT, GPTConfig
+from npgpt.backend import get_device
 from npgpt.text.source import TokenSource
 from tests.parallel.test_processes import gone
 from tests.training import reference
@@ -196,6 +197,13 @@ def test_accumulated_run_is_that_of_the_large_batch(home):
     assert difference < 2e-5
 
 
+def test_more_workers_than_cores_are_noted(home):
+    cores = get_device("cpu").cores
+    output = train(home, "--max-iters=1", f"--workers={cores + 1}", f"--batch-size={cores + 1}")
+    assert f"{cores + 1} processes share {cores} cores, and are slower than {cores}\n" in output
+    assert "note " not in train(home, "--max-iters=1", "--workers=1")
+
+
 def test_finished_run_can_be_extended_and_the_next_stands_beside_it(home):
     train(home, "--max-iters=10")
     finished = run(home, "--resume")
@@ -314,6 +322,9 @@ def test_live_bar_in_a_terminal(home):
     ("--resume --out-dir=nowhere", "there is no directory nowhere"),
     ("--data=fox.txt --out-dir=fox.txt", "fox.txt is a file"),
     ("--device=gpu", "no GPU: CuPy is not installed; run: pip install"),
+    ("--data=fox.txt --device=cpu --workers=1000",
+     "--workers must be at most --batch-size, 12, because each computes some of its sequences, got "
+     "1000"),
 ])
 def test_bad_input_is_one_line_status_2_and_nothing_written(home, words, message):
     if "--device=gpu" in words and _has_cupy():

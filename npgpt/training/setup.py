@@ -9,7 +9,7 @@ from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
 from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
-from npgpt.parallel import choose_ranks, make_communicator, world
+from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
 from npgpt.training import estimate
@@ -33,7 +33,7 @@ def new_run(request):
     source = world().broadcast(lambda: load_source(config.data))
     architecture = request.model(source.tokenizer.vocab_size)
     data = Dataset(source, architecture.block_size, device)
-    comm = build_communicator(request, config, architecture, device)
+    comm = build_communicator(config, architecture, device)
     directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device, fused=config.fused,
                 dtype=config.dtype or device.default_dtype)
@@ -60,7 +60,7 @@ def resumed_run(request):
                                 config.fused)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
-    comm = build_communicator(request, config, model.config, device)
+    comm = build_communicator(config, model.config, device)
     data = Dataset(source, model.config.block_size, device)
     run = assemble(request, config, directory, source, data, model, comm)
     return restore(run, state, checkpoint)
@@ -70,7 +70,7 @@ def assemble(request, config, directory, source, data, model, comm):
     """-> Run of a model that is ready."""
     optimizer, buffers = distribute(model, config, comm)
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
-               buffers, list(request.notes))
+               buffers, [*request.notes, *notes_on_workers(request, config, model.device)])
 
 
 def distribute(model, config, comm):
@@ -94,11 +94,8 @@ def build_optimizer(params, config, share=lambda array: array):
     return OptimizerGroup([muon, adamw])
 
 
-def build_communicator(request, config, architecture, device):
+def build_communicator(config, architecture, device):
     """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
-    if "workers" in request.flags and (config.workers or 0) > config.batch_size:
-        raise UserError(f"`workers` must be at most `batch_size`, {config.batch_size}, because "
-                        f"each computes some of its sequences; got {config.workers}")
     size, computing = choose_ranks(config.workers, config.batch_size,
                                    count(architecture.architecture()), device,
                                    config.optimizer == "muon")
@@ -107,9 +104,27 @@ def build_communicator(request, config, architecture, device):
     return make_communicator(size, computing)
 
 
+def notes_on_workers(request, config, device):
+    """What to tell the user about the number of workers that the request asks for, a list."""
+    if config.workers and "workers" in request.flags:
+        if config.workers > 1 and not can_fork():
+            return ["1 process: several need Linux"]
+        if config.workers > device.cores:
+            return [f"{config.workers} processes share {device.cores} cores, and are slower than "
+                    f"{device.cores}"]
+    return []
+
+
 def supported(config, device, request):
-    """-> the configuration that this device can do. Settings from a checkpoint of another device
+    """-> the configuration as this device supports it. Settings from a checkpoint of another device
     fall back to their defaults. Raises UserError for those that the request asks for."""
+    if "workers" in request.flags and config.workers and config.workers > 1:
+        if device.name != "cpu":
+            raise UserError(f"`workers` is for a CPU, and this run is on {device.description}, got "
+                            f"{config.workers}")
+        if config.workers > config.batch_size:
+            raise UserError(f"`workers` must be at most `batch_size`, {config.batch_size}, because "
+                            f"each computes some of its sequences, got {config.workers}")
     fits = {"dtype": config.dtype in (None, *device.dtypes),
             "fused": not config.fused or device.name != "cpu"}
     for name in (name for name, fit in fits.items() if not fit):

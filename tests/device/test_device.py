@@ -240,7 +240,8 @@ def test_checkpoint_of_before_there_was_a_choice_goes_on(home, capsys):
 
 
 def test_what_a_device_cannot_compute_in_is_refused(home, capsys):
-    for words in (["--dtype=tf32"], ["--dtype=bfloat16"], ["--fused"]):
+    for words in (["--dtype=tf32"], ["--dtype=bfloat16"], ["--fused"],
+                  ["--workers=2", "--device=gpu"]):
         status, out, err = run(capsys, "--device=cpu", *words)
         assert (status, out) == (2, "") and words[0].partition("=")[0] in err
         assert err.count("\n") == 1 and not (home / "out").exists()
