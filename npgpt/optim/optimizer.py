@@ -12,8 +12,11 @@ from npgpt.backend import device_of
 class Optimizer:
     """Base of the optimisers.
 
-    Each has `state`, name -> array, what a checkpoint keeps beside the parameters; `_slices(rank,
-    size)`, the shard of a rank; and `_update(grads, lr, scale)`."""
+    Each has `state`, name -> array, what a checkpoint keeps beside the parameters; `start`, where
+    in the buffer of parameters these arrays begin; `_slices(rank, size)`, the shard of a rank; and
+    `_update(grads, lr, scale)`."""
+
+    start = 0
 
     def __init__(self, params):
         self.params = params
@@ -33,6 +36,12 @@ class Optimizer:
         xp = self.device.xp
         self.t += 1
         self._update(grads, lr, xp.ones((), "float64") if scale is None else scale)
+
+    @property
+    def sharded_state(self):
+        """Pairs of an array of the state and the slices of it that this rank keeps up to date."""
+        own = [slice(s.start - self.start, s.stop - self.start) for s in self.shard]
+        return [(array, own) for array in self.state.values()]
 
     def load_state(self, tensors, t):
         """Go on from a checkpoint: name -> array, and the steps that were done."""
@@ -56,6 +65,11 @@ class OptimizerGroup:
     def state(self):
         """name -> array."""
         return {name: array for o in self.optimizers for name, array in o.state.items()}
+
+    @property
+    def sharded_state(self):
+        """As Optimizer.sharded_state."""
+        return [pair for optimizer in self.optimizers for pair in optimizer.sharded_state]
 
     def set_rank(self, rank, size):
         """As Optimizer.set_rank."""

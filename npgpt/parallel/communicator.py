@@ -6,7 +6,7 @@ the gradients over all ranks, updates that shard of the parameters, and collects
     flat = comm.reduce_scatter(grads, optimizer.shard)
     norm = comm.norm(flat, optimizer.shard)
     optimizer.step(flat, lr, clip_scale(norm, grad_clip))
-    comm.all_gather(model.params, optimizer.shard)
+    comm.all_gather(model.params.flat, optimizer.shard)
 
 Some implementations start the ranks (`launch` forks them), in others they are there from the start.
 Some share memory, so that there is one copy of the parameters, in others each rank has its own. The
@@ -79,8 +79,8 @@ class Communicator:
         total = self.all_reduce(squared_norm(flat, shard))
         return array_module(total).sqrt(total)
 
-    def all_gather(self, params, shard):
-        """Give every rank the shards of all ranks: params, Parameters, are then the same in all."""
+    def all_gather(self, flat, shard):
+        """Give every rank the shards of all ranks of a buffer, which is then the same in all."""
 
     def any(self, flag):
         """Whether any rank has raised its flag; the same answer in every rank. It waits for nobody,

@@ -131,7 +131,7 @@ class Processes(Communicator):
                 first[part] += other[part]
         return first
 
-    def all_gather(self, params, shard):
+    def all_gather(self, flat, shard):
         self.barrier()
 
     def any(self, flag):

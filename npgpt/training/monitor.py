@@ -28,6 +28,7 @@ class Monitor:
         self.progress = Progress(run.config.max_iters, run.step)
         self.interrupt = Interrupt()
         self.nonfinite = run.model.device.xp.zeros((), "int64")     # lives on the device
+        self._clock = time.perf_counter(), run.step
 
     def __enter__(self):
         run = self.run
@@ -86,7 +87,7 @@ class Monitor:
         """The loop has ended: report the result, or save and say how to go on -> exit status."""
         run, say = self.run, self.progress.say
         if run.step < run.config.max_iters:
-            return self._stop() if run.comm.is_first else 0
+            return self._stop()
         whole = mean_loss(run.model, run.data, run.data.val, run.config, run.comm)
         self._log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
         say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
@@ -102,12 +103,14 @@ class Monitor:
 
     def _stop(self):
         run, say = self.run, self.progress.say
+        if run.step and run.saved_step != run.step:
+            save(run)
+        if not run.comm.is_first:
+            return 0
         if run.step == 0:
             run.directory.discard()
             say("stopped before the first step: there is nothing to keep")
         else:
-            if run.saved_step != run.step:
-                save(run)
             say(f"stopped at step {run.step}; to go on: {command_line('train')} --resume --out-dir "
                 f"{run.directory.path}")
         return self.interrupt.status
@@ -118,7 +121,5 @@ class Monitor:
 
     def _restart_clock(self):
         """-> seconds and steps since it was started last."""
-        now, step = time.perf_counter(), self.run.step
-        before, first = getattr(self, "_clock", (now, step))
-        self._clock = now, step
-        return now - before, step - first
+        (before, first), self._clock = self._clock, (time.perf_counter(), self.run.step)
+        return self._clock[0] - before, self._clock[1] - first

@@ -44,9 +44,12 @@ class Run:
 
 
 def save(run, val_loss=math.inf):
-    """Write a checkpoint; it is the best one if the validation loss is below all before."""
+    """Write a checkpoint; it is the best one if the validation loss is below all before. All ranks
+    call it, and the first one writes."""
     is_best, run.saved_step = val_loss < run.best_val_loss, run.step
     run.best_val_loss = min(val_loss, run.best_val_loss)
+    for array, shard in run.optimizer.sharded_state:
+        run.comm.all_gather(array, shard)
     if not run.comm.is_first:
         return
     values = vars(run.config) | vars(run.model.config) | {"data": run.source.name}

@@ -22,7 +22,7 @@ def train_step(model, optimizer, batches, grads, comm=None, *, lr, grad_clip=0.0
     flat = comm.reduce_scatter(grads, optimizer.shard)         # sums this shard over all ranks
     grad_norm = comm.norm(flat, optimizer.shard)
     optimizer.step(flat, lr, clip_scale(grad_norm, grad_clip))
-    comm.all_gather(model.params, optimizer.shard)             # each rank gets all shards
+    comm.all_gather(model.params.flat, optimizer.shard)        # each rank gets all shards
     return loss, grad_norm
 
 

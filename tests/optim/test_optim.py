@@ -286,6 +286,22 @@ def test_steps_of_all_ranks_together_are_the_whole_step(name):
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_shards_of_the_state_are_what_a_step_of_that_rank_changes(name, size):
+    for rank in range(size):
+        p, grads = state()
+        optimizer = OPTIMIZERS[name](p)
+        optimizer.set_rank(rank, size)
+        optimizer.step(grads.flat, 1e-2)
+        for array, shard in optimizer.sharded_state:
+            inside = np.zeros(array.size, bool)
+            for part in shard:
+                inside[part] = True
+            np.testing.assert_array_equal(array != 0, inside)
+        assert len(optimizer.sharded_state) == len(optimizer.state)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_brings_another_optimizer_to_the_same_point(name):
     p, grads = state()
