@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from npgpt.checkpoints.run import METRICS
+from npgpt.cli.options import Parser
 from npgpt.errors import UserError
 
 
@@ -60,7 +61,9 @@ def draw_losses(metrics, path):
 
 
 def main(arguments):
-    if len(arguments) != 2:
-        raise UserError("usage: python -m npgpt.report RUN PICTURE")
-    draw_losses(read_metrics(arguments[0]), arguments[1])
-
+    parser = Parser(prog="npgpt report", description="Draw the losses of a run.",
+                    usage="npgpt report RUN PICTURE")
+    parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")
+    parser.add_argument("picture", metavar="PICTURE", help="the file to write: .png, .svg or .pdf")
+    given = parser.parse(arguments, [])
+    draw_losses(read_metrics(given["run"]), given["picture"])

@@ -261,3 +261,8 @@ def test_empty_batch_has_no_logits():
     gpt = model()
     assert gpt.logits(np.empty((0, 4), int)).shape == (0, 4, 11)
     assert gpt.device is get_device("cpu")
+
+
+def test_repr_says_what_the_model_is():
+    assert repr(model(n_layer=1)).startswith("GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1")
+    assert repr(model()).endswith(f", {model().params.flat.size:,} parameters, float32 on cpu)")
