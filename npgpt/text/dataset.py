@@ -6,14 +6,15 @@ carried along, so a run that is resumed, or divided among ranks, sees the same b
 
 import numpy as np
 
+from npgpt.backend import get_device
 from npgpt.errors import UserError
 
 
 class Dataset:
     """The splits of a TokenSource on a device, and windows of block_size tokens of them."""
 
-    def __init__(self, source, block_size, device):
-        """Raises UserError if a split is too short for one window."""
+    def __init__(self, source, block_size, device="cpu"):
+        """device: a Device or its name. Raises UserError if a split is too short for one window."""
         for split, ids in (("training", source.train), ("validation", source.val)):
             if len(ids) <= block_size:
                 raise UserError(
@@ -22,9 +23,8 @@ class Dataset:
                 )
         self.tokenizer = source.tokenizer
         self.block_size = block_size
-        self.device = device
-        self.train = device.to_device(source.train)
-        self.val = device.to_device(source.val)
+        self.device = get_device(device)
+        self.train, self.val = map(self.device.to_device, (source.train, source.val))
 
     def batch(self, seed, step, rows, start=0, stop=None):
         """Rows start..stop of the training batch of `rows` windows that belongs to (seed, step),

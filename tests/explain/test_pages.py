@@ -4,8 +4,6 @@ pages themselves with the code."""
 import re
 from pathlib import Path
 
-import pytest
-
 from npgpt.explain.subjects import SUBJECTS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -16,13 +14,6 @@ def test_every_subject_is_linked_beside_its_derivation():
     text = (DOCS / "backprop.md").read_text(encoding="utf-8")
     linked = re.findall(r"\]\(explain/(\w+)\.html\), `python -m npgpt explain (\w+)`", text)
     assert linked == [(name, name) for name in SUBJECTS]
-
-
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_files_that_are_linked_exist(path):
-    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
-    assert [link for link in links
-            if "://" not in link and not (DOCS / link).exists()] == []
 
 
 def test_lines_that_the_derivations_quote_are_in_the_code():
