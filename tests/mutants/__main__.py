@@ -30,13 +30,14 @@ from pathlib import Path
 
 import pytest
 
+from npgpt import optim
 from npgpt.layers import LAYERS
 from tests.mutants.operators import install, mutants_of
 
 MODULES = [
     *dict.fromkeys(layer.forward.__module__ for layer in LAYERS.values()),
     "npgpt.models.blocks", "npgpt.models.gpt",
-    *(f"npgpt.optim.{name}" for name in ("schedule", "clipping", "optimizer", "adamw", "muon")),
+    *(f"npgpt.optim.{path.stem}" for path in sorted(Path(optim.__file__).parent.glob("[a-z]*.py"))),
     "npgpt.parallel.norm",
 ]
 TESTS = ["tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"]
