@@ -4,6 +4,28 @@ correct code, and the check that tells them apart."""
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Kept(NamedTuple):
+    """The cache of a layer under test: the layer's own, and what a broken backward needs."""
+
+    own: Any
+    inputs: tuple
+    y: Any
+
+
+def keeping(forward):
+    """A layer's forward -> the same with a Kept as its cache."""
+    def with_inputs(*inputs):
+        y, own = forward(*inputs)
+        return y, Kept(own, inputs, y)
+    return with_inputs
+
+
+def from_own(backward):
+    """A layer's backward -> the same, for a Kept."""
+    return lambda dy, kept: backward(dy, kept.own)
 
 
 @dataclass
@@ -15,8 +37,8 @@ class Bug:
     story: str                       # what the code does, why it is wrong, what detects it
     right: str                       # the correct line
     wrong: str                       # and the wrong one
-    correct: Callable
-    broken: Callable
+    correct: Any                     # what `check` takes
+    broken: Any
     check: Callable
     blind: Callable | None = None
     source: Callable | None = None   # what contains the right line, if not `correct`

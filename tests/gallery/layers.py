@@ -27,7 +27,7 @@ from npgpt.layers import attention as attention_layer
 from npgpt.layers import cross_entropy as cross_entropy_layer
 from npgpt.layers import embedding as embedding_layer
 from npgpt.layers import layernorm as layernorm_layer
-from tests.gallery.bug import Bug
+from tests.gallery.bug import Bug, from_own, keeping
 
 BUGS = []
 
@@ -45,26 +45,34 @@ def attention_inputs(p=0.0, Tk=5, D=4):
 
 def attention_gradients(backward):
     """the derivative of every input, with T different from D and dropout on."""
-    check_gradients(attention_forward, backward, attention_inputs(p=0.4))
+    check_gradients(keeping(attention_forward), backward, attention_inputs(p=0.4))
 
 
 def attention_shapes(backward):
     """the shapes of the gradients, which are correct."""
     inputs = attention_inputs()
-    y, cache = attention_forward(*inputs)
+    y, cache = keeping(attention_forward)(*inputs)
     assert [d.shape for d in backward(y, cache)] == [x.shape for x in inputs[:3]]
 
 
 def attention_without_dropout(backward):
     """the derivative with dropout off."""
-    check_gradients(attention_forward, backward, attention_inputs(p=0.0))
+    check_gradients(keeping(attention_forward), backward, attention_inputs(p=0.0))
 
 
-def dk_left_transposed(dy, cache):
-    dq, dk, dv = attention_backward(dy, cache)
-    q, k, v, y, att, _, drop, _ = cache
+def probabilities(q, k, v, mask, p, key):
+    """-> att, and the cache of its dropout."""
+    scores = np.where(mask, q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]), -np.inf)
+    att = weights(scores)
+    return att, dropout_forward(att, p, key)[1]
+
+
+def dk_left_transposed(dy, kept):
+    dq, dk, dv = attention_backward(dy, kept.own)
+    q, k, v, *_ = kept.inputs
+    att, drop = probabilities(*kept.inputs)
     dscores = att * (dropout_backward(dy @ v.swapaxes(-1, -2), drop)
-                     - (dy * y).sum(-1, keepdims=True))
+                     - (dy * kept.y).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
     dk = (q.swapaxes(-1, -2) @ dscores).reshape(k.shape)
     return dq, dk, dv
 
@@ -76,14 +84,14 @@ BUGS.append(Bug(
     "continues, but the keys learn noise.",
     right="dk = dscores.swapaxes(-1, -2) @ q",
     wrong="dk = (q.swapaxes(-1, -2) @ dscores).reshape(k.shape)",
-    correct=attention_backward, broken=dk_left_transposed, source=attention_layer,
+    correct=from_own(attention_backward), broken=dk_left_transposed, source=attention_layer,
     check=attention_gradients, blind=attention_shapes,
 ))
 
 
-def dv_before_dropout(dy, cache):
-    dq, dk, _ = attention_backward(dy, cache)
-    att = cache[4]
+def dv_before_dropout(dy, kept):
+    dq, dk, _ = attention_backward(dy, kept.own)
+    att, _ = probabilities(*kept.inputs)
     dv = att.swapaxes(-1, -2) @ dy
     return dq, dk, dv
 
@@ -95,7 +103,7 @@ BUGS.append(Bug(
     "fixed dropout mask makes the difference measurable.",
     right="dv = kept.swapaxes(-1, -2) @ dy",
     wrong="dv = att.swapaxes(-1, -2) @ dy",
-    correct=attention_backward, broken=dv_before_dropout, source=attention_layer,
+    correct=from_own(attention_backward), broken=dv_before_dropout, source=attention_layer,
     check=attention_gradients, blind=attention_without_dropout,
 ))
 
@@ -175,24 +183,32 @@ BUGS.append(Bug(
 
 def layernorm_gradients(backward):
     """the derivatives of x, w and b, at a random w."""
-    check_gradients(layernorm_forward, backward, [normal(3, 7), normal(7, seed=1), normal(7)])
+    inputs = [normal(3, 7), normal(7, seed=1), normal(7)]
+    check_gradients(keeping(layernorm_forward), backward, inputs)
 
 
 def layernorm_parameters_alone(backward):
     """the derivatives of w and b."""
     x = normal(3, 7)
-    check_gradients(lambda w, b: layernorm_forward(x, w, b),
+    check_gradients(lambda w, b: keeping(layernorm_forward)(x, w, b),
                     lambda dy, cache: backward(dy, cache)[1:], [normal(7, seed=1), normal(7)])
 
 
 def layernorm_at_its_start(backward):
     """the derivatives at w = 1 and b = 0, the values before training."""
-    check_gradients(layernorm_forward, backward, [normal(3, 7), np.ones(7), np.zeros(7)])
+    check_gradients(keeping(layernorm_forward), backward, [normal(3, 7), np.ones(7), np.zeros(7)])
 
 
-def sum_for_a_mean(dy, cache):
-    xhat, rstd, w = cache
-    _, dw, db = layernorm_backward(dy, cache)
+def normalised(x, w, b):
+    """-> xhat, rstd."""
+    rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return (x - x.mean(-1, keepdims=True)) * rstd, rstd
+
+
+def sum_for_a_mean(dy, kept):
+    _, w, _ = kept.inputs
+    xhat, rstd = normalised(*kept.inputs)
+    _, dw, db = layernorm_backward(dy, kept.own)
     dy_xhat = dy * xhat
     dxhat = dy * w
     mean_dxhat_xhat = dy_xhat @ w
@@ -207,14 +223,15 @@ BUGS.append(Bug(
     "pass.",
     right="mean_dxhat_xhat = dy_xhat @ w / C",
     wrong="mean_dxhat_xhat = dy_xhat @ w",
-    correct=layernorm_backward, broken=sum_for_a_mean, source=layernorm_layer,
+    correct=from_own(layernorm_backward), broken=sum_for_a_mean, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_parameters_alone,
 ))
 
 
-def w_outside_the_means(dy, cache):
-    xhat, rstd, w = cache
-    _, dw, db = layernorm_backward(dy, cache)
+def w_outside_the_means(dy, kept):
+    _, w, _ = kept.inputs
+    xhat, rstd = normalised(*kept.inputs)
+    _, dw, db = layernorm_backward(dy, kept.own)
     mean_dy_xhat = (dy * xhat).mean(-1, keepdims=True)
     dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * mean_dy_xhat)
     return dx, dw, db
@@ -227,28 +244,29 @@ BUGS.append(Bug(
     "w at 1. It becomes wrong as w changes.",
     right="dxhat = dy * w",
     wrong="dx = w * rstd * (dy - dy.mean(-1, keepdims=True) - xhat * mean_dy_xhat)",
-    correct=layernorm_backward, broken=w_outside_the_means, source=layernorm_layer,
+    correct=from_own(layernorm_backward), broken=w_outside_the_means, source=layernorm_layer,
     check=layernorm_gradients, blind=layernorm_at_its_start,
 ))
 
 
 # --- embedding, GELU, projection, loss ------------------------------------------------------------
 
-def last_one_wins(dy, cache):
-    idx, shape = cache
-    dw = np.zeros(shape)
+def last_one_wins(dy, kept):
+    idx, w = kept.inputs
+    dw = np.zeros(w.shape)
     dw[idx] += dy
     return dw
 
 
 def repeated_tokens(backward):
     """the derivative when a token occurs twice."""
-    check_gradients(embedding_forward, backward, [np.array([[1, 3, 1], [0, 1, 4]]), normal(5, 2)])
+    idx = np.array([[1, 3, 1], [0, 1, 4]])
+    check_gradients(keeping(embedding_forward), backward, [idx, normal(5, 2)])
 
 
 def distinct_tokens(backward):
     """the derivative when all tokens are different."""
-    check_gradients(embedding_forward, backward, [np.array([[1, 3, 0]]), normal(5, 2)])
+    check_gradients(keeping(embedding_forward), backward, [np.array([[1, 3, 0]]), normal(5, 2)])
 
 
 BUGS.append(Bug(
@@ -258,7 +276,7 @@ BUGS.append(Bug(
     "most of their gradient. A product with the one-hot matrix sums all of them.",
     right="return onehot.astype(dy.dtype) @ dy",
     wrong="dw[idx] += dy",
-    correct=embedding_backward, broken=last_one_wins, source=embedding_layer,
+    correct=from_own(embedding_backward), broken=last_one_wins, source=embedding_layer,
     check=repeated_tokens, blind=distinct_tokens,
 ))
 

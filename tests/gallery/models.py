@@ -9,6 +9,8 @@ from npgpt.layers import (
     causal_mask,
     embedding_backward,
     embedding_forward,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward,
     linear_forward,
 )
@@ -36,15 +38,25 @@ def random_model(seed=0, **options):
 
 # --- residual connections -------------------------------------------------------------------------
 
+def block_in_parts(x, p, n_head, mask):
+    """block_forward, with a cache of its own for each part."""
+    h, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"])
+    h, attn = blocks.self_attention_forward(h, p["attn"], n_head, mask)
+    x = x + h
+    h, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"])
+    h, mlp = blocks.mlp_forward(h, p["mlp"])
+    return x + h, (ln_1, attn, ln_2, mlp)
+
+
 def residual_through_the_norm(dy, cache):
-    ln_1, attn, ln_2, mlp, layers = cache
+    ln_1, attn, ln_2, mlp = cache
     dp = {}
     dh, dp["mlp"] = blocks.mlp_backward(dy, mlp)
-    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layers.layernorm_backward(dh, ln_2)
+    dh, dp["ln_2.weight"], dp["ln_2.bias"] = layernorm_backward(dh, ln_2)
     dx = dy + dh
     dh, dp["attn"] = blocks.self_attention_backward(dx, attn)
-    _, dp["ln_1.weight"], dp["ln_1.bias"] = layers.layernorm_backward(dh, ln_1)
-    dx, _, _ = layers.layernorm_backward(dx + dh, ln_1)
+    _, dp["ln_1.weight"], dp["ln_1.bias"] = layernorm_backward(dh, ln_1)
+    dx, _, _ = layernorm_backward(dx + dh, ln_1)
     return dx, dp
 
 
@@ -54,32 +66,34 @@ def stacked(n):
     ps = [nest(parameters(CONFIG.shapes(), np.random.default_rng(seed).standard_normal))["h"][0]
           for seed in range(n)]
 
-    def forward(*ps):
-        y, caches = x, []
-        for p in ps:
-            y, cache = block_forward(y, p, 2, mask)
-            caches.append(cache)
-        return y, caches
+    def check(pair):
+        forward, backward = pair
 
-    def check(backward):
+        def forward_all(*ps):
+            y, caches = x, []
+            for p in ps:
+                y, cache = forward(y, p, 2, mask)
+                caches.append(cache)
+            return y, caches
+
         def backward_all(dy, caches):
             gradients = []
             for cache in reversed(caches):
                 dy, dp = backward(dy, cache)
                 gradients.append(dp)
             return tuple(reversed(gradients))
-        check_gradients(forward, backward_all, ps)
+        check_gradients(forward_all, backward_all, ps)
     return check
 
 
-def two_blocks(backward):
+def two_blocks(pair):
     """the derivatives of the parameters of two stacked blocks."""
-    stacked(2)(backward)
+    stacked(2)(pair)
 
 
-def one_block(backward):
+def one_block(pair):
     """the derivatives of the parameters of a single block."""
-    stacked(1)(backward)
+    stacked(1)(pair)
 
 
 BUGS.append(Bug(
@@ -88,8 +102,10 @@ BUGS.append(Bug(
     "Here it is added before the norm's backward. The gradients of the block's own parameters are "
     "still correct; only the gradient that reaches the block below is wrong.",
     right="return dx + dh, dp",
-    wrong="dx, _, _ = layers.layernorm_backward(dx + dh, ln_1)",
-    correct=block_backward, broken=residual_through_the_norm, check=two_blocks, blind=one_block,
+    wrong="dx, _, _ = layernorm_backward(dx + dh, ln_1)",
+    correct=(block_forward, block_backward), source=block_backward,
+    broken=(block_in_parts, residual_through_the_norm), broken_source=residual_through_the_norm,
+    check=two_blocks, blind=one_block,
 ))
 
 
