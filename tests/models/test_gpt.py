@@ -266,3 +266,13 @@ def test_empty_batch_has_no_logits():
 def test_repr_says_what_the_model_is():
     assert repr(model(n_layer=1)).startswith("GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1")
     assert repr(model()).endswith(f", {model().params.flat.size:,} parameters, float32 on cpu)")
+
+
+@pytest.mark.parametrize(("options", "name", "there"), [
+    ({}, "h.1.attn.c_attn.bias", True), ({"attn_bias": False}, "h.1.attn.c_attn.bias", False),
+    ({"attn_bias": False}, "h.1.attn.c_proj.bias", True), ({}, "lm_head.bias", False),
+    ({"head_bias": True}, "lm_head.bias", True), ({}, "lm_head.weight", False),
+    ({"tie_weights": False}, "lm_head.weight", True),
+])
+def test_options_of_the_architecture_add_and_remove_parameters(options, name, there):
+    assert (name in GPTConfig(**SMALL | options).architecture()) == there

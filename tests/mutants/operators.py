@@ -54,6 +54,8 @@ def _replace(old, new, module):
             old[name] = value
         elif isinstance(before, types.FunctionType) and before.__module__ == module.__name__:
             before.__code__, before.__defaults__ = value.__code__, value.__defaults__
+        elif isinstance(before, property):
+            before.fget.__code__ = value.fget.__code__
         elif isinstance(before, type) and before.__module__ == module.__name__:
             _replace(vars(before), vars(value), module)
 

@@ -259,6 +259,35 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.parametrize(("short", "explicit"), [
+    (lambda p: AdamW(p), lambda p: AdamW(p, 0.9, 0.99, 0.1, 1e-8, 0)),
+    (lambda p: Muon(p), lambda p: Muon(p, 0.95, 0.1, 1.0)),
+], ids=["adamw", "muon"])
+def test_defaults_are_those_of_the_documentation(short, explicit):
+    results = []
+    for make in (short, explicit):
+        p, grads = state()
+        optimizer = make(p)
+        for _ in range(3):
+            optimizer.step(grads.flat, 1e-2)
+        results.append(p.flat.copy())
+    np.testing.assert_array_equal(*results)
+
+
+def test_group_steps_each_of_its_optimizers_with_rate_and_scale():
+    results = []
+    for together in (True, False):
+        p, grads = state()
+        group = OPTIMIZERS["muon"](p)
+        for optimizer in [group] if together else group.optimizers:
+            optimizer.step(grads.flat, 1e-2, one(0.25))
+        results.append(p.flat.copy())
+    np.testing.assert_array_equal(*results)
+    p, grads = state()
+    OPTIMIZERS["muon"](p).step(grads.flat, 1e-2)          # and the scale matters
+    assert not np.array_equal(p.flat, results[0])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_shards_of_all_ranks_cover_every_parameter_once(name, size):
