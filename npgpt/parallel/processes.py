@@ -1,12 +1,12 @@
 """Several processes on one machine that share memory.
 
-Parameters, gradients and the optimiser's state lie in anonymous maps that a fork inherits and that
-are gone with the last process. So a reduce-scatter adds up a shard where it lies, and an all-gather
-is a barrier. If the model is large, the first rank alone computes, with BLAS's threads on all
-cores, and the others only help to update.
+Parameters, gradients and the optimiser's state are in anonymous memory maps, which forked processes
+inherit and which disappear with the last process. So reduce_scatter sums a shard in place, and
+all_gather is a barrier. For a large model only the first rank computes, with BLAS's threads on all
+cores, and the others only update.
 
-If a rank ends before the others, so do all: the first rank looks for workers that ended, and a
-worker for the first rank.
+If a rank ends early, all ranks end: the first rank checks the workers, and each worker checks the
+first rank.
 """
 
 import mmap
@@ -23,7 +23,7 @@ from npgpt.parallel.communicator import Communicator
 
 
 class WorkerEnded(RunError):
-    """A worker ended before the others; the message says which and how."""
+    """A worker ended early; the message says which and how."""
 
 
 class Processes(Communicator):
@@ -33,10 +33,10 @@ class Processes(Communicator):
         """computing: how many of them compute gradients; None: all."""
         self.size, self.computing = size, computing or size
         self.description = (f"{size} processes" if self.computing > 1
-                            else f"1 process that computes and {size - 1} that help to update")
+                            else f"1 process that computes and {size - 1} that only update")
         self._barrier = Barrier(size, self._check_others)
-        self._numbers = _zeros((2, size, 1), np.float64)      # for sums, used in turns
-        self._flags = _zeros((2, size), np.int64)             # for `any`, the same
+        self._numbers = _zeros((2, size, 1), np.float64)      # for all_reduce, used in turns
+        self._flags = _zeros((2, size), np.int64)             # for `any`, used in turns
         self._sums = self._votes = 0
         self._buffers = []
         self._failure = mmap.mmap(-1, 4096)
@@ -75,7 +75,7 @@ class Processes(Communicator):
             self._barrier.close()
 
     def _work_as(self, rank, work):
-        """What a forked process does; it never returns."""
+        """Run work() in a forked process. Never returns."""
         status = 1
         try:
             self.rank, self._workers = rank, {}
@@ -94,7 +94,7 @@ class Processes(Communicator):
             os._exit(status)
 
     def _check_others(self):
-        """Raise WorkerEnded if a worker has ended; end if the first rank has."""
+        """Raise WorkerEnded if a worker has ended; exit if the first rank has ended."""
         if self.rank > 0:
             if os.getppid() != self._first:
                 os._exit(1)
@@ -104,17 +104,17 @@ class Processes(Communicator):
             return
         rank = self._workers.pop(process)
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:                     # it had nothing left to do
+        if code == 0:                     # it has finished
             return
         text = bytes(self._failure).rstrip(b"\0").decode(errors="replace").strip()
-        why = f"was ended by signal {-code}" if code < 0 else f"failed: {text.splitlines()[-1]}"
+        why = f"was killed by signal {-code}" if code < 0 else f"failed: {text.splitlines()[-1]}"
         raise WorkerEnded(f"worker {rank} of {self.size} {why}")
 
     def barrier(self):
         self._barrier.wait(self.rank)
 
     def all_reduce(self, number):
-        # Two tables in turns: none is written again before every rank has read it.
+        # With two tables, none is overwritten before every rank has read it.
         self._sums += 1
         table = self._numbers[self._sums % 2]
         table[self.rank] = number
@@ -135,8 +135,8 @@ class Processes(Communicator):
         self.barrier()
 
     def any(self, flag):
-        # What is read was written before the latest barrier, and is not written again before the
-        # next one.
+        # The table that is read was written before the latest barrier, and is not overwritten
+        # before the next one.
         before, now = self._flags[self._votes % 2], self._flags[(self._votes + 1) % 2]
         self._votes += 1
         now[self.rank] = flag
@@ -150,11 +150,11 @@ def _zeros(shape, dtype):
 
 
 def can_fork():
-    """Whether processes can share memory here. macOS's own libraries do not survive a fork."""
+    """Whether processes can share memory here. macOS's system libraries do not support fork."""
     return sys.platform == "linux" and hasattr(os, "fork")
 
 
 def limit_blas():
-    """From now on BLAS computes on one thread in this process."""
+    """Limit BLAS to one thread in this process."""
     from threadpoolctl import threadpool_limits
     threadpool_limits(1)
