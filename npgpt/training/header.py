@@ -1,4 +1,4 @@
-"""What a person wants to know before a run starts."""
+"""The header of a run's output."""
 
 from npgpt.training import estimate
 from npgpt.training.step import tokens_in_step

@@ -1,5 +1,5 @@
-"""From a request to a run, new or resumed. Whatever is wrong with a request is found here, before
-anything is written."""
+"""From a request to a run, new or resumed. Invalid requests are refused here, before anything is
+written."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from npgpt.training.run import Run, check_state, restore
 
 
 def build_run(request):
-    """Request -> Run. Raises UserError if the request is not possible; nothing is written."""
+    """Request -> Run. Raises UserError for an invalid request. Nothing is written."""
     try:
         return resumed_run(request) if request.resume else new_run(request)
     except OSError as error:
@@ -26,7 +26,7 @@ def build_run(request):
 
 
 def new_run(request):
-    """-> the Run that a request asks for."""
+    """-> a new Run."""
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
@@ -41,7 +41,7 @@ def new_run(request):
 
 
 def resumed_run(request):
-    """-> the Run of a directory, where its latest checkpoint was."""
+    """-> the Run of a directory, restored from its latest checkpoint."""
     directory = RunDirectory.existing(request.out_dir)
     state, tokenizer, checkpoint = directory.load_state()
     check_state(state, checkpoint)
@@ -52,14 +52,14 @@ def resumed_run(request):
         raise UserError(f"the text {source.name} is not the one that {directory.path} was trained "
                         "on; `data` takes the path of that text")
     if state["step"] >= config.max_iters:
-        raise UserError(f"the run in {directory.path} has done its {state['step']} steps; to go "
-                        "on, raise `max_iters`")
+        raise UserError(f"the run in {directory.path} has finished its {state['step']} steps; to "
+                        "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
     model = GPT.from_pretrained(checkpoint, device, config.dtype or device.default_dtype,
                                 config.fused)
     if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
+        raise UserError(f"the tokenizer and the model in {checkpoint} have different vocabularies")
     comm = build_communicator(request, config, model.config, device)
     data = Dataset(source, model.config.block_size, device)
     run = assemble(request, config, directory, source, data, model, comm)
@@ -67,15 +67,15 @@ def resumed_run(request):
 
 
 def assemble(request, config, directory, source, data, model, comm):
-    """-> Run of a model that is ready."""
+    """-> the Run of a model, new or loaded."""
     optimizer, buffers = distribute(model, config, comm)
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
                buffers, list(request.notes))
 
 
 def distribute(model, config, comm):
-    """Put a model's parameters where all ranks see them -> its optimiser, and for each rank the
-    buffer of its gradients."""
+    """Put a model's parameters into memory that all ranks share -> its optimiser, and for each rank
+    the buffer of its gradients."""
     model.params = model.params.on(comm.share(model.params.flat))
     buffers = comm.buffers(model.params.flat[:model.params.n_trainable])
     return build_optimizer(model.params, config, comm.share), buffers
@@ -95,10 +95,10 @@ def build_optimizer(params, config, share=lambda array: array):
 
 
 def build_communicator(request, config, architecture, device):
-    """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
+    """-> the Communicator of a run. Raises UserError if there is not enough memory."""
     if "workers" in request.flags and (config.workers or 0) > config.batch_size:
-        raise UserError(f"`workers` must be at most `batch_size`, {config.batch_size}, because "
-                        f"each computes some of its sequences; got {config.workers}")
+        raise UserError(f"`workers` must be at most `batch_size`, which is {config.batch_size}, "
+                        f"got {config.workers}")
     size, computing = choose_ranks(config.workers, config.batch_size,
                                    count(architecture.architecture()), device,
                                    config.optimizer == "muon")
@@ -108,8 +108,8 @@ def build_communicator(request, config, architecture, device):
 
 
 def supported(config, device, request):
-    """-> the configuration that this device can do. Settings from a checkpoint of another device
-    fall back to their defaults. Raises UserError for those that the request asks for."""
+    """-> the configuration, with settings that this device supports. Unsupported settings from a
+    checkpoint fall back to their defaults. Raises UserError for unsupported ones in the request."""
     fits = {"dtype": config.dtype in (None, *device.dtypes),
             "fused": not config.fused or device.name != "cpu"}
     for name in (name for name, fit in fits.items() if not fit):
