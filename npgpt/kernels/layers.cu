@@ -1,7 +1,7 @@
 // Layer normalisation and GELU as CUDA kernels.
 //
 // Array code runs one operation at a time: each reads its operands from the GPU's memory and writes
-// its result back. A GPU computes far faster than its memory delivers data: an H200 has, by NVIDIA's
+// its result back. A GPU computes far faster than its memory delivers: an H200 has, by NVIDIA's
 // figures, 67 TFLOP/s in float32 and 4.8 TB/s, so 14 operations per byte, or 56 per number. These
 // layers need fewer, so memory traffic determines their time. A fused kernel reads its inputs once,
 // keeps intermediate values in registers, and writes its results once.
@@ -43,9 +43,9 @@ __device__ __forceinline__ Real warp_sum(Real part)
 // x (N, C), w (C,), b (C,) -> y (N, C), mean (N,), rstd (N,). One warp per token.
 //
 // The variance is the mean of (x - mean)², which needs the mean first: a second pass over the row.
-// The one-pass form mean(x²) - mean² is faster, but wrong if mean² is much larger than the variance,
-// because of cancellation. The row is read from memory once; the second and third pass find it in
-// the cache.
+// The one-pass form mean(x²) - mean² is faster, but wrong by cancellation if mean² is much larger
+// than the variance. The row is read from memory once; the second and third pass find it in the
+// cache.
 template <typename Real>
 __global__ void layernorm_forward(
     const Real* __restrict__ x, const Real* __restrict__ w, const Real* __restrict__ b, Real eps,
@@ -150,9 +150,9 @@ __global__ void gelu_forward(const Real* __restrict__ x, long long size, Real* _
 
 // dy (size,), x (size,) -> dx (size,).
 //
-// t is recomputed, not stored: a tanh costs about twenty operations, and a GPU can do more than that
-// in the time of one memory access. Stored, it would be one more array to write, to read and to keep
-// in memory, as large as the widest in the model. On a CPU storing it is faster: npgpt.layers does.
+// t is recomputed, not stored: a tanh costs about twenty operations, and a GPU can do more than
+// that in the time of one memory access. Stored, it would be one more array to write, to read and
+// to keep, as large as the widest in the model. On a CPU storing it is faster: npgpt.layers does.
 template <typename Real>
 __global__ void gelu_backward(const Real* __restrict__ dy, const Real* __restrict__ x,
                               long long size, Real* __restrict__ dx)
