@@ -140,8 +140,8 @@ class Race:
         return statistics.median(self.seconds[name]) if name in self.seconds else None
 
     def ratio(self, name, other):
-        """-> median over the rounds of one side's seconds divided by the other's, and a bootstrap
-        interval of 95 % for it."""
+        """-> the median over the rounds of the ratio of one side's seconds to the other's, and its
+        bootstrap interval of 95 %."""
         ratios = np.divide(self.medians[name], self.medians[other])
         draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
         return np.median(ratios), *np.percentile(np.median(draws, axis=1), [2.5, 97.5])

@@ -19,13 +19,13 @@ def test_every_subject_is_linked_beside_its_derivation():
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
-def test_files_that_are_linked_exist(path):
+def test_linked_files_exist(path):
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
     assert [link for link in links
             if "://" not in link and not (DOCS / link).exists()] == []
 
 
-def test_lines_that_the_derivations_quote_are_in_the_code():
+def test_lines_quoted_in_the_derivations_are_in_the_code():
     text = (DOCS / "backprop.md").read_text(encoding="utf-8")
     quoted = [line.partition("#")[0].strip()
               for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)

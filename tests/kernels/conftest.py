@@ -9,7 +9,7 @@ def register_table():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Registers of a thread: a kernel a line, an architecture a column."""
+    """Registers per thread: one line per kernel, one column per architecture."""
     if not REGISTERS:
         return
     architectures = list(dict.fromkeys(architecture for _, architecture in REGISTERS))

@@ -1,12 +1,12 @@
-"""The test of the tests: `python -m tests.mutants`, two processes, some minutes.
+"""Mutation testing: `python -m tests.mutants`, two processes, some minutes.
 
-Every line of the layers, the blocks, the model and the optimiser is broken in turn, in two ways: by
-mutmut, which changes operators, constants and arguments, and by the mathematical mutations of
-`operators.py`. The tests must fail for each. A mutant that survives is either a hole in the tests,
-or does the same as the code; those are listed in equivalent.toml with the reason.
+Every line of the layers, the blocks, the model and the optimiser is changed in turn, in two ways:
+by mutmut, which changes operators, constants and arguments, and by the mathematical mutations of
+`operators.py`. The tests must fail for each. A surviving mutant is either a gap in the tests or
+equivalent to the code; equivalent mutants are listed in equivalent.toml with the reason.
 
-Fails if a mutant survives that is not listed, if a listed one is gone, if the list exceeds 3 % of
-all, or if a public function has no mutants. Needs the extras `dev` and `mutants`.
+Fails if an unlisted mutant survives, if a listed one does not, if the list exceeds 3 % of all
+mutants, or if a public function has no mutants. Needs the extras `dev` and `mutants`.
 """
 
 import os
@@ -80,7 +80,7 @@ def main():
 
 
 def run_mutmut():
-    """-> how many mutants each function has, the survivors as (function, line, mutant)."""
+    """-> the number of mutants of each function, the survivors as (function, line, mutant)."""
     shutil.rmtree("mutants", ignore_errors=True)
     command = [sys.executable, "-m", "mutmut"]
     run = subprocess.run([*command, "run", "--max-children", str(WORKERS)], capture_output=True,
@@ -112,7 +112,7 @@ def _code(line):
 
 
 def run_operators():
-    """-> how many mutants each function has, the survivors as (function, line, mutant)."""
+    """-> the number of mutants of each function, the survivors as (function, line, mutant)."""
     if _tests():
         raise SystemExit("the tests fail without any mutant")
     mutants = []
@@ -127,7 +127,7 @@ def run_operators():
 
 
 def _is_killed(mutant):
-    """In a process of its own: put the mutant in place and see whether the tests fail."""
+    """In a separate process: install the mutant and check whether the tests fail."""
     signal.signal(signal.SIGALRM, _give_up)
     signal.alarm(SECONDS)
     try:
