@@ -31,7 +31,7 @@ class Case:
     backward: object
     inputs: list
     options: dict = field(default_factory=dict)
-    smooth: bool = True                              # no kink of a ReLU nearby
+    smooth: bool = True                              # no input of a ReLU is close to 0
 
     def __repr__(self):
         shapes = [getattr(x, "shape", x if not isinstance(x, dict) else "parameters")
@@ -75,7 +75,7 @@ def linear(draw):
 @st.composite
 def embedding(draw):
     s, seed = draw(sizes("BTCV")), draw(SEEDS)
-    V = draw(st.sampled_from([s["V"], 60]))      # more than there are tokens takes another way
+    V = draw(st.sampled_from([s["V"], 60]))      # more rows than tokens use another algorithm
     idx = np.random.default_rng(seed).integers(V, size=(s["B"], s["T"]))
     return _pair("embedding", [idx, normal(seed)(V, s["C"])])
 
@@ -91,7 +91,7 @@ def positional(draw):
 @st.composite
 def layernorm(draw):
     s, n = draw(sizes("BTC")), normal(draw(SEEDS))
-    C = s["C"] + 2        # one and two channels have tests of their own, in test_layernorm
+    C = s["C"] + 2        # one and two channels are tested in test_layernorm
     scale = draw(st.sampled_from([1e-2, 1.0, 1e3]))
     return _pair("layernorm", [n(s["B"], s["T"], C) * scale, n(C), n(C)])
 
@@ -265,7 +265,7 @@ def _postnorm(draw, stack, part=""):
     p = nest(parameters(shapes, rng.standard_normal))[stack]["h"][0]
     p = p[part] if part else p
     mask = rng.random((B, 1, T, T)) < 0.7
-    memory_mask = rng.random((B, 1, 1, S)) < 0.7         # at times it hides a whole row
+    memory_mask = rng.random((B, 1, 1, S)) < 0.7         # it may mask a whole row
     options = {"n_head": config.n_head, "dropout": config.dropout, "key": Key(seed, 13)}
     return n(B, T, C), n(B, S, M), p, mask, memory_mask, options
 

@@ -18,7 +18,7 @@ from tests import double, on_device
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("hundred", max_examples=100, derandomize=True, **quiet)
 settings.register_profile("full", max_examples=1000, derandomize=True, **quiet)
-settings.register_profile("search", max_examples=1000, **quiet)      # other examples each time
+settings.register_profile("search", max_examples=1000, **quiet)      # different examples each time
 settings.register_profile(      # for thousands of runs on broken code: see tests/mutants
     "mutants", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
 )
@@ -28,7 +28,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "hundred"))
 
 def pytest_addoption(parser):
     parser.addoption("--device", choices=("cpu", "double", "gpu"), default="cpu",
-                     help="where every layer computes: see tests/on_device.py")
+                     help="the device of every layer: see tests/on_device.py")
 
 
 def pytest_configure(config):

@@ -18,7 +18,7 @@ PATH = ROOT / "docs/lecture.ipynb"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="store what comes out")
+    parser.add_argument("--write", action="store_true", help="save the new outputs")
     write = parser.parse_args().write
     committed = nbformat.read(PATH, as_version=4)
     began = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 
 from npgpt import layers
 
-HOST = np.ndarray, np.generic, float      # the types that first arguments have on the host
+HOST = np.ndarray, np.generic, float      # the host types of first arguments
 _device = None                            # where the layers compute; None: where their arrays are
 
 
@@ -42,7 +42,7 @@ def _forward(forward):
             return forward(x, *args, **kwargs)
         device, there = _device, moved(x, _device)
         y, cache = forward(there, *moved(args, device), **moved(kwargs, device))
-        return x if y is there else device.to_host(y), cache     # dropout returns x as it is
+        return x if y is there else device.to_host(y), cache     # dropout returns x itself
     return through
 
 

@@ -43,7 +43,7 @@ def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9)
 
 def test_array_module_follows_the_array_type():
     assert array_module(np.ones(2)) is np
-    assert array_module(np.float32(1)) is np           # what a sum over every axis is
+    assert array_module(np.float32(1)) is np           # the type of a sum over all axes
     with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got list"):
         array_module([1, 2])
 

@@ -46,7 +46,7 @@ def test_directory_with_a_run_is_refused_or_overwritten(tmp_path):
         RunDirectory.new(tmp_path / "r", "laptop", False)
     again = RunDirectory.new(tmp_path / "r", "laptop", True)
     again.begin(0)
-    assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has its own
+    assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has saved one
     save(again, 3)
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]

@@ -212,8 +212,8 @@ def test_every_precision_trains(home, capsys, words, device, request):
 
 
 @pytest.mark.parametrize(("given", "on", "then", "expected"), [
-    (["--dtype=bfloat16"], "cpu", [], "float32"),          # what the CPU lacks is left out
-    (["--dtype=float32"], "gpu", [], "float32"),           # what was chosen stays
+    (["--dtype=bfloat16"], "cpu", [], "float32"),          # not on the CPU: the default
+    (["--dtype=float32"], "gpu", [], "float32"),           # an explicit choice is kept
     (["--dtype=float32"], "gpu", ["--dtype=tf32"], "tf32"),
     (["--dtype=bfloat16"], "cpu", ["--dtype=bfloat16"], None),
 ])
@@ -248,7 +248,7 @@ def test_unsupported_precision_is_refused(home, capsys):
 
 def test_out_of_memory_names_the_size_and_options_to_lower(home, capsys, monkeypatch, device):
     if device.xp is not double.cupy:
-        pytest.skip("a GPU is not filled for a test")
+        pytest.skip("the test would have to fill the memory of the GPU")
     monkeypatch.setattr(double.array, "MEMORY", 100_000)
     status, _, err = run(capsys, "--device=gpu")
     assert status == 2 and "training needs about" in err and "--batch-size" in err

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-MEMORY = 10**10        # bytes that the double has
+MEMORY = 10**10        # the memory of the double in bytes
 
 
 class OutOfMemoryError(MemoryError):

@@ -17,7 +17,7 @@ __all__ = ["RawModule", "asarray", "asnumpy", "cuda", "empty", "matmul", "ndarra
 
 UFUNC = ["out", "casting", "dtype"]
 UFUNC_ARGUMENTS = ["x1", "x2", *UFUNC]
-NUMBERS = ("arange", "full", "zeros", "ones", "eye", "split")      # take numbers of the host
+NUMBERS = ("arange", "full", "zeros", "ones", "eye", "split")      # accept numbers of the host
 FUNCTIONS = {
     **dict.fromkeys(
         ("exp", "log", "sqrt", "square", "tanh", "sin", "cos", "maximum", "minimum", "isfinite",
@@ -69,7 +69,7 @@ matmul = product
 def empty(shape, dtype=float, order="C"):
     """Uninitialised memory: not zeros, so that tests detect code that relies on zeros."""
     host = np.empty(shape, dtype, order)
-    host.view(np.uint8).reshape(-1)[...] = 0xFF if host.size else 0      # no number, in a float
+    host.view(np.uint8).reshape(-1)[...] = 0xFF if host.size else 0      # NaN in a float
     return ndarray(host)
 
 

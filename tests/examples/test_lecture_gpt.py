@@ -61,7 +61,7 @@ def test_initial_parameters_equal_those_of_pytorch_bit_for_bit(torch, sizes):
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert random.rand((1,)) == torch.rand(1).numpy()      # and the stream goes on from one place
+    assert random.rand((1,)) == torch.rand(1).numpy()      # both streams are in step
 
 
 def test_losses_and_text_equal_those_that_pytorch_printed(shakespeare, short, capsys):

@@ -82,7 +82,7 @@ def test_dropout_drops_the_probabilities_not_the_values():
     q, k, v = heads(Tk=50)
     p = 0.5
     y, cache = attention_forward(q, k, np.ones_like(v), None, p, Key(1, 1))
-    # Of values that are all 1, what is left is the sum of the kept probabilities, scaled up.
+    # If all values are 1, the output is the scaled sum of the kept probabilities.
     att, kept = to_host(cache[4]), to_host(cache[5])
     np.testing.assert_allclose(y[..., 0], kept.sum(-1))
     assert set(np.unique((kept / att).round(9))) == {0.0, 2.0}

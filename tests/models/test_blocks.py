@@ -68,7 +68,7 @@ def test_cross_attention_attends_to_the_memory(key):
 
     scores = np.where(mask, q @ k.swapaxes(-1, -2) / 2, -np.inf)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    np.testing.assert_allclose(maps[0], weights, rtol=1e-12)        # nothing dropped in a picture
+    np.testing.assert_allclose(maps[0], weights, rtol=1e-12)        # no dropout in a plot
     q, k = q.astype("float32"), k.astype("float32")
     assert attention_weights(q, k).dtype == np.float32
 

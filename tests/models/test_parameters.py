@@ -81,13 +81,13 @@ def test_first_gradient_is_assigned_and_later_ones_are_added():
     p = GPT(CONFIG).params
     grads = p.gradients(np.full(p.flat.size, 5.0))
     grads.add("wte.weight", np.ones((7, 4)))
-    assert (grads["wte.weight"] == 6).all()               # what was there counts until `zero`
+    assert (grads["wte.weight"] == 6).all()               # existing values count until `zero`
     grads.zero()
     grads.add("wte.weight", np.ones((7, 4)))
     assert (grads["wte.weight"] == 1).all()
     grads.add("wte.weight", np.ones((7, 4)))
     assert (grads["wte.weight"] == 2).all()
-    assert grads.flat.sum() == 2 * 28                     # and all that nothing was added to is 0
+    assert grads.flat.sum() == 2 * 28                     # gradients without additions are 0
 
 
 @pytest.mark.parametrize("name", ["ln_f.bias", "h.0.mlp.c_fc.weight"])

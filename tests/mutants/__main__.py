@@ -12,7 +12,7 @@ mutants, or if a public function has no mutants. Needs the extras `dev` and `mut
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"          # before NumPy is imported
-os.environ["HYPOTHESIS_PROFILE"] = "mutants"      # few examples, always the same, no shrinking
+os.environ["HYPOTHESIS_PROFILE"] = "mutants"      # few and fixed examples, no shrinking
 
 import contextlib
 import importlib
@@ -46,7 +46,7 @@ TESTS = [
 LEFT_OUT = "not transformer and not coder_block"     # as in pyproject.toml, which says why
 LIST = Path(__file__).with_name("equivalent.toml")
 LARGEST_SHARE = 0.03
-SECONDS = 120          # a mutant that runs longer than this is caught by that
+SECONDS = 120          # a mutant that runs longer counts as killed
 WORKERS = 2
 
 
@@ -64,7 +64,7 @@ def main():
     problems += [f"listed as equivalent, and did not survive: {function}: {mutant}"
                  for function, _, mutant in sorted(listed.keys() - survivors)]
     if len(listed) > LARGEST_SHARE * total:
-        problems.append(f"{len(listed)} listed of {total} are more than {LARGEST_SHARE:.0%}")
+        problems.append(f"{len(listed)} listed of {total} exceed {LARGEST_SHARE:.0%}")
     public = {f"{name}_{way}" for name in LAYERS for way in ("forward", "backward")}
     public |= {f"{name}_{way}" for name in ("mlp", "self_attention", "block", "gpt")
                for way in ("forward", "backward")}

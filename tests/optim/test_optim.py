@@ -36,7 +36,7 @@ def one(x):
     return np.float64(x)
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-8])      # at 1e-8, ε is half of what is divided by
+@pytest.mark.parametrize("size", [1.0, 1e-8])      # at 1e-8, ε is half of the divisor
 def test_steps_follow_the_formula_of_the_paper(size):
     """One parameter, three steps, in Python's own numbers, once with decay and once without."""
     for name, decay in (("wte.weight", 0.1), ("ln_f.bias", 0.0)):

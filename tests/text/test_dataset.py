@@ -8,7 +8,7 @@ from npgpt.text.source import TokenSource
 
 CPU = get_device("cpu")
 ALPHABET = "".join(chr(ord("a") + i % 26) for i in range(1000))
-FIRST_TOKENS = [20, 17, 19]        # of three windows, as the first edition drew them
+FIRST_TOKENS = [20, 17, 19]        # of three windows, as in the first version
 
 
 def dataset(text, block_size=8):
@@ -39,7 +39,7 @@ def test_batches_of_a_seed_and_step_are_the_same_in_every_version():
 
 
 def test_batches_cover_the_first_and_last_token_and_stay_inside():
-    d = dataset("".join(map(chr, range(100, 200))))       # every character another
+    d = dataset("".join(map(chr, range(100, 200))))       # all characters distinct
     idx, targets = d.batch(0, 0, 20_000)
     assert idx.min() == 0 and targets.max() == 89
 

@@ -24,7 +24,7 @@ def test_ids_have_the_smallest_dtype_that_fits_the_vocabulary(V, dtype):
     source = TokenSource.from_text(text)
     assert source.train.dtype == source.val.dtype == dtype
     assert source.val[-1] == V - 1
-    # The type follows from the tokenizer, whatever the text uses of it.
+    # The dtype depends on the tokenizer, not on the text.
     some = TokenSource.from_text(text[:1], tokenizer=source.tokenizer)
     assert some.val.dtype == dtype and some.tokenizer is source.tokenizer
 
