@@ -1,4 +1,4 @@
-"""Write text with a trained model: `python sample.py --prompt "ROMEO:"`."""
+"""Generate text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
 import dataclasses
 import sys
@@ -18,28 +18,29 @@ from npgpt.text.tokenizer import load_tokenizer
 class SampleConfig(Sampling):
     """The options of sample.py."""
 
-    temperature: float = option(0.8, "higher is bolder; 0 always takes the likeliest token",
+    temperature: float = option(0.8, "higher is more random; 0: always the most likely token",
                                 at_least=0)
     prompt: str | None = option(None, "the start of the text (default: a line break)")
-    num_samples: int = option(1, "texts to write", at_least=1)
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "gpu"))
+    num_samples: int = option(1, "texts to generate", at_least=1)
+    device: str = option("auto", "where to compute; auto: on the GPU if there is one",
+                         choices=("auto", "cpu", "gpu"))
     dtype: str | None = option(
-        None, "precision of the products of matrices; tf32 and bfloat16 need a GPU (default: tf32 "
-        "on a GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
+        None, "precision: float32 or float64; tf32 and bfloat16 need a GPU (default: tf32 on a "
+        "GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
     )
 
 
 def main(arguments=None):
-    """Write as the command line says -> exit status."""
+    """Generate text with the options of the command line -> exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("sample.py", lambda: sample(arguments))
 
 
 def sample(arguments):
-    parser = Parser(prog="sample.py", description="Write text with a model that train.py trained.",
+    parser = Parser(prog="sample.py", description="Generate text with a model trained by train.py.",
                     usage="sample.py [--out-dir DIR] [--prompt TEXT] ...")
     parser.add_argument("--out-dir", metavar="DIR",
-                        help="a run, of which the best checkpoint is taken, or a model directory "
+                        help="a run, whose best checkpoint is used, or a model directory "
                              "[the newest run in out/]")
     fields = dataclasses.fields(SampleConfig)
     parser.add_options("the text", fields, {})
@@ -55,7 +56,7 @@ def sample(arguments):
     device = get_device(c.device)
     model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
     if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"the tokenizer and the model in {directory} do not fit each other")
+        raise UserError(f"the tokenizer and the model in {directory} have different vocabularies")
     print(f"{directory}, {model.params.flat.size:,} parameters", file=sys.stderr)
 
     for number in range(c.num_samples):
@@ -69,9 +70,9 @@ def sample(arguments):
 
 
 def model_directory(path):
-    """A run's best checkpoint, or a directory that is a model itself."""
+    """The best checkpoint of a run, or the directory itself if it is a model."""
     if path == "":
-        raise UserError("--out-dir is empty")
+        raise UserError("`out_dir` is empty; it takes the path of a directory")
     if path and (Path(path) / "config.json").is_file():
         return Path(path)
     return RunDirectory.existing(path and Path(path)).checkpoint("best")

@@ -1,9 +1,8 @@
 """Train a GPT on a text: `python train.py`, or `python train.py --help` for all options.
 
-This is the whole of training: step by step, take a batch, compute its loss and the gradients, and
-update the parameters against them. Which batch belongs to a step, and what dropout drops in it,
-depend on the seed and the number of the step alone. So a run that was stopped goes on as if it had
-never been stopped.
+This is the training loop: each step takes a batch, computes its loss and the gradients, and updates
+the parameters. The batch of a step and its dropout masks depend only on the seed and the step. So a
+run that is stopped and resumed gives the same result as an uninterrupted one.
 """
 
 import sys
@@ -25,7 +24,7 @@ from npgpt.training.step import batches_of_step, train_step
 
 
 def train(run):
-    """Train, in every rank alike -> exit status."""
+    """Train; every rank runs this -> exit status."""
     c, model, optimizer, comm, data = run.config, run.model, run.optimizer, run.comm, run.data
     grads = model.gradients(run.buffers[comm.rank])
     optimizer.set_rank(comm.rank, comm.size)
@@ -53,9 +52,9 @@ def train(run):
 
 
 def main(arguments=None):
-    """Train as the command line says -> exit status."""
+    """Train with the options of the command line -> exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with np.errstate(all="ignore"):            # a step that overflows is counted, not warned of
+    with np.errstate(all="ignore"):            # Monitor counts non-finite steps
         return run_command("train.py", lambda: start(arguments), LESS_MEMORY)
 
 
@@ -69,7 +68,7 @@ def start(arguments):
 
 
 def default_config(device):
-    """The name of the configuration for a device, if the user names none."""
+    """The name of the default configuration for a device."""
     return "baby" if get_device(device).name == "gpu" else "laptop"
 
 

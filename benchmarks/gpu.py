@@ -1,16 +1,15 @@
-"""Everything that needs a GPU, in one command: `python -m benchmarks.gpu`. It is meant to take less
-than eight minutes, and gives up on whatever takes much longer than it should.
+"""All checks and benchmarks that need a GPU: `python -m benchmarks.gpu`. It should take less than
+eight minutes; parts that take much longer are stopped.
 
     tests       the layers' own tests, the models' and those of tests/device, on CuPy's arrays
     parity      loss and gradients of a GPT with dropout on the CPU and on the GPU
-    repeats     a hundred times the same three steps of training, each time hashed
-    steps       time and memory of a training step, beside PyTorch where it is installed
-    training    the baby configuration until the loss that nanoGPT reports as its best
+    repeats     the same three training steps a hundred times, with a hash of the result
+    steps       time and memory of a training step, compared with PyTorch if it is installed
+    training    the baby configuration until the best loss that nanoGPT reports
 
-It ends with a Markdown table for docs/performance.md, and with status 1 if anything was wrong
-rather than slow. Each measurement is a process of its own, and the two sides take turns. With
---double all of it runs on the double of the tests, on tiny sizes: that shows that the script works,
-and its times mean nothing.
+The output ends with a Markdown table for docs/performance.md. The exit status is 1 if a result is
+wrong. Each measurement is a separate process, and the two sides alternate. With --double everything
+runs on the test double at tiny sizes: this tests the script, and its times mean nothing.
 """
 
 import argparse
@@ -48,8 +47,8 @@ THEIRS = [("tf32", False), ("bfloat16", False), ("tf32", True), ("bfloat16", Tru
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--double", action="store_true", help="on the double, tiny")
-    parser.add_argument("--only", choices=STAGES, action="append", help="one stage, or several")
+    parser.add_argument("--double", action="store_true", help="use the test double, tiny sizes")
+    parser.add_argument("--only", choices=STAGES, action="append", help="a stage; may be repeated")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--train", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -76,7 +75,7 @@ def main():
 
 
 def tests(tiny):
-    """The suite, with fewer examples each."""
+    """The test suite, with fewer examples per test."""
     command = [sys.executable, "-m", "pytest", "--hypothesis-profile=mutants", "-p",
                "no:cacheprovider", f"--device={'double' if tiny else 'gpu'}",
                *(SUITE[-2:] if tiny else SUITE)]
@@ -102,7 +101,7 @@ def parity(tiny):
             loss, grads = gpt.loss_and_grads(idx, idx, Key(1, 1))
             found[name] = {"loss": loss} | dict(grads)
         to_host = get_device("gpu").to_host
-        worst = np.max([                  # not a number, if one of them is none
+        worst = np.max([                  # NaN if one of them is NaN
             np.abs(to_host(there) - found["cpu"][name]).max() / np.abs(found["cpu"][name]).max()
             for name, there in found["gpu"].items()
         ])
@@ -112,7 +111,7 @@ def parity(tiny):
 
 
 def repeats(tiny):
-    """How many different ends a hundred repetitions of three steps of training have."""
+    """The number of different results of a hundred repetitions of three training steps."""
     rows = []
     for vocab_size in (65, 50257 if not tiny else 500):
         gpu = get_device("gpu")
@@ -131,15 +130,15 @@ def repeats(tiny):
 
 
 def steps(tiny):
-    """Milliseconds and memory of a training step at the baby's size. The bars are TF32 in 11 ms,
-    bfloat16 as fast as eager PyTorch and 1.3 times as slow as compiled at most."""
+    """Milliseconds and memory of a training step of the baby configuration. The bars: 11 ms with
+    TF32; with bfloat16 as fast as eager PyTorch, and at most 1.3 times the time of compiled."""
     ours = [{"side": "npgpt", "dtype": dtype, "fused": fused} for dtype, fused in OURS]
     theirs = [{"side": "torch", "dtype": dtype, "compiled": compiled}
               for dtype, compiled in THEIRS]
     if tiny or importlib.util.find_spec("torch") is None:
         theirs = []
     found = {}
-    for _ in range(1 if tiny else ROUNDS):                   # both sides take turns
+    for _ in range(1 if tiny else ROUNDS):                   # the sides alternate
         for what in ours + theirs:
             result = _in_process(tiny, "--measure", json.dumps(what | {"tiny": tiny}))
             if result:                                       # else it took too long
@@ -163,7 +162,7 @@ def steps(tiny):
 
 
 def measure_npgpt(dtype, fused, tiny):
-    """-> seconds of a step of training; peak memory in bytes."""
+    """-> seconds of a training step; peak memory in bytes."""
     c = _configuration(tiny)
     gpu = get_device("gpu")
     step = _steps_of_npgpt(c, _model(c, "gpu", dtype, fused), c["batch_size"])
@@ -206,7 +205,7 @@ def measure_torch(dtype, compiled, tiny):
 
 
 def training(tiny):
-    """Wall-clock time until the validation loss that nanoGPT reports."""
+    """Wall-clock time to the validation loss that nanoGPT reports."""
     bar = 4.1 if tiny else NANOGPT_LOSS
     with tempfile.TemporaryDirectory() as folder:
         words = [f"--{n.replace('_', '-')}={v}" for n, v in TINY.items()] if tiny else []
@@ -226,7 +225,7 @@ MEASURES = {"npgpt": measure_npgpt, "torch": measure_torch}
 
 
 def _configuration(tiny, **changes):
-    """name -> value, of the baby."""
+    """name -> value, of the baby configuration."""
     folder = bundled("configs")
     values = read_toml(folder / "laptop.toml") | read_toml(folder / "baby.toml")
     return {"vocab_size": 65} | values | (TINY if tiny else {}) | changes
@@ -245,7 +244,7 @@ def _tokens(c, rows):
 
 
 def _seconds_of(step, synchronize, tiny):
-    """Seconds for one step, after some to warm up."""
+    """Seconds of one step, after some steps to warm up."""
     warm_up, count = (1, 2) if tiny else (WARM_UP, STEPS)
     for number in range(warm_up):
         step(number)
@@ -258,7 +257,7 @@ def _seconds_of(step, synchronize, tiny):
 
 
 def _in_process(double, *words):
-    """This script again, in a process of its own -> what it printed."""
+    """Run this script in a separate process -> its output."""
     command = [sys.executable, "-m", "benchmarks.gpu", *(["--double"] if double else []), *words]
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True,

@@ -1,8 +1,8 @@
-"""How the time of a training step grows: `python -m benchmarks.scaling docs/scaling.png`.
+"""How the time of a training step scales: `python -m benchmarks.scaling docs/scaling.png`.
 
-From nanoGPT's CPU recipe one thing is changed at a time: channels, context, batch, workers. Each
-point is a process of its own and the median of its steps. Beside each curve stands how the number
-of multiplications grows from the recipe on; a curve that climbs faster is to be explained.
+Starting from nanoGPT's CPU recipe, one size is changed at a time: channels, context, batch,
+workers. Each point is the median of the steps of a separate process. For comparison, the growth of
+the number of multiplications is shown; a curve that grows faster needs an explanation.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SECONDS = 2.0      # of steps at each point
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("picture", nargs="?", help="where the plot goes, as .png")
+    parser.add_argument("picture", nargs="?", help="write a plot to this .png file")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
@@ -48,7 +48,7 @@ def main():
 
 
 def measure(workers=None, batch_size=None, **changes):
-    """-> median seconds of a step of the recipe with changes."""
+    """-> median seconds of a step of the changed recipe."""
     _, rows, options = WORKS["a"]
     model, rows = GPTConfig(**options | changes), batch_size or rows
     first = sorted(time_npgpt(model, rows, 3, workers))[1]
@@ -72,7 +72,7 @@ def _seconds(changes):
 
 
 def draw(curves, base, picture):
-    """A panel for each thing that was changed: time, and what the arithmetic alone would take."""
+    """A panel for each size: the time, and a time proportional to the multiplications."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

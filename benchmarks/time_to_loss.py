@@ -1,17 +1,17 @@
-"""How long until a loss: `python -m benchmarks.time_to_loss`.
+"""Time to reach a given loss: `python -m benchmarks.time_to_loss`.
 
 Four sides train the model of nanoGPT's recipe for a CPU (0.8 million parameters), from the same
 initial weights and on the same batches:
 
-    PyTorch, nanoGPT's recipe                  2000 steps of AdamW; its final loss is the mark
+    PyTorch, nanoGPT's recipe                  2000 steps of AdamW; its final loss is the target
     PyTorch, npgpt's optimiser and rates       Muon in float32 and AdamW, as many steps as npgpt
     PyTorch, the same with torch.optim.Muon    which computes in bfloat16
     npgpt                                      train.py
 
-The first against npgpt compares recipes, the second against npgpt compares implementations. Every
-clock runs from the first step to the last; that of train.py also counts its evaluation before the
-first step. PyTorch is warmed up and evaluates off the clock. The sides take turns, medians are
-compared. The exit status is 0 if every run of npgpt ends at the mark or below.
+The first and npgpt compare recipes; the second and npgpt compare implementations. Times are from
+the first step to the last; the time of train.py includes its evaluation before the first step.
+PyTorch is warmed up, and its evaluation is not timed. The sides alternate, and medians are
+compared. The exit status is 0 if every run of npgpt reaches the target.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from npgpt.text.source import load_source
 from npgpt.training.config import MODEL_FIELDS, TRAINING_FIELDS, TrainingConfig
 from npgpt.training.request import read_toml
 
-BAR = 5.0            # nanoGPT's recipe is to take at least so many times as long as npgpt
-RECIPE = {           # nanoGPT's README, "I only have a macbook"; else its train.py's defaults
+BAR = 5.0            # nanoGPT's recipe should take at least this many times as long as npgpt
+RECIPE = {           # nanoGPT's README, "I only have a macbook", and its train.py's defaults
     "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "batch_size": 12,
     "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta2": 0.99,
     "weight_decay": 0.1, "grad_clip": 1.0,
 }
-SPRINT = {           # what npgpt's laptop configuration is changed to for a run this short
+SPRINT = {           # changes to npgpt's laptop configuration for such a short run
     "max_iters": 350, "warmup_iters": 10, "hold": 0.2, "learning_rate": 2e-2, "muon_lr": 0.04,
     "muon_momentum": 0.85, "eval_iters": 1,
 }
@@ -50,19 +50,19 @@ SAME_SIDE = "PyTorch, npgpt's optimiser and rates"
 BFLOAT16_SIDE = "PyTorch, the same with torch.optim.Muon"
 NPGPT_SIDE = "npgpt"
 TUNED = """\
-What was tuned on what: the numbers of nanoGPT's recipe are its author's, unchanged. npgpt's rates,
-momentum, number of steps and hold were chosen among runs by the loss on this same validation split.
-So nanoGPT's recipe against npgpt compares recipes, and one of them was tuned on the split that it
-is measured on. npgpt's optimiser and rates in PyTorch against npgpt compares implementations."""
+How the recipes were tuned: nanoGPT's recipe is its author's, unchanged. npgpt's rates, momentum,
+number of steps and hold were tuned by the loss on this same validation split. So nanoGPT's recipe
+and npgpt compare recipes, and one of them was tuned on the split that it is measured on. npgpt's
+optimiser and rates in PyTorch and npgpt compare implementations."""
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torch-muon", action=argparse.BooleanOptionalAction, default=True,
-                        help="the side with torch.optim.Muon, where PyTorch has it")
-    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)    # of each side, to try it
-    parser.add_argument("--side", help=argparse.SUPPRESS)               # one run of it, here
+                        help="include the side with torch.optim.Muon, if PyTorch has it")
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)    # of each side, for a test
+    parser.add_argument("--side", help=argparse.SUPPRESS)               # one run, in this process
     arguments = parser.parse_args()
     if arguments.side:
         return print(json.dumps(train_torch(arguments.side, arguments.steps)))
@@ -100,12 +100,12 @@ def report(found):
     print(f"\nPyTorch takes {medians[RECIPE_SIDE][0] / ours:.1f} times as long as npgpt with "
           f"nanoGPT's recipe (bar: {BAR:g}),\nand {medians[SAME_SIDE][0] / ours:.2f} times as long "
           f"with npgpt's optimiser and rates.\n{'Every' if reached else 'NOT every'} run of npgpt "
-          f"ends at the mark, {mark:.4f}, or below.\n\n{TUNED}")
+          f"reaches the target loss of {mark:.4f}.\n\n{TUNED}")
     return 0 if reached else 1
 
 
 def in_a_process(side, steps):
-    """-> seconds, loss: of a side in PyTorch, in a process of its own."""
+    """-> seconds, loss: of a side in PyTorch, in a separate process."""
     command = [sys.executable, "-m", "benchmarks.time_to_loss", "--side", side]
     command += ["--steps", str(steps)] if steps else []
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -156,7 +156,7 @@ def train_torch(side, steps):
             torch.nn.utils.clip_grad_norm_(gpt.parameters(), c.grad_clip)
             update(learning_rate(step, c))
 
-    train(copy.deepcopy(gpt), 1)        # PyTorch imports some modules in the first step
+    train(copy.deepcopy(gpt), 1)        # warm up: PyTorch imports modules in the first step
     began = time.perf_counter()
     train(gpt, steps or c.max_iters)
     seconds = time.perf_counter() - began
@@ -170,7 +170,7 @@ def train_torch(side, steps):
 
 
 def optimizer(gpt, c, side):
-    """-> a function of the rate that updates the parameters, by the optimiser of a side."""
+    """-> function of the learning rate that updates the parameters with a side's optimiser."""
     import torch
 
     from benchmarks.torch_muon import Muon, MuonAndAdamW

@@ -1,7 +1,7 @@
-"""The same GPT in PyTorch: the yardstick that tests agree with and benchmarks race against.
+"""The same GPT in PyTorch, the reference for tests and benchmarks.
 
-Modules bear npgpt's names and weights are (in, out), so parameters go across by name. As built it
-evaluates; after `.train()` it drops where npgpt does. Never imported by npgpt itself.
+Modules have npgpt's names and weights are (in, out), so parameters are copied by name. A new model
+is in evaluation mode; after `.train()` it has dropout where npgpt has. npgpt never imports this.
 """
 
 import torch
@@ -83,7 +83,7 @@ class TorchGPT(nn.Module):
         return self
 
     def forward(self, idx, targets=None):
-        """idx (B, T) -> logits (B, T, V); with targets (B, T), -1 left out -> loss."""
+        """idx (B, T) -> logits (B, T, V); with targets (B, T), -1 ignored -> loss."""
         x = self.wte(idx) + self.wpe.weight[:idx.shape[1]]
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:

@@ -6,9 +6,9 @@ Muon's formula is npgpt's, in the parameters' own precision (weights here are (O
     u  = orthogonal((1 - β) g + β m)
     w -= rate * (weight_decay * w  +  √max(1, O/I) u)
 
-torch.optim.Muon has the same formula but computes `orthogonal` in bfloat16. It can be used in place
-of `Muon`. Matrices of one shape are stacked, so that one batched product does the work of many: on
-two cores that takes less time than one matrix after another. Never imported by npgpt itself.
+torch.optim.Muon has the same formula but computes `orthogonal` in bfloat16. It can be used instead
+of `Muon`. Matrices of the same shape are stacked for batched products, which are faster on two
+cores than one matrix after another. npgpt never imports this.
 """
 
 import itertools
@@ -21,8 +21,8 @@ import torch
 class MuonAndAdamW:
     """A TorchGPT -> the optimiser of its parameters.
 
-    The weight of c_attn holds the three matrices of queries, keys and values; Muon gets each as a
-    parameter of its own. The weights of TorchGPT are (I, O), so Muon's parameters are transposed
+    The weight of c_attn contains the three matrices of queries, keys and values; Muon gets each as
+    a separate parameter. The weights of TorchGPT are (I, O), so Muon's parameters are transposed
     views of them.
     """
 
@@ -87,10 +87,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(g, steps=5):
-    """g (n, O, I) -> each matrix with all its singular values about 1; npgpt.optim.muon says how.
+    """g (n, O, I) -> each matrix with all its singular values about 1, as in npgpt.optim.muon.
 
-    A square matrix goes through the quintic itself. For any other, the rounds together are one
-    polynomial of the smaller of g gᵀ and gᵀ g.
+    A square matrix is iterated itself. For other shapes, the iterations work on the smaller of
+    g gᵀ and gᵀ g.
     """
     _, O, I = g.shape
     if O > I:

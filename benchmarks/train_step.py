@@ -1,11 +1,11 @@
-"""A training step beside PyTorch's: `python -m benchmarks.train_step [a b c d]`, or beside that of
-another checkout of npgpt: `--against CHECKOUT`.
+"""A training step compared with PyTorch's: `python -m benchmarks.train_step [a b c d]`, or with
+that of another checkout of npgpt: `--against CHECKOUT`.
 
 The same model on the same batches with AdamW and clipping, in float32: npgpt as the trainer runs
-it, PyTorch with scaled_dot_product_attention on all cores, eager and compiled. Each is a process of
-its own, they take turns, and medians are compared; compiled PyTorch, which takes a minute to start,
-has one turn. The floor is the time of the step's products of matrices alone, in as many processes
-as compute in the step.
+it, PyTorch with scaled_dot_product_attention on all cores, eager and compiled. Each side is a
+separate process, the sides alternate, and medians are compared; compiled PyTorch, which takes a
+minute to start, runs once. The floor is the time of the step's matrix products alone, in as many
+processes as compute gradients in the step.
 """
 
 import argparse
@@ -26,13 +26,13 @@ def main():
     parser.add_argument("works", nargs="*", metavar="WORK", help="a, b, c or d [all]")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--workers", type=int, help="ranks of npgpt [as the trainer chooses]")
-    parser.add_argument("--against", metavar="CHECKOUT", help="compare with npgpt there instead")
-    parser.add_argument("--rounds", type=int, help="turns of each side [3; with --against 20]")
+    parser.add_argument("--against", metavar="CHECKOUT", help="compare with this checkout of npgpt")
+    parser.add_argument("--rounds", type=int, help="runs of each side [3; with --against 20]")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name in arguments.works:
         if name not in WORKS:
-            parser.error(f"there is no work {name!r}; there are {', '.join(WORKS)}")
+            parser.error(f"WORK must be one of {', '.join(WORKS)}, got {name!r}")
     if arguments.side:
         name = arguments.works[0]
         _, batch_size, options = WORKS[name]
@@ -55,7 +55,7 @@ def main():
 
 
 def compare(works, checkout, rounds):
-    """Print the time of a step here as a share of that in another checkout."""
+    """Print the ratio of the time of a step here to that in another checkout."""
     print(f"| work | here | {checkout} | ratio | 95 % interval |\n|" + " --- |" * 5)
     for name in works:
         sides = {side: [name, "--side", "npgpt"] for side in ("here", "there")}
@@ -83,7 +83,7 @@ def _milliseconds(seconds):
 
 
 def time_floor(model, batch_size, steps, workers=None):
-    """-> seconds of the products of each step alone, as npgpt's ranks would share them."""
+    """-> seconds of the matrix products of each step, divided among ranks as in npgpt."""
     comm = communicator(model, batch_size, workers)
 
     def work():
@@ -103,7 +103,7 @@ def time_floor(model, batch_size, steps, workers=None):
 
 
 def _products(model, rows):
-    """-> (shape of a, shape of b, which axes of each to swap, how often) of each product."""
+    """-> (shape of a, shape of b, axes of each to swap, how many times) of each product."""
     T, C, V, L, H = (getattr(model, name) for name in (
         "block_size", "n_embd", "vocab_size", "n_layer", "n_head"))
     N, D = rows * T, C // H

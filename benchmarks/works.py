@@ -1,7 +1,7 @@
-"""What the CPU benchmarks train, and how: the trainer's own step, on random tokens.
+"""The workloads of the CPU benchmarks: the trainer's own step, on random tokens.
 
-A work is a model, a batch and a name. In a `Race` the sides take turns, each in a process of its
-own, and the peak memory of each, with all the processes that it starts, is watched.
+A workload is a model, a batch size and a name. In a `Race` the sides alternate, each in a separate
+process, and the peak memory of each, including all its child processes, is measured.
 """
 
 import itertools
@@ -35,7 +35,7 @@ WORKS = {
     "d": ("baby, batch of 2", 2,
           {"vocab_size": 65, "block_size": 512, "n_layer": 6, "n_head": 6, "n_embd": 384}),
 }
-SAMPLE_SECONDS = 0.5      # between two readings of the memory, which take time from the race
+SAMPLE_SECONDS = 0.5      # between readings of the memory, which slow the processes down
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Tokens:
 
 
 def communicator(model, batch_size, workers=None):
-    """GPTConfig -> as many ranks as the trainer would choose."""
+    """GPTConfig -> a Communicator with as many ranks as the trainer would choose."""
     return make_communicator(*choose_ranks(workers, batch_size, count(model.architecture()),
                                            get_device("cpu")))
 
@@ -107,7 +107,7 @@ def time_torch(model, batch_size, steps, compiled=False):
 
 
 def timed(step, steps, warm_up=2):
-    """-> seconds that each call took."""
+    """-> seconds of each call."""
     found = []
     for _ in range(warm_up + steps):
         began = time.perf_counter()
@@ -117,9 +117,9 @@ def timed(step, steps, warm_up=2):
 
 
 class Race:
-    """Sides that take turns: name -> words for `python -m benchmarks.MODULE`, which prints a JSON
-    list of seconds as its last line. A side whose process fails is left out. once: sides that take
-    part in the first round only. checkouts: name -> the directory that a side runs in."""
+    """Runs sides alternately: name -> arguments for `python -m benchmarks.MODULE`, which prints a
+    JSON list of seconds as its last line. A side whose process fails is omitted. once: sides that
+    run in the first round only. checkouts: name -> the directory that a side runs in."""
 
     def __init__(self, module, sides, rounds, once=(), checkouts=None):
         self.seconds, self.bytes = {}, {}
@@ -140,15 +140,15 @@ class Race:
         return statistics.median(self.seconds[name]) if name in self.seconds else None
 
     def ratio(self, name, other):
-        """-> median over the rounds of one side's seconds divided by the other's, and a bootstrap
-        interval of 95 % for it."""
+        """-> the median over the rounds of the ratio of one side's seconds to the other's, and its
+        bootstrap interval of 95 %."""
         ratios = np.divide(self.medians[name], self.medians[other])
         draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
         return np.median(ratios), *np.percentile(np.median(draws, axis=1), [2.5, 97.5])
 
 
 def _watched(command, directory=None):
-    """-> seconds that the command printed, or None; the peak memory of its processes together."""
+    """-> the seconds that the command printed, or None; the total peak memory of its processes."""
     environment = os.environ | ({"PYTHONPATH": str(directory)} if directory else {})
     process = subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
@@ -188,7 +188,7 @@ def proportional_bytes(pid):
 
 
 def machine():
-    """What the figures were measured on, in a line."""
+    """The hardware and software of the measurement, in one line."""
     import torch
     from threadpoolctl import threadpool_info
 

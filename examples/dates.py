@@ -1,20 +1,20 @@
-"""Dates as people write them, translated into dates as computers do, by the original Transformer:
+"""Translate dates as people write them into ISO dates, with the original Transformer:
 
     tuesday, the 3rd of march, 1998   ->   1998-03-03
 
-    python examples/dates.py                        trains, and says how many answers are right
-    python examples/dates.py --plot attention.png   and draws where each character of one looked
+    python examples/dates.py                        trains, and prints the accuracy
+    python examples/dates.py --plot attention.png   also plots the cross-attention of one answer
 
-One character is one token. The encoder reads the date, the decoder writes it. What it has to write
-stands elsewhere in what it reads, so it must look for it there, by cross-attention. A tenth of all
-days is held out: in no way of writing them are they ever trained on.
+One character is one token. The encoder reads the date, the decoder writes it. The parts of an
+answer are at other positions in the source, and the decoder finds them by cross-attention. A tenth
+of all days is held out: the model is never trained on them in any format.
 """
 
 import os
 
 if __name__ == "__main__":
-    # Before NumPy is imported. The products are small: on a busy machine two threads spend their
-    # time waiting for each other.
+    # Before NumPy is imported. The products are small: on a busy machine two threads would mostly
+    # wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import dataclasses
@@ -38,9 +38,9 @@ from npgpt.training.step import train_step
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
           "october", "november", "december")
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-FIRST, LAST = date(1950, 1, 1), date(2049, 12, 31)      # a century: two digits tell the year
+FIRST, LAST = date(1950, 1, 1), date(2049, 12, 31)      # a century: two digits identify the year
 
-# 3.4.1998 is a day in April and 3/4/1998 one in March, as they are where dates are written so.
+# With dots the day is first (3.4.1998 is in April), with slashes the month (3/4/1998 is in March).
 FORMATS = (
     "{month} {day}, {year}", "{month} {nth}, {year}", "{month} {day} {yy}", "{day} {month} {year}",
     "{nth} {month} {year}", "{nth} of {month} {yy}", "the {nth} of {month}, {year}",
@@ -51,8 +51,8 @@ FORMATS = (
 )
 SOURCE = "0123456789abcdefghijklmnopqrstuvwxyz ,./"
 TARGET = "0123456789-"
-FIRST_CHARACTER = END + 1                               # the token id of each alphabet's first
-ANSWER = 11                                             # the characters of an answer, and END
+FIRST_CHARACTER = END + 1                               # the first token id of each alphabet
+ANSWER = 11                                             # tokens in an answer, with END
 
 BATCH_SIZE, RATE = 64, 5e-3
 REPORT_INTERVAL, REPORT_DAYS = 100, 500                 # steps between reports, days in each
@@ -60,16 +60,16 @@ REPORT_INTERVAL, REPORT_DAYS = 100, 500                 # steps between reports,
 
 @dataclass(frozen=True)
 class DatesConfig(Options):
-    """What can be asked for."""
+    """The options of dates.py."""
 
-    steps: int = option(1200, "steps of training", at_least=1, at_most=10**6)
-    seed: int = option(1337, "of the split, the weights and the batches", at_least=0,
+    steps: int = option(1200, "training steps", at_least=1, at_most=10**6)
+    seed: int = option(1337, "seed of the split, the weights and the batches", at_least=0,
                        at_most=2**63 - 1)
-    plot: str | None = option(None, "a file to draw the cross-attention to, such as attention.png")
+    plot: str | None = option(None, "plot the cross-attention to this file, e.g. attention.png")
 
 
 def written(day, rng):
-    """One of the ways in which people write a day."""
+    """A day in a random format."""
     month, weekday = MONTHS[day.month - 1], DAYS[day.weekday()]
     if rng.random() < 0.5:
         month, weekday = month[:3], weekday[:3]
@@ -83,27 +83,27 @@ def written(day, rng):
 
 
 def split(seed):
-    """-> the days to train on and those held out, which have none in common."""
+    """-> the days to train on, and the held-out days."""
     days = np.random.default_rng([seed, 0]).permutation((LAST - FIRST).days + 1).tolist()
     days = [FIRST + timedelta(n) for n in days]
     return days[len(days) // 10:], days[:len(days) // 10]
 
 
 def encoded(texts, alphabet, end=()):
-    """Texts -> token ids (B, T), filled up with PAD to the longest. end: what follows each."""
+    """Texts -> token ids (B, T), padded with PAD to the longest. end: tokens after each text."""
     rows = [[alphabet.index(c) + FIRST_CHARACTER for c in text] + [*end] for text in texts]
     longest = max(map(len, rows))
     return np.array([row + [PAD] * (longest - len(row)) for row in rows])
 
 
 def decoded(idx, alphabet):
-    """Token ids (B, T) -> texts, of what is a character."""
+    """Token ids (B, T) -> texts; PAD, START and END are skipped."""
     return ["".join(alphabet[i - FIRST_CHARACTER] for i in row if i >= FIRST_CHARACTER)
             for row in idx]
 
 
 def batch(days, seed, step):
-    """Some of the days, each written in some way -> source (B, S), answers (B, ANSWER)."""
+    """Random days in random formats -> source (B, S), answers (B, ANSWER)."""
     rng = np.random.default_rng([seed, 1, step])
     days = [days[n] for n in rng.integers(len(days), size=BATCH_SIZE)]
     return (encoded([written(day, rng) for day in days], SOURCE),
@@ -111,7 +111,7 @@ def batch(days, seed, step):
 
 
 def train(model, days, c, report):
-    """Train the model; report(step, loss) now and then."""
+    """Train the model; calls report(step, loss) every REPORT_INTERVAL steps."""
     t = TrainingConfig(max_iters=c.steps, learning_rate=RATE, min_lr=RATE / 100)
     optimizer, grads = AdamW(model.params, weight_decay=0.01), model.gradients()
     for step in range(c.steps):
@@ -124,21 +124,21 @@ def train(model, days, c, report):
 
 
 def translate(model, texts):
-    """Dates as people write them -> as the model writes them."""
+    """Dates as text -> the model's answers."""
     parts = (texts[i:i + REPORT_DAYS] for i in range(0, len(texts), REPORT_DAYS))
     return [answer for part in parts
             for answer in decoded(model.translate(encoded(part, SOURCE), ANSWER), TARGET)]
 
 
 def share_right(model, texts, days):
-    """How many of the answers are right in every character, from 0 to 1."""
+    """The fraction of answers that are right in every character."""
     return np.mean([answer == day.isoformat()
                     for answer, day in zip(translate(model, texts), days)])
 
 
 def draw_cross_attention(model, text, path):
-    """Where each character of the answer looked: a picture for each decoder block, the mean of its
-    heads. A row is the character that was about to be written."""
+    """Plot the cross-attention of each decoder block, averaged over its heads. A row belongs to the
+    character that is generated next."""
     answer = model.translate(encoded([text], SOURCE), ANSWER)
     idx, _ = teacher_forced(answer)
     maps = model.cross_attention(encoded([text], SOURCE), idx)
@@ -153,8 +153,8 @@ def draw_cross_attention(model, text, path):
     axes.set_xlabel("read")
     try:
         figure.savefig(path, dpi=150)
-    except ValueError as error:        # a format that matplotlib does not write
-        raise UserError(f"{path} cannot be drawn: {error}") from None
+    except ValueError as error:        # a format that matplotlib does not support
+        raise UserError(f"{path} cannot be written: {error}") from None
 
 
 def matplotlib_figure():
@@ -171,7 +171,7 @@ def run(arguments):
     parser.add_options("options", fields, {})
     c = DatesConfig(**parser.parse(arguments, fields))
     if c.plot is not None:
-        matplotlib_figure()            # if it is missing, that is said before the training
+        matplotlib_figure()            # raises before the training if matplotlib is missing
 
     days, held_out = split(c.seed)
     rng = np.random.default_rng([c.seed, 2])
@@ -206,7 +206,7 @@ def run(arguments):
 
 
 def main(arguments=None):
-    """Train and translate as the command line says -> exit status."""
+    """Train and translate with the options of the command line -> exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("dates.py", lambda: run(arguments))
 

@@ -1,5 +1,5 @@
 """`python -m npgpt COMMAND ...`, also installed as `npgpt`: the scripts train.py and sample.py, and
-the commands that have none."""
+the commands that are not scripts."""
 
 import runpy
 import sys
@@ -11,14 +11,14 @@ from npgpt.errors import UserError
 
 COMMANDS = {
     "train": "train a GPT on a text",
-    "sample": "write text with a trained GPT",
+    "sample": "generate text with a trained GPT",
     "explain": "run a layer on small numbers, line by line, forward and backward",
-    "report": "draw a run's losses: npgpt report RUN PICTURE",
+    "report": "plot the losses of a run: npgpt report RUN PICTURE",
 }
 
 
 def main():
-    """Run the command that the first argument names, with the rest -> exit status."""
+    """Run the command that the first argument names."""
     status = run_command("npgpt", lambda: _run(sys.argv[1:]))
     raise SystemExit(status)
 
@@ -29,7 +29,7 @@ def _run(arguments):
         width = max(map(len, COMMANDS))
         print("usage: npgpt COMMAND ...\n")
         print("\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
-        print("\nnpgpt COMMAND --help explains a command.")
+        print("\nnpgpt COMMAND --help shows the options of a command.")
         return 0
     if command == "--version":
         print(version())

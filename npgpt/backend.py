@@ -1,8 +1,8 @@
-"""The array module: NumPy on a CPU, CuPy on a GPU, and whatever the tests register beside them.
+"""Devices and their array modules: NumPy on a CPU, CuPy on a GPU.
 
-A layer asks its own arrays which module made them (`array_module`), so the same lines run on every
-device. Everything that knows about devices by name is in this file: choosing one, saying why one
-cannot be had, moving arrays there and back, and how much memory there is.
+A layer calls `array_module` on its arrays, so the same code runs on every device. Everything that
+is specific to a device is in this file: selecting it, why it is not available, copying arrays to
+and from it, and how much memory it has. Tests can register other devices.
 """
 
 import ctypes
@@ -34,16 +34,16 @@ class Device:
     xp: ModuleType                             # numpy, cupy, or a module like them
     arrays: tuple[type, ...]                   # the types of xp's arrays
     to_host: Callable = np.asarray             # xp array -> numpy array; waits for the device
-    synchronize: Callable = lambda: None       # returns when everything asked of the device is done
-    memory: Callable = lambda: None            # -> bytes that can still be allocated, None: unknown
-    peak_memory: Callable = lambda: None       # -> bytes, the most so far, None: unknown
-    cores: int = 1                             # of the host, for what runs on them
-    description: str = ""                      # for a person to read
-    chunk: int = 2**24                         # elements of a flat array worked on at a time
-    dtypes: tuple[str, ...] = ("float32", "float64")      # the precisions it has
-    default_dtype: str = "float32"             # the one to train in
-    math_mode: Callable = nullcontext          # (dtype) -> context in which float32 arrays are
-                                               # multiplied in that precision
+    synchronize: Callable = lambda: None       # waits until the device has finished
+    memory: Callable = lambda: None            # -> free memory in bytes; None: unknown
+    peak_memory: Callable = lambda: None       # -> peak memory so far in bytes; None: unknown
+    cores: int = 1                             # CPU cores to compute on
+    description: str = ""                      # shown to the user
+    chunk: int = 2**24                         # elements of a flat array processed at a time
+    dtypes: tuple[str, ...] = ("float32", "float64")      # supported precisions
+    default_dtype: str = "float32"             # the default precision of training
+    math_mode: Callable = nullcontext          # (dtype) -> context manager: the precision of
+                                               # products of float32 matrices
 
     def to_device(self, x, dtype=None):
         """Host array, list or scalar -> array on this device."""
@@ -51,8 +51,8 @@ class Device:
 
     def slices(self, start, stop):
         """Slices that cover range(start, stop). On a CPU each is small enough to stay in the cache
-        while a chain of elementwise operations passes over it; on a GPU they bound the memory
-        that such a chain takes."""
+        during a chain of elementwise operations; on a GPU they limit the memory of such a chain's
+        temporaries."""
         return [slice(at, min(at + self.chunk, stop)) for at in range(start, stop, self.chunk)]
 
 
@@ -73,8 +73,8 @@ def _peak_host_memory():
 
 
 def _cores():
-    """How many processors this process may use at once: containers are often given fewer than the
-    machine has, as a share of time."""
+    """The number of CPU cores that this process may use. Containers often have a quota of CPU time
+    that is less than all cores of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
@@ -87,7 +87,7 @@ def _cores():
 def _cpu():
     cores = _cores()
     return Device(
-        "cpu", np, (np.ndarray, np.generic),      # a sum over every axis is a generic
+        "cpu", np, (np.ndarray, np.generic),      # a sum over all axes is an np.generic
         cores=cores,
         memory=_available_host_memory,
         peak_memory=_peak_host_memory,
@@ -96,14 +96,14 @@ def _cpu():
     )
 
 
-TF32_CAPABILITY = 8      # compute capability of the first GPUs that have TF32 and bfloat16: Ampere
-DEFAULT_MATH, TF32_MATH = 0, 3                       # cuBLAS's names for its math modes
+TF32_CAPABILITY = 8      # compute capability of Ampere, the first GPUs with TF32 and bfloat16
+DEFAULT_MATH, TF32_MATH = 0, 3                       # cuBLAS's math modes
 
 
 def _gpu():
-    """The first CUDA device. Not yet run on one: no GPU was at hand when this was written.
+    """The first CUDA device. Raises UserError if there is none.
 
-    float32 products can be computed in TF32, which rounds what goes in to 10 bits and is several
+    In TF32, products of float32 matrices round their inputs to 10 bits of mantissa and are several
     times as fast; sums stay in float32.
     """
     try:
@@ -142,8 +142,8 @@ def _gpu():
             cublas, handle = cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
             before = cublas.getMathMode(handle)
         except (ImportError, OSError, RuntimeError) as error:
-            raise UserError(f"cuBLAS does not work: {error}; the extras [cuda12] and [cuda13] "
-                            "bring it, and it needs some free memory on the GPU") from error
+            raise UserError(f"cuBLAS does not work: {error}; install it with the extra [cuda12] "
+                            "or [cuda13], and free some memory on the GPU") from error
         cublas.setMathMode(handle, TF32_MATH if dtype in ("tf32", "bfloat16") else DEFAULT_MATH)
         try:
             yield
@@ -163,7 +163,7 @@ def _gpu():
         to_host=cupy.asnumpy,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory=lambda: runtime.memGetInfo()[0] + pool.free_bytes(),
-        peak_memory=pool.total_bytes,    # the pool keeps what it took, unless it ran out
+        peak_memory=pool.total_bytes,    # the pool keeps freed memory until an allocation fails
         description=f"{name}, CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}",
         dtypes=tuple(dtypes),
         default_dtype="tf32" if "tf32" in dtypes else "float32",
@@ -171,23 +171,21 @@ def _gpu():
     )
 
 
-_makers = {"cpu": _cpu, "gpu": _gpu}      # name -> function that makes the device, or says why not
-_devices = {}                             # name -> device, once made
+_makers = {"cpu": _cpu, "gpu": _gpu}      # name -> function that returns it or raises UserError
+_devices = {}                             # name -> device, once created
 _modules = {}                             # type of array -> device
 
 
 def register(device):
-    """Make a device known under its name, and its module the one for its types of array."""
+    """Register a device under its name and for its array types."""
     _makers[device.name] = lambda: device
     _devices[device.name] = device
     _modules.update(dict.fromkeys(device.arrays, device))
 
 
 def get_device(name):
-    """"cpu", "gpu", another registered name, or "auto": the GPU where there is one -> Device.
-
-    Raises UserError with the reason when the device cannot be had.
-    """
+    """"cpu", "gpu", another registered name, or "auto" (the GPU if there is one, else the CPU)
+    -> Device. Raises UserError that says why the device is not available."""
     if isinstance(name, Device):
         return name
     if name == "auto":
@@ -203,7 +201,7 @@ def get_device(name):
 
 
 def device_of(x):
-    """The device that an array lives on. Raises TypeError if it is no array of a known module."""
+    """The device of an array. Raises TypeError if x is not an array of a known module."""
     kind = type(x)
     if kind not in _modules:
         if kind.__module__.partition(".")[0] == "cupy":
@@ -211,12 +209,12 @@ def device_of(x):
         for base in kind.__mro__:
             if base in _modules:
                 return _modules[base]
-        raise TypeError(f"expected an array of NumPy or CuPy, not {kind.__name__}")
+        raise TypeError(f"expected a NumPy or CuPy array, got {kind.__name__}")
     return _modules[kind]
 
 
 def array_module(x):
-    """The module whose functions work on x: numpy for a NumPy array, cupy for a CuPy array."""
+    """The module of an array: numpy for a NumPy array, cupy for a CuPy array."""
     return device_of(x).xp
 
 
@@ -226,16 +224,17 @@ def to_host(x):
 
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3     # malloc.h's M_...
-LARGEST = 32 * 2**20       # bytes: the highest MMAP_THRESHOLD that glibc takes; above it, as before
+LARGEST = 32 * 2**20       # bytes: the largest MMAP_THRESHOLD that glibc accepts
 
 
 def keep_freed_memory():
-    """For the rest of this process, and of those it forks. -> whether the C library can do it."""
+    """Let malloc keep freed memory for later use, in this process and those that it forks.
+    -> whether the C library supports it."""
     if sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):              # musl, which has none
+    except (OSError, AttributeError):              # musl has no mallopt
         return False
     return bool(mallopt(MMAP_THRESHOLD, LARGEST) and mallopt(TRIM_THRESHOLD, 2**31 - 1)
                 and mallopt(TOP_PAD, 2**26))

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all.
+"""Atomic and durable writes.
 
-A directory is written under another name, flushed to disk and then renamed, so under its own name
-it is never seen unfinished, whatever happens on the way. With it goes SHA256SUMS, a line for each
-file, so that damage is found: by `verify`, and by `sha256sum -c SHA256SUMS`.
+A directory is written under a temporary name, flushed to disk and then renamed, so even after a
+crash it is never incomplete under its final name. It contains SHA256SUMS, with a line for each
+file, so that `verify` and `sha256sum -c SHA256SUMS` can detect damage.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ SUMS = "SHA256SUMS"
 
 @contextlib.contextmanager
 def atomic_directory(target, files):
-    """A temporary directory to write into; it becomes `target` when the block ends without error.
+    """Context manager: a temporary directory to write into, renamed to `target` on success.
 
-    A directory that stood there before is put aside just before the rename, comes back if that
-    fails, and is removed after it. files: the names that it may hold; if it holds anything else,
-    or is a file, UserError is raised and nothing is done.
+    An existing target is moved aside just before the rename, restored if the rename fails, and
+    removed afterwards. files: the names that an existing target may contain. Raises UserError
+    before any change if it contains anything else, or if it is a file.
     """
     target = Path(target).resolve()
     for path in (target, *target.parents):
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file, and a directory is to be written there")
+            raise UserError(f"{path} is a file; choose another path for the directory")
     others = sorted({path.name for path in target.iterdir()} - files) if target.exists() else []
     if others:
-        raise UserError(f"{target} holds {others[0]!r}, which is not ours to replace; "
-                        "choose another directory")
+        raise UserError(f"{target} contains {others[0]!r}, which npgpt did not write; choose "
+                        "another directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     new, old = aside / "new", aside / "old"
@@ -54,8 +54,8 @@ def atomic_directory(target, files):
 
 
 def verify(directory):
-    """Compare every file with its recorded hash. Raises UserError that names the first damaged one.
-    A directory without hashes, as others write it, passes."""
+    """Compare every file with its hash. Raises UserError that names the first damaged one. A
+    directory without SHA256SUMS, as other programs write it, passes."""
     directory = Path(directory)
     if not (directory / SUMS).exists():
         return
@@ -63,16 +63,16 @@ def verify(directory):
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for path in directory.iterdir():
         if path.suffix in (".json", ".safetensors") and path.name not in recorded:
-            raise UserError(f"{directory / SUMS} is damaged: it lacks {path.name}")
+            raise UserError(f"{directory / SUMS} is damaged: {path.name} is not listed")
     for name, digest in recorded.items():
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing")
         if _sha256(directory / name) != digest:
-            raise UserError(f"{directory / name} is damaged: it is not what was written")
+            raise UserError(f"{directory / name} is damaged: its SHA-256 is not that in {SUMS}")
 
 
 def write_text(path, text):
-    """Replace a small file: its old text or its new one is there at any moment."""
+    """Write a text file, or replace it atomically."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
@@ -82,7 +82,7 @@ def write_text(path, text):
 
 
 def write_json(path, value):
-    """Write a JSON object, for a directory that is being made."""
+    """Write a JSON object into an `atomic_directory`."""
     Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -93,9 +93,9 @@ def read_json(path):
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged, or no JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
+        raise UserError(f"{path} does not contain a JSON object")
     return value
 
 
@@ -105,7 +105,7 @@ def _seal(folder):
     lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in (*files, folder / SUMS):
-        path.chmod(0o644)                  # safetensors makes files for their owner alone
+        path.chmod(0o644)                  # safetensors creates files that only the owner can read
         _flush(path)
     _flush(folder)
 
@@ -116,7 +116,7 @@ def _sha256(path):
 
 
 def _flush(path):
-    """Return when a file, or a directory's list of names, is on disk."""
+    """Flush a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""The errors that a person is told of, in one line. Anything else is a bug in npgpt.
+"""The errors that are shown to the user, in one line. Any other exception is a bug in npgpt.
 
-A message names an option in backticks: `batch_size`. In Python, and in a TOML file, the option is
-called batch_size; on the command line it is --batch-size. So no code below the commands has to know
-how flags are spelled.
+A message names an option in backticks: `batch_size`. In Python and in a TOML file the option is
+called batch_size; on the command line it is --batch-size. So only the commands need to know how
+flags are spelled.
 """
 
 import re
@@ -16,20 +16,20 @@ def flag(name):
 
 
 def with_flags(message):
-    """A message, with its options spelled as flags."""
+    """A message with its options spelled as flags."""
     return OPTION.sub(lambda option: flag(option[1]), message)
 
 
-class _Told(Exception):
+class _ReportedError(Exception):
     def __init__(self, message):
-        """message: options stand in backticks."""
+        """message: with options in backticks."""
         super().__init__(OPTION.sub(r"\1", message))
         self.message = message
 
 
-class UserError(_Told, ValueError):
-    """Something asked for is not possible; the message says what is wrong and what to do."""
+class UserError(_ReportedError, ValueError):
+    """A request is invalid; the message says what is wrong and what to do."""
 
 
-class RunError(_Told, RuntimeError):
-    """The run could not go on; the message says why and what is left."""
+class RunError(_ReportedError, RuntimeError):
+    """The run cannot continue; the message says why."""

@@ -1,8 +1,8 @@
-"""Every layer, composite and model as something to check: from drawn dimensions and options come a
-forward, a backward and inputs.
+"""Test cases for every layer, composite and model: a forward, a backward and inputs, for random
+dimensions and options.
 
-Dimensions are pairwise distinct, because equal ones hide an axis that is mixed up with another.
-Hypothesis draws them and a seed, never numbers, so a failure shrinks to "B=1, T=2, C=3, seed=0".
+Dimensions are pairwise distinct, because equal ones hide swapped axes. Hypothesis draws dimensions
+and a seed, never numbers, so a failure shrinks to "B=1, T=2, C=3, seed=0".
 """
 
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ from npgpt.models.transformer import (
 
 @dataclass
 class Case:
-    """One thing to check, at one point."""
+    """A forward and a backward to check, with their inputs."""
 
     forward: object
     backward: object
     inputs: list
     options: dict = field(default_factory=dict)
-    smooth: bool = True                              # no kink of a ReLU nearby
+    smooth: bool = True                              # no input of a ReLU is close to 0
 
     def __repr__(self):
         shapes = [getattr(x, "shape", x if not isinstance(x, dict) else "parameters")
@@ -41,7 +41,7 @@ class Case:
 
 
 def normal(seed):
-    """-> function of dimensions that draws normal numbers, each call others."""
+    """-> function of dimensions that draws normal numbers, different in each call."""
     rng = np.random.default_rng(seed)
     return lambda *shape: rng.standard_normal(shape)
 
@@ -75,7 +75,7 @@ def linear(draw):
 @st.composite
 def embedding(draw):
     s, seed = draw(sizes("BTCV")), draw(SEEDS)
-    V = draw(st.sampled_from([s["V"], 60]))      # more than there are tokens takes another way
+    V = draw(st.sampled_from([s["V"], 60]))      # more rows than tokens use another algorithm
     idx = np.random.default_rng(seed).integers(V, size=(s["B"], s["T"]))
     return _pair("embedding", [idx, normal(seed)(V, s["C"])])
 
@@ -91,7 +91,7 @@ def positional(draw):
 @st.composite
 def layernorm(draw):
     s, n = draw(sizes("BTC")), normal(draw(SEEDS))
-    C = s["C"] + 2        # one and two channels have tests of their own, in test_layernorm
+    C = s["C"] + 2        # one and two channels are tested in test_layernorm
     scale = draw(st.sampled_from([1e-2, 1.0, 1e3]))
     return _pair("layernorm", [n(s["B"], s["T"], C) * scale, n(C), n(C)])
 
@@ -142,7 +142,7 @@ def cross_entropy(draw):
 
 
 def parameters(shapes, n):
-    """Random parameters of these shapes, of a size that makes every term count; n draws a shape."""
+    """Random parameters of these shapes, large enough for every term to matter; n draws a shape."""
     return {name: n(shape) / shape[0] ** 0.5 if len(shape) == 2 else n(shape) * 0.5 + 0.5
             for name, shape in shapes.items()}
 
@@ -212,7 +212,7 @@ def gpt(draw):
 
 
 def _model(model_forward, model_backward, config, tokens, targets, seed):
-    """A model with its loss on top. tokens: what its forward is given before the parameters."""
+    """A model with its loss. tokens: the arguments of its forward before the parameters."""
     key = Key(seed, 11)
 
     def forward(*inputs):
@@ -252,8 +252,8 @@ def transformer_configs(draw):
 
 
 def _postnorm(draw, stack, part=""):
-    """-> x, memory, p, the masks of x and of memory, options: what a part of a block of the
-    encoder or decoder is given. The memory has a width of its own, unlike any other."""
+    """-> x, memory, p, the masks of x and of memory, options: the arguments of a part of an encoder
+    or decoder block. The memory has its own width, distinct from all others."""
     config, seed = draw(transformer_configs()), draw(SEEDS)
     n, rng = normal(seed), np.random.default_rng(seed)
     B, T, S, M = draw(sizes("BTSM")).values()
@@ -265,7 +265,7 @@ def _postnorm(draw, stack, part=""):
     p = nest(parameters(shapes, rng.standard_normal))[stack]["h"][0]
     p = p[part] if part else p
     mask = rng.random((B, 1, T, T)) < 0.7
-    memory_mask = rng.random((B, 1, 1, S)) < 0.7         # at times it hides a whole row
+    memory_mask = rng.random((B, 1, 1, S)) < 0.7         # it may mask a whole row
     options = {"n_head": config.n_head, "dropout": config.dropout, "key": Key(seed, 13)}
     return n(B, T, C), n(B, S, M), p, mask, memory_mask, options
 
@@ -293,7 +293,7 @@ def decoder_block(draw):
 
 @st.composite
 def transformer(draw):
-    """Padding stands anywhere, and at times a whole source is nothing else."""
+    """Padding can be anywhere, and a source can be only padding."""
     config, seed = draw(transformer_configs()), draw(SEEDS)
     rng = np.random.default_rng(seed)
     B, T, S = draw(sizes("BTS", 5)).values()
@@ -305,7 +305,7 @@ def transformer(draw):
 
 
 class kinks:
-    """While it is entered, notes whether any number that a ReLU sees lies close to its kink."""
+    """Context manager: records whether any input of a ReLU is close to its kink."""
 
     def __enter__(self):
         self.far = True

@@ -1,8 +1,8 @@
 """Settings for the whole suite.
 
-The yardsticks, torch and transformers, are an extra. Tests that need them are skipped where they
-are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as it is in CI: then they fail. The same goes
-for g++, which runs the CUDA kernels on the host.
+The yardsticks, torch and transformers, are optional. Tests that need them are skipped if they are
+missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The same applies to g++,
+which runs the CUDA kernels on the host.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from tests import double, on_device
 quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("hundred", max_examples=100, derandomize=True, **quiet)
 settings.register_profile("full", max_examples=1000, derandomize=True, **quiet)
-settings.register_profile("search", max_examples=1000, **quiet)      # other examples each time
+settings.register_profile("search", max_examples=1000, **quiet)      # different examples each time
 settings.register_profile(      # for thousands of runs on broken code: see tests/mutants
     "mutants", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
 )
@@ -28,7 +28,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "hundred"))
 
 def pytest_addoption(parser):
     parser.addoption("--device", choices=("cpu", "double", "gpu"), default="cpu",
-                     help="where every layer computes: see tests/on_device.py")
+                     help="the device of every layer: see tests/on_device.py")
 
 
 def pytest_configure(config):
@@ -41,8 +41,8 @@ def pytest_configure(config):
 
 @pytest.fixture
 def device(request):
-    """The GPU's Device: CuPy's with --device gpu, else the double's, while a test runs. NumPy's
-    arrays stay on the CPU then, to compare with."""
+    """The GPU's Device during a test: CuPy's with --device gpu, else the double's. NumPy arrays
+    stay on the CPU, for comparison."""
     name = request.config.getoption("--device")
     on_device.leave_every_layer()
     if name == "gpu":
@@ -63,7 +63,7 @@ def gradient_table():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The table that docs/gradients.md holds."""
+    """Print the table in docs/gradients.md."""
     if GRADIENTS:
         terminalreporter.write_line("")
     methods = sorted({method for _, method in GRADIENTS})

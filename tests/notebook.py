@@ -1,8 +1,8 @@
 """docs/lecture.ipynb, executed from a clean kernel: `python -m tests.notebook`.
 
-An error in a cell is an error here, and so is a cell that prints other text than the notebook as it
-is committed: it must not go stale. Pictures are not compared, nor cells tagged "varies", whose last
-digits depend on how a processor rounds.
+It fails if a cell raises an error, or if a cell prints different text than in the committed
+notebook. Pictures are not compared, nor cells tagged "varies", whose last digits depend on the
+processor.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PATH = ROOT / "docs/lecture.ipynb"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="store what comes out")
+    parser.add_argument("--write", action="store_true", help="save the new outputs")
     write = parser.parse_args().write
     committed = nbformat.read(PATH, as_version=4)
     began = time.perf_counter()
@@ -34,7 +34,7 @@ def main():
 
 
 def executed(notebook):
-    """-> the notebook with new outputs, and nothing in it of the machine that made them."""
+    """-> the notebook with new outputs, and without metadata of the machine."""
     notebook = nbformat.from_dict(notebook)
     NotebookClient(
         notebook, timeout=300, record_timing=False, coalesce_streams=True,
@@ -45,7 +45,7 @@ def executed(notebook):
 
 
 def text(cell):
-    """What a cell printed or showed, as far as it is the same everywhere."""
+    """The output of a cell, without the parts that depend on the machine."""
     if cell.cell_type != "code" or "varies" in cell.metadata.get("tags", ()):
         return ""
     shown = [output.get("data", {}) for output in cell.outputs]

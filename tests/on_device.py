@@ -1,10 +1,9 @@
-"""`pytest --device gpu`: the tests of the layers, as they stand, with every layer on the GPU.
+"""`pytest --device gpu`: run the unchanged tests of the layers with every layer on the GPU.
 
-Each function of npgpt.layers is replaced by one that takes NumPy's arrays to the device, runs the
-layer there and brings the results back; the cache stays. So tests that know only NumPy, and
-models made of NumPy arrays too, have their numbers computed by CuPy. `--device double` does the
-same with the double. This happens before the tests are imported, so that they import the
-replacements.
+Each function of npgpt.layers is replaced by one that copies NumPy arrays to the device, runs the
+layer there and copies the results back; the cache stays there. So tests written for NumPy, and
+models of NumPy arrays, are computed by CuPy. `--device double` does the same with the double. The
+functions are replaced before the tests are imported, so that the tests import the replacements.
 """
 
 from functools import wraps
@@ -13,12 +12,12 @@ import numpy as np
 
 from npgpt import layers
 
-HOST = np.ndarray, np.generic, float      # the types that first arguments have on the host
+HOST = np.ndarray, np.generic, float      # the host types of first arguments
 _device = None                            # where the layers compute; None: where their arrays are
 
 
 def move_every_layer(device):
-    """From now on each layer's forward and backward compute on the device."""
+    """Let each layer's forward and backward compute on the device."""
     global _device
     _device = device
     for name, record in layers.LAYERS.items():
@@ -31,7 +30,7 @@ def move_every_layer(device):
 
 
 def leave_every_layer():
-    """From now on they compute where their arrays are."""
+    """Let them compute where their arrays are."""
     global _device
     _device = None
 
@@ -43,7 +42,7 @@ def _forward(forward):
             return forward(x, *args, **kwargs)
         device, there = _device, moved(x, _device)
         y, cache = forward(there, *moved(args, device), **moved(kwargs, device))
-        return x if y is there else device.to_host(y), cache     # dropout returns x as it is
+        return x if y is there else device.to_host(y), cache     # dropout returns x itself
     return through
 
 
@@ -61,7 +60,7 @@ def _backward(backward):
 
 
 def moved(x, device):
-    """Arrays of the host, on their own or in tuples and mappings, to the device."""
+    """Host arrays, also in tuples and mappings, copied to the device."""
     if isinstance(x, (np.ndarray, np.generic)):
         return device.to_device(x)
     if isinstance(x, dict):
@@ -72,7 +71,7 @@ def moved(x, device):
 
 
 def back(x, device):
-    """The same way back."""
+    """Arrays of the device, copied to the host."""
     if isinstance(x, device.arrays):
         return device.to_host(x)
     if isinstance(x, dict):

@@ -11,13 +11,13 @@ from tests import double
 
 @pytest.fixture
 def registry(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Devices that a test registers are removed after it."""
     for name in ("_makers", "_devices", "_modules"):
         monkeypatch.setattr(backend, name, dict(getattr(backend, name)))
 
 
 def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9):
-    """A module with as much of CuPy as choosing a device asks for."""
+    """A module with the parts of CuPy that are needed to select a device."""
     class CUDARuntimeError(RuntimeError):
         pass
 
@@ -41,14 +41,14 @@ def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9)
     return cupy
 
 
-def test_arrays_choose_their_module():
+def test_array_module_follows_the_array_type():
     assert array_module(np.ones(2)) is np
-    assert array_module(np.float32(1)) is np           # what a sum over every axis is
-    with pytest.raises(TypeError, match="expected an array of NumPy or CuPy, not list"):
+    assert array_module(np.float32(1)) is np           # the type of a sum over all axes
+    with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got list"):
         array_module([1, 2])
 
 
-def test_subclass_counts_as_its_base():
+def test_subclass_is_treated_as_its_base():
     assert array_module(np.ma.ones(2)) is np
 
 
@@ -90,7 +90,7 @@ def test_unknown_device_is_refused():
     (fake_cupy(error=True), None, "the NVIDIA driver shows no device; use device cpu"),
     (fake_cupy(devices=0), "", r"shows no device \(CUDA_VISIBLE_DEVICES is ''\)"),
 ])
-def test_reason_for_no_gpu_is_told(registry, monkeypatch, cupy, visible, message):
+def test_message_says_why_there_is_no_gpu(registry, monkeypatch, cupy, visible, message):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     if cupy is None:
         monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
@@ -102,14 +102,14 @@ def test_reason_for_no_gpu_is_told(registry, monkeypatch, cupy, visible, message
     assert get_device("auto").name == "cpu"
 
 
-def test_cupy_that_does_not_import_says_why(registry, monkeypatch):
+def test_failed_import_of_cupy_is_explained(registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)       # makes the import fail
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match="CuPy is installed but cannot be imported"):
         get_device("gpu")
 
 
-def test_gpu_is_taken_where_there_is_one(registry, monkeypatch):
+def test_auto_selects_the_gpu_if_there_is_one(registry, monkeypatch):
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     gpu = get_device("auto")
@@ -129,7 +129,7 @@ def test_tf32_is_the_default_from_ampere_on(registry, monkeypatch, capability, d
     assert ("tf32" in gpu.dtypes) == (default == "tf32")
 
 
-def test_cublas_that_fails_says_so(registry, monkeypatch):
+def test_failure_of_cublas_is_reported(registry, monkeypatch):
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     gpu = get_device("gpu")
@@ -144,7 +144,7 @@ def test_cublas_that_fails_says_so(registry, monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "mode"), [("float32", 0), ("tf32", 3), ("bfloat16", 3)])
 @pytest.mark.parametrize("before", [0, 3])
-def test_precision_is_told_to_cublas_on_entry_and_restored_on_exit(dtype, mode, before):
+def test_math_mode_of_cublas_is_set_on_entry_and_restored_on_exit(dtype, mode, before):
     with double.installed() as gpu:
         double.cupy.MathMode.mode = before
         with pytest.raises(KeyError), gpu.math_mode(dtype):
@@ -154,7 +154,7 @@ def test_precision_is_told_to_cublas_on_entry_and_restored_on_exit(dtype, mode, 
         double.cupy.MathMode.mode = 0
 
 
-def test_array_of_cupy_is_known_before_the_device_is_asked_for(registry, monkeypatch):
+def test_cupy_array_is_recognised_before_the_gpu_is_selected(registry, monkeypatch):
     cupy = fake_cupy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert array_module(cupy.ndarray()) is cupy

@@ -1,4 +1,4 @@
-"""The commands as a person runs them: processes, with their output, exit status and files."""
+"""The commands as the user runs them: processes, with their output, exit status and files."""
 
 import json
 import os
@@ -32,15 +32,15 @@ ENVIRONMENT = {
 
 @pytest.fixture
 def home(tmp_path):
-    """A directory to work in, with a small text."""
+    """A working directory with a small text."""
     (tmp_path / "fox.txt").write_text(TEXT)
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def signals_arrive():
-    """A shell that starts the tests in the background has them ignore Ctrl-C, and so would all
-    programs that they start."""
+    """If a shell starts the tests in the background, they and their child processes ignore Ctrl-C;
+    this undoes it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -58,7 +58,7 @@ def train(home, *words):
 
 
 def tensors(checkpoint):
-    """Parameters and what the optimiser remembers."""
+    """The parameters and the optimiser's state."""
     model, optimizer = "model.safetensors", "training.safetensors"
     return load_file(checkpoint / model) | load_file(checkpoint / optimizer)
 
@@ -73,7 +73,7 @@ def everything(home):
             for path in home.rglob("*")}
 
 
-def test_training_tells_writes_and_can_be_sampled(home):
+def test_training_prints_writes_and_can_be_sampled(home):
     output = train(home, "--max-iters=20")
     assert re.search(r"npgpt +config laptop on CPU", output)
     assert re.search(r"data +fox\.txt: 1,760 characters, 28 of them distinct", output)
@@ -83,7 +83,7 @@ def test_training_tells_writes_and_can_be_sampled(home):
     assert len(re.findall(r"^step \d+/20  train \d\.\d{4}  val \d\.\d{4}$", output, re.M)) == 3
     assert "\x1b" not in output                       # no colours where there is no terminal
     assert output.endswith("the model is in out/laptop/checkpoint-20; "
-                           "to read what it writes: npgpt sample --out-dir out/laptop\n")
+                           "to generate text: npgpt sample --out-dir out/laptop\n")
 
     lines = metrics(home / "out/laptop")
     logged = [line for line in lines if "loss" in line]
@@ -108,7 +108,7 @@ def test_training_tells_writes_and_can_be_sampled(home):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home, optimizer, workers):
+def test_resumed_run_equals_the_uninterrupted_run_bit_for_bit(home, optimizer, workers):
     options = ["--dropout=0.2", "--grad-accum=2", "--lr-decay-iters=20", f"--workers={workers}",
                f"--optimizer={optimizer}"]
     train(home, *options, "--max-iters=20", "--out-dir=whole")
@@ -124,7 +124,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(home, optimizer, worke
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_processes_that_only_help_to_update_change_nothing_but_the_rounding(home, optimizer):
+def test_processes_that_only_update_change_only_rounding(home, optimizer):
     """As for a large model: one of three computes."""
     words = ["--data=fox.txt", *TINY, "--dropout=0.2", "--grad-accum=2", f"--optimizer={optimizer}"]
     large = ("import sys, train; from npgpt.training import setup; "
@@ -132,7 +132,7 @@ def test_processes_that_only_help_to_update_change_nothing_but_the_rounding(home
     command = [sys.executable, "-c", large, *words, "--max-iters=6", "--out-dir=three"]
     result = subprocess.run(command, cwd=home, env=ENVIRONMENT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert ", 1 process that computes and 2 that help to update\n" in result.stdout
+    assert ", 1 process that computes and 2 that only update\n" in result.stdout
     train(home, *words, "--max-iters=6", "--workers=1", "--out-dir=one")
     three, one = (tensors(home / name / "checkpoint-6") for name in ("three", "one"))
     assert three.keys() == one.keys()
@@ -150,7 +150,7 @@ ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3, "min_lr": 1e-4, "hold": 0.
 
 @pytest.mark.parametrize("values", [MUON, ADAMW], ids=["muon", "adamw"])
 @pytest.mark.parametrize(("workers", "grad_accum"), [(1, 1), (1, 3), (2, 1), (3, 2)])
-def test_training_is_the_few_lines_that_it_claims_to_be(home, values, workers, grad_accum):
+def test_training_agrees_with_the_reference_trainer(home, values, workers, grad_accum):
     given = values | {"seed": 9, "grad_clip": 0.5, "warmup_iters": 2, "grad_accum": grad_accum}
     train(home, "--max-iters=6", "--dropout=0.2", f"--workers={workers}",
           *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
@@ -181,20 +181,45 @@ def test_training_is_the_few_lines_that_it_claims_to_be(home, values, workers, g
     assert len({round(loss, 4) for loss in losses.values()}) == 3       # and they can be told apart
 
 
-def test_same_seed_same_bits_and_another_seed_others(home):
+def test_same_seed_gives_the_same_bits_and_another_seed_different_ones(home):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(home, "--max-iters=5", f"--seed={seed}", f"--out-dir={name}")
     a, b, c = ((home / name / "checkpoint-5/model.safetensors").read_bytes() for name in "abc")
     assert a == b and a != c
 
 
-def test_accumulated_run_is_that_of_the_large_batch(home):
+def test_accumulated_run_equals_that_of_the_large_batch(home):
     options = ["--max-iters=10", "--dropout=0.3", "--learning-rate=1e-3"]
     train(home, *options, "--batch-size=8", "--out-dir=one")
     train(home, *options, "--batch-size=2", "--grad-accum=4", "--out-dir=four")
     one, four = (load_file(home / n / "checkpoint-10/model.safetensors") for n in ("one", "four"))
     difference = max(np.abs(one[name] - four[name]).max() for name in one)
     assert difference < 2e-5
+
+
+def test_workers_of_a_toml_file_are_checked_like_a_flag(home):
+    (home / "my.toml").write_text("workers = 13\nbatch_size = 12\n")
+    result = run(home, "--config=my.toml", "--data=fox.txt")
+    assert result.returncode == 2 and "--workers must be at most --batch-size, 12" in result.stderr
+
+
+def test_peak_memory_counts_what_processes_share_once(home):
+    words = ("--max-iters=2", "--n-embd=384", "--n-layer=6", "--eval-iters=1", "--workers=2",
+             "--batch-size=2")
+    output = train(home, *words)
+    about, peak = (float(re.search(rf"{what} +(?:about )?([\d.]+) MB", output)[1])
+                   for what in ("memory", "peak memory:"))
+    assert 0.7 * about < peak < 1.6 * about       # the programs themselves take 2 × 40 MB
+
+
+def test_memory_that_runs_out_before_the_first_step_leaves_nothing(home):
+    broken = ("import sys, train; from npgpt.training import estimate\n"
+              "def fail(*_): raise MemoryError('no more')\n"
+              "estimate.step_seconds = fail\nsys.exit(train.main())")
+    result = subprocess.run([sys.executable, "-c", broken, "--data=fox.txt", "--workers=1"],
+                            cwd=home, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 3 and "out of memory (no more)" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (home / "out").exists()
 
 
 def test_more_workers_than_cores_are_noted(home):
@@ -208,8 +233,8 @@ def test_finished_run_can_be_extended_and_the_next_stands_beside_it(home):
     train(home, "--max-iters=10")
     finished = run(home, "--resume")
     assert finished.returncode == 2
-    assert finished.stderr == ("train.py: the run in out/laptop has done its 10 steps; to go on, "
-                               "raise --max-iters\n")
+    assert finished.stderr == ("train.py: the run in out/laptop has finished its 10 steps; to "
+                               "continue, raise --max-iters\n")
     assert run(home, "--resume", "--max-iters=15").returncode == 0
     assert (home / "out/laptop/latest").read_text() == "checkpoint-15\n"
     train(home, "--max-iters=5")
@@ -218,7 +243,7 @@ def test_finished_run_can_be_extended_and_the_next_stands_beside_it(home):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_stops_after_saving_and_the_run_goes_on(home, number, status):
+def test_signal_saves_and_stops_and_the_run_can_be_resumed(home, number, status):
     words = ["--data=fox.txt", *TINY, "--max-iters=1000000", "--eval-interval=1000000",
              "--warmup-iters=2", "--out-dir=run"]
     with subprocess.Popen(
@@ -231,7 +256,7 @@ def test_signal_stops_after_saving_and_the_run_goes_on(home, number, status):
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (status, "")
-    step = int(re.search(r"stopped at step (\d+); to go on: npgpt train --resume --out-dir run",
+    step = int(re.search(r"stopped at step (\d+); to continue: npgpt train --resume --out-dir run",
                          output)[1])
     assert (home / "run/latest").read_text() == f"checkpoint-{step}\n"
     resumed = run(home, "--resume", "--out-dir=run", f"--max-iters={step + 3}")
@@ -241,7 +266,7 @@ def test_signal_stops_after_saving_and_the_run_goes_on(home, number, status):
 
 @contextmanager
 def training_processes(home, workers=3):
-    """A run that goes on for ever, in a process group of its own -> process, its workers' pids."""
+    """An endless run, in its own process group -> process, its workers' pids."""
     words = ["--data=fox.txt", *TINY, "--max-iters=1000000", "--eval-interval=20",
              "--out-dir=run", f"--workers={workers}"]
     with subprocess.Popen(
@@ -265,12 +290,12 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_and_stops_the_run_once(home)
     assert output.count("stopped at step") == 1
 
 
-def test_killed_worker_ends_the_run_and_the_checkpoint_is_whole(home):
+def test_killed_worker_ends_the_run_and_the_checkpoint_is_complete(home):
     with training_processes(home) as (process, pids):
         os.kill(pids[1], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert re.fullmatch(r"train.py: worker 2 of 3 was ended by signal 9; run/checkpoint-\d+ is "
+    assert re.fullmatch(r"train.py: worker 2 of 3 was killed by signal 9; run/checkpoint-\d+ is "
                         r"complete\n", errors)
     step = int((home / "run/latest").read_text().split("-")[1])
     assert run(home, "--resume", "--out-dir=run", "--workers=1",
@@ -278,7 +303,7 @@ def test_killed_worker_ends_the_run_and_the_checkpoint_is_whole(home):
                ).returncode == 0
 
 
-def test_killed_first_process_takes_its_workers_along(home):
+def test_workers_end_if_the_first_process_is_killed(home):
     shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     with training_processes(home) as (process, _):
         process.kill()
@@ -286,8 +311,8 @@ def test_killed_first_process_takes_its_workers_along(home):
     assert not os.path.isdir("/dev/shm") or set(os.listdir("/dev/shm")) <= shared
 
 
-def test_live_bar_in_a_terminal(home):
-    """`script` runs a command in a terminal of its own."""
+def test_progress_bar_is_shown_in_a_terminal(home):
+    """`script` runs a command in a pseudo-terminal."""
     words = [sys.executable, str(ROOT / "train.py"), "--data=fox.txt", *TINY, "--max-iters=10"]
     result = subprocess.run(["script", "-qec", " ".join(words), "/dev/null"], cwd=home,
                             env=ENVIRONMENT | {"TERM": "xterm-256color"}, capture_output=True,
@@ -326,7 +351,7 @@ def test_live_bar_in_a_terminal(home):
      "--workers must be at most --batch-size, 12, because each computes some of its sequences, got "
      "1000"),
 ])
-def test_bad_input_is_one_line_status_2_and_nothing_written(home, words, message):
+def test_invalid_input_gives_one_line_and_status_2_and_writes_nothing(home, words, message):
     if "--device=gpu" in words and _has_cupy():
         pytest.skip("CuPy is installed here; its messages have tests of their own")
     (home / "empty.txt").touch()
@@ -347,17 +372,17 @@ def _has_cupy():
     return importlib.util.find_spec("cupy") is not None
 
 
-def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
+def test_invalid_requests_leave_an_existing_run_unchanged(home):
     train(home, "--max-iters=5", "--out-dir=run")
     (home / "other.txt").write_text(TEXT + "more\n")
     before = everything(home)
     for words, message in (
-        (["--data=fox.txt", "--out-dir=run"], "run already holds a run"),
+        (["--data=fox.txt", "--out-dir=run"], "run already contains a run"),
         (["--resume", "--out-dir=run", "--max-iters=9", "--n-embd=32"],
          "a resumed run keeps its --n-embd of 16"),
         (["--resume", "--out-dir=run", "--max-iters=9", "--data=other.txt"],
          "the text other.txt is not the one that run was trained on"),
-        (["--resume", "--out-dir=run", "--max-iters=3"], "the run in run has done its 5 steps"),
+        (["--resume", "--out-dir=run", "--max-iters=3"], "the run in run has finished its 5 steps"),
     ):
         result = run(home, *words)
         assert (result.returncode, result.stdout) == (2, ""), words
@@ -378,14 +403,14 @@ def test_bad_requests_of_a_run_that_is_there_leave_it_as_it_is(home):
     (["--out-dir=nowhere"], "there is no directory nowhere"),
     (["--promt=x"], "unknown option --promt; did you mean --prompt? --help lists all"),
 ])
-def test_bad_input_to_sample_is_one_line_and_status_2(home, words, message):
+def test_invalid_input_to_sample_gives_one_line_and_status_2(home, words, message):
     train(home, "--max-iters=5")
     result = run(home, *words, script="sample.py")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"sample.py: {message}") and result.stderr.count("\n") == 1
 
 
-def test_reader_that_leaves_early_is_no_error(home):
+def test_closed_pipe_is_not_an_error(home):
     train(home, "--max-iters=5")
     result = subprocess.run(
         f"{sys.executable} {ROOT / 'sample.py'} --max-new-tokens=3000 | head -c 5", shell=True,
@@ -400,7 +425,7 @@ def test_reader_that_leaves_early_is_no_error(home):
     assert (result.stderr, result.stdout.count("\n")) == ("", 2)
 
 
-def test_divergence_ends_with_status_3_and_the_checkpoint_whole(home):
+def test_divergence_ends_with_status_3_and_a_complete_checkpoint(home):
     wild = ["--data=fox.txt", *TINY, "--learning-rate=100", "--min-lr=100", "--weight-decay=100",
             "--warmup-iters=0", "--grad-clip=0", "--max-iters=400"]
     result = run(home, *wild, "--eval-interval=5", "--out-dir=run")
@@ -417,7 +442,7 @@ def test_divergence_ends_with_status_3_and_the_checkpoint_whole(home):
 
 
 def test_best_checkpoint_is_the_one_with_the_lowest_validation_loss(home):
-    """A rate that is far too high makes the model worse as it goes on; also after a resume."""
+    """A learning rate that is far too high makes the model worse over time; also after a resume."""
     train(home, "--optimizer=adamw", "--decay=cosine", "--hold=0", "--learning-rate=1",
           "--warmup-iters=20", "--eval-interval=3", "--max-iters=15", "--lr-decay-iters=40")
     assert run(home, "--resume", "--max-iters=21").returncode == 0
@@ -430,7 +455,7 @@ def test_best_checkpoint_is_the_one_with_the_lowest_validation_loss(home):
     assert f"checkpoint-{best}, " in run(home, script="sample.py").stderr
 
 
-def test_disk_that_is_full_is_one_line_status_3_and_the_old_checkpoint_stays(home):
+def test_full_disk_gives_one_line_and_status_3_and_keeps_the_old_checkpoint(home):
     train(home, "--max-iters=5", "--out-dir=run")
     before = everything(home / "run/checkpoint-5")
     result = subprocess.run(
@@ -443,18 +468,6 @@ def test_disk_that_is_full_is_one_line_status_3_and_the_old_checkpoint_stays(hom
     assert everything(home / "run/checkpoint-5") == before
     assert (home / "run/latest").read_text() == "checkpoint-5\n"
     assert not [path for path in (home / "run").iterdir() if path.name.startswith(".")]
-
-
-def test_readme_shows_code_that_runs(home, monkeypatch):
-    monkeypatch.chdir(home)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    code = next(block for block in blocks if "GPTConfig" in block)
-    assert code.count("path/to/gpt2") == 1
-    idx, targets = np.random.default_rng(0).integers(65, size=(2, 4, 64))
-    names = {"idx": idx, "targets": targets}
-    exec(code.replace("path/to/gpt2", "my-model"), names)
-    assert names["loss"] == pytest.approx(np.log(65), rel=0.1)
-    assert everything(home).keys() >= {"my-model/config.json", "my-model/model.safetensors"}
 
 
 def test_module_runs_the_scripts(home):

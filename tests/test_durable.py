@@ -18,7 +18,7 @@ def tree(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_directory_appears_with_its_hashes_and_nothing_else(tmp_path):
+def test_directory_contains_its_files_and_hashes_only(tmp_path):
     write(tmp_path / "deep" / "m", "one")
     assert tree(tmp_path) == ["deep", "deep/m", "deep/m/SHA256SUMS", "deep/m/a.json"]
     verify(tmp_path / "deep" / "m")
@@ -26,14 +26,14 @@ def test_directory_appears_with_its_hashes_and_nothing_else(tmp_path):
         assert path.stat().st_mode & 0o044 == 0o044        # others may read it
 
 
-def test_nothing_is_seen_under_its_name_before_it_is_complete(tmp_path):
+def test_target_does_not_exist_before_it_is_complete(tmp_path):
     with atomic_directory(tmp_path / "m", FILES) as folder:
         (folder / "a.json").write_text("one")
         assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("failing", ["fsync", "rename", "second rename"])
-def test_failure_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch, failing):
+def test_failure_at_any_point_keeps_the_old_directory(tmp_path, monkeypatch, failing):
     write(tmp_path / "m", "old")
     renames = []
 
@@ -55,22 +55,22 @@ def test_failure_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch, failing
     assert tree(tmp_path) == ["m", "m/SHA256SUMS", "m/a.json"]
 
 
-def test_directory_that_holds_anything_else_is_not_replaced(tmp_path):
+def test_directory_with_other_files_is_not_replaced(tmp_path):
     write(tmp_path / "m", "old")
     (tmp_path / "m" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds 'thesis\.txt', which is not ours to replace"):
+    with pytest.raises(UserError, match=r"contains 'thesis\.txt', which npgpt did not write"):
         write(tmp_path / "m", "new")
     assert (tmp_path / "m" / "thesis.txt").read_text() == "mine"
     assert (tmp_path / "m" / "a.json").read_text() == "old"
 
 
-def test_damage_is_found(tmp_path):
+def test_damage_is_detected(tmp_path):
     write(tmp_path / "m", "one")
     (tmp_path / "m" / "a.json").write_text("two")
     with pytest.raises(UserError, match=r"a\.json is damaged"):
         verify(tmp_path / "m")
     (tmp_path / "m" / "SHA256SUMS").write_text("")
-    with pytest.raises(UserError, match=r"SHA256SUMS is damaged: it lacks a\.json"):
+    with pytest.raises(UserError, match=r"SHA256SUMS is damaged: a\.json is not listed"):
         verify(tmp_path / "m")
     write(tmp_path / "m", "one")
     (tmp_path / "m" / "a.json").unlink()
@@ -81,18 +81,18 @@ def test_damage_is_found(tmp_path):
         verify(tmp_path / "m")
 
 
-def test_directory_without_hashes_passes(tmp_path):
+def test_directory_without_hashes_is_accepted(tmp_path):
     verify(tmp_path)
 
 
-def test_text_is_replaced_whole(tmp_path):
+def test_text_is_replaced_atomically(tmp_path):
     write_text(tmp_path / "latest", "one\n")
     write_text(tmp_path / "latest", "two\n")
     assert tree(tmp_path) == ["latest"]
     assert (tmp_path / "latest").read_text() == "two\n"
 
 
-def test_json_is_an_object_or_refused(tmp_path):
+def test_json_that_is_not_an_object_is_refused(tmp_path):
     write_json(tmp_path / "a.json", {"é": [1.5, None]})
     assert read_json(tmp_path / "a.json") == {"é": [1.5, None]}
     for content in (b"[1]", b"{", b"\xff", b""):

@@ -1,7 +1,7 @@
-"""Every backward pass is the derivative of its forward pass, by two independent measures.
+"""Every backward pass is the derivative of its forward pass, by two independent methods.
 
-A hundred examples of each layer by each method, a thousand with --hypothesis-profile=full. They are
-counted, and the table of what ran and how far off it was ends the run.
+A hundred examples of each layer with each method, a thousand with --hypothesis-profile=full. A
+table of the numbers of examples and the largest errors is printed at the end.
 """
 
 from functools import reduce

@@ -1,4 +1,4 @@
-"""Models and runs on disk, in Hugging Face's formats, with what training needs to go on."""
+"""Models and training runs on disk, in Hugging Face's formats where there is one."""
 
 from npgpt.checkpoints.models import load_model, save_model
 

@@ -1,7 +1,7 @@
 """The format of Hugging Face's GPT-2: names of transformers' GPT2Config, weights (in, out).
 
-What GPT-2 has no word for is translated if that is exact (attn_bias = false is stored as zeros),
-and marked otherwise (head_bias = true has a model_type of its own).
+An option that GPT-2 does not have is converted if that is exact (attn_bias = false is stored as
+zeros), and marked otherwise (head_bias = true has a model_type of its own).
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from npgpt.models.gpt import GPTConfig
 C_ATTN, C_ATTN_BIAS = "attn.c_attn.weight", "attn.c_attn.bias"
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 
-# What GPT-2's configuration can ask for beyond npgpt, with the values that npgpt computes.
+# Options of GPT2Config that npgpt does not have, with the values that it supports.
 FIXED = {
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
@@ -26,7 +26,7 @@ FIXED = {
 
 def write_config(config):
     """GPTConfig -> the keys of transformers' GPT2Config."""
-    plain = not config.head_bias                       # GPT-2's head has none
+    plain = not config.head_bias                       # GPT-2's head has no bias
     return {
         "model_type": "gpt2" if plain else "npgpt",
         "architectures": ["GPT2LMHeadModel" if plain else "GPT"],
@@ -51,22 +51,22 @@ def write_config(config):
 def write_weights(model):
     """-> name in the file -> array."""
     tensors = {name: to_host(array) for name, array in model.params.items()}
-    if not model.config.attn_bias:                     # GPT-2 has one: zeros say the same
+    if not model.config.attn_bias:                     # GPT-2 has one: zeros are equivalent
         for name in [name for name in tensors if name.endswith(C_ATTN)]:
             tensors[name.replace(C_ATTN, C_ATTN_BIAS)] = np.zeros_like(tensors[name][0])
     return tensors
 
 
 def read(config_path, weights_path):
-    """-> GPTConfig, pairs of names and arrays. Raises UserError that says what is missing, unknown
-    or damaged, or that npgpt does not compute it."""
+    """-> GPTConfig, pairs of names and arrays. Raises UserError that says what is missing, unknown,
+    damaged or not supported."""
     values = _read_config(config_path)
 
     def canonical(name):
         name = name.removeprefix("transformer.")
         if name.endswith((".attn.bias", ".attn.masked_bias")):    # the causal mask, in old files
             return None
-        if name == "lm_head.weight" and values["tie_weights"]:    # wte.weight once more
+        if name == "lm_head.weight" and values["tie_weights"]:    # the same as wte.weight
             return None
         return name
 
@@ -74,7 +74,7 @@ def read(config_path, weights_path):
     tensors = read_tensors(weights_path, shapes, canonical)
     if not values["attn_bias"]:
         biases = [name for name in tensors if name.endswith(C_ATTN_BIAS)]
-        if any(tensors[name].any() for name in biases):           # trained since, elsewhere
+        if any(tensors[name].any() for name in biases):           # trained by another program
             values["attn_bias"] = True
         else:
             tensors = {name: tensors[name] for name in tensors if name not in biases}
@@ -82,8 +82,8 @@ def read(config_path, weights_path):
 
 
 def _read_config(path):
-    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not compute. GPT-2
-    has three dropouts, which matter only in training; resid_pdrop is taken for all of them."""
+    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not support. GPT-2
+    has three dropout rates, which matter only in training; npgpt uses resid_pdrop for all."""
     found = read_json(path)
     if found.get("model_type") not in ("gpt2", "npgpt"):
         raise UserError(f"{path}: model_type is {found.get('model_type')!r}, expected gpt2")

@@ -15,20 +15,20 @@ FORMATS = {GPT: gpt2, Transformer: transformer}      # family -> write_config, w
 
 
 def save_model(model, directory):
-    """Write a model directory, whole or not at all. Raises UserError if there is anything else."""
+    """Write a model directory atomically. Raises UserError if it contains other files."""
     with atomic_directory(directory, FILES) as folder:
         write_model(model, folder)
 
 
 def write_model(model, folder):
-    """Write config.json and model.safetensors into a directory that is being made."""
+    """Write config.json and model.safetensors into an `atomic_directory`."""
     form = _format(type(model))
     write_json(folder / CONFIG, form.write_config(model.config))
     write_tensors(folder / WEIGHTS, form.write_weights(model))
 
 
 def load_model(directory, family, **options):
-    """Read a model directory -> a model of the family, made with these options."""
+    """Read a model directory -> a model of the family. options: as for a new model."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"there is no model directory {directory}")

@@ -1,4 +1,4 @@
-"""The directory of a run: what it holds, how a new one is chosen, how an old one is found.
+"""The directory of a run: its contents, choosing a new one, finding an existing one.
 
     checkpoint-500/    a model directory, and beside the model
         training.json           step, configuration, data, best validation loss so far
@@ -7,7 +7,7 @@
     latest, best       one line each: the name of a checkpoint
     metrics.jsonl      one JSON object per line
 
-A checkpoint is complete before `latest` or `best` names it. Those that neither names are removed.
+A checkpoint is complete before `latest` or `best` names it. Other checkpoints are removed.
 """
 
 import json
@@ -31,40 +31,44 @@ FILES = models.FILES | {STATE, TENSORS, tokenizer.FILE}
 
 
 class RunDirectory:
-    """Where a run is kept. Use `new` or `existing`."""
+    """The directory of a run. Create one with `new` or `existing`."""
 
     def __init__(self, path, name=None):
         self.path = path
-        self._name = name        # of a directory that is still to be chosen under out/
-        self._is_new = False     # nothing has been saved by this run yet
+        self._name = name        # of a new directory in out/, created by `begin`
+        self._is_new = False     # this run has not saved a checkpoint yet
 
     @classmethod
     def new(cls, out_dir, name, overwrite):
-        """A directory for a new run: out_dir, or the first of out/name, out/name-2, ... that is
-        free. Raises UserError if out_dir holds a run, unless overwrite, or cannot be written."""
+        """A directory for a new run: out_dir, or the first of out/name, out/name-2, ... that does
+        not exist. Raises UserError if out_dir contains a run, unless overwrite, or if it is not
+        writable."""
         run = cls(out_dir or _first_free(name), None if out_dir else name)
         for path in (run.path, *run.path.parents):
             if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path} is a file; `out_dir` takes a directory")
         if run._holds_a_run() and not overwrite:
-            raise UserError(f"{run.path} already holds a run; `resume` goes on with it, "
+            if not run._holds_a_run(besides_metrics=True):
+                raise UserError(f"{run.path} contains the metrics of a run that was not saved; "
+                                "`overwrite` replaces it, another `out_dir` keeps both")
+            raise UserError(f"{run.path} already contains a run; `resume` continues it, "
                             "`overwrite` replaces it, another `out_dir` keeps both")
         run._try_writing()
         return run
 
     @classmethod
     def existing(cls, out_dir):
-        """The directory of a run to go on with or to sample from: out_dir, or the newest under
-        out/. Raises UserError if there is none."""
+        """The directory of an existing run: out_dir, or the run in out/ that was saved last.
+        Raises UserError if there is none."""
         if out_dir is None:
             runs = [path.parent for path in OUT.glob("*/latest")]
             if not runs:
-                raise UserError(f"there is no run in {OUT}/; name its directory with `out_dir`")
+                raise UserError(f"there is no run in {OUT}/; give its directory with `out_dir`")
             out_dir = max(runs, key=lambda path: (path / "latest").stat().st_mtime)
         if not out_dir.is_dir():
             raise UserError(f"there is no directory {out_dir}")
         if not (out_dir / "latest").is_file():
-            raise UserError(f"{out_dir} holds no checkpoint")
+            raise UserError(f"{out_dir} contains no checkpoint")
         return cls(out_dir)
 
     def checkpoint(self, which):
@@ -78,18 +82,18 @@ class RunDirectory:
         return self.path / name
 
     def begin(self, step):
-        """Make ready for the steps after `step`: what was recorded of them before is dropped.
+        """Prepare for the steps after `step`; metrics of later steps are removed.
 
-        A run that this one replaces keeps its checkpoints until this one has saved its first.
+        Checkpoints of a run that is overwritten stay until this run has saved its first.
         """
         while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=self._name is None)
                 break
-            except FileExistsError:              # another run has just taken it
+            except FileExistsError:              # another run has just created it
                 self.path = _first_free(self._name)
         self._is_new = step == 0
-        for left in self.path.glob(".checkpoint-*"):      # by a run that was killed as it saved
+        for left in self.path.glob(".checkpoint-*"):      # by a run that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
         metrics = self.path / METRICS
         text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
@@ -97,14 +101,14 @@ class RunDirectory:
         write_text(metrics, "".join(line + "\n" for line in kept))
 
     def discard(self):
-        """Take back what `begin` made, where nothing has been saved."""
+        """Undo `begin` if nothing has been saved."""
         if not self._holds_a_run(besides_metrics=True):
             (self.path / METRICS).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
     def save(self, model, tokenizer, tensors, state, *, is_best):
-        """Write checkpoint-STEP and let `latest` name it, and `best` if it is. tensors: name ->
+        """Write checkpoint-STEP, then let `latest` name it, and `best` if is_best. tensors: name ->
         array, the optimiser's state. state: dict with at least "step", for JSON."""
         target = self.path / f"checkpoint-{state['step']}"
         with atomic_directory(target, FILES) as folder:
@@ -122,7 +126,7 @@ class RunDirectory:
 
     def load_state(self):
         """-> state, tokenizer, path of the latest checkpoint. Raises UserError if one of them is
-        missing or damaged, or the run cannot go on."""
+        missing or damaged, or if the directory is not writable."""
         self._try_writing()
         self.checkpoint("best")
         path = self.checkpoint("latest")
@@ -130,13 +134,13 @@ class RunDirectory:
         return read_json(path / STATE), load_tokenizer(path), path
 
     def log(self, **values):
-        """Append a line to metrics.jsonl; what is not finite is null there."""
+        """Append a line to metrics.jsonl; non-finite values are written as null."""
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def _checkpoints(self):
-        """The directories in here that `save` made."""
+        """The checkpoints that `save` wrote."""
         return {path for path in self.path.glob("checkpoint-*")
                 if re.fullmatch(r"checkpoint-\d+", path.name)
                 and (path / STATE).is_file() and not path.is_symlink()}
@@ -146,7 +150,7 @@ class RunDirectory:
         return bool(self._checkpoints()) or any((self.path / name).is_file() for name in names)
 
     def _try_writing(self):
-        """Raise UserError if nothing can be written here. Leaves nothing behind."""
+        """Raise UserError if the directory is not writable. Nothing is left behind."""
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.is_dir())
         try:
             descriptor, name = tempfile.mkstemp(dir=there)
@@ -164,7 +168,7 @@ def _first_free(name):
 
 
 def _step_of(line):
-    """The step of a line of metrics; infinite for one that a crash left unfinished."""
+    """The step of a line of metrics; infinite for a line that a crash left incomplete."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Named arrays in safetensors files. There is no pickle here: the format holds data and cannot run
+"""Named arrays in safetensors files. Unlike pickle, the format contains only data and cannot run
 code."""
 
 import numpy as np
@@ -21,7 +21,7 @@ def write_tensors(path, arrays):
 
 
 def read_tensors(path, shapes, canonical=lambda name: name):
-    """Read a safetensors file that must hold arrays of these shapes -> name -> array.
+    """Read a safetensors file that must contain arrays of these shapes -> name -> array.
 
     canonical: name in the file -> name in `shapes`, or None for an array that is not needed.
     Names, shapes and dtypes are checked before any array is read. Raises UserError if they differ.
@@ -48,7 +48,7 @@ def read_tensors(path, shapes, canonical=lambda name: name):
 
 
 def _compare(path, found, expected):
-    """Raise UserError that names the first array which is missing, unknown or of another shape."""
+    """Raise UserError that names the first array that is missing, unknown or of another shape."""
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{path}: {name} {shape} is missing")

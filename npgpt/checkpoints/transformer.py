@@ -1,5 +1,5 @@
-"""The original Transformer's format, npgpt's own: the fields of its configuration and its
-parameters under their names. transformers has no such architecture."""
+"""The format of the original Transformer, which is npgpt's own: the fields of its configuration and
+its parameters under their names. transformers does not have this architecture."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ MODEL_TYPE = "npgpt-transformer"
 
 
 def write_config(config):
-    """-> what config.json holds."""
+    """-> the contents of config.json."""
     return {"model_type": MODEL_TYPE, **dataclasses.asdict(config)}
 
 
@@ -30,7 +30,7 @@ def read(config_path, weights_path):
     names = {field.name for field in dataclasses.fields(TransformerConfig)}
     if found.keys() != names:
         different = ", ".join(sorted(found.keys() ^ names))
-        raise UserError(f"{config_path}: missing or unknown: {different}")
+        raise UserError(f"{config_path} has missing or unknown keys: {different}")
     try:
         config = TransformerConfig(**found)
     except UserError as error:

@@ -1,1 +1,1 @@
-"""Command lines: options that check themselves, flags made from them, errors as one line."""
+"""Command lines: options with validation, flags generated from them, one-line errors."""

@@ -1,10 +1,10 @@
-"""A command: what goes wrong becomes one line on stderr and an exit status.
+"""Running a command: an error becomes one line on stderr and an exit status.
 
-    0          done
-    2          refused before anything was done: nothing was written
-    3          failed while running: the last checkpoint is whole
-    130, 143   stopped by Ctrl-C or by SIGTERM
-    141        the reader of its output has gone
+    0          success
+    2          invalid request; nothing was written
+    3          failed while running; the last checkpoint is complete
+    130, 143   stopped by Ctrl-C or SIGTERM
+    141        the reader of its output has closed the pipe
 """
 
 import os
@@ -13,14 +13,14 @@ import sys
 from npgpt.errors import RunError, UserError, with_flags
 
 
-def run_command(name, main, less_memory="a smaller model takes less"):
-    """Call main() -> exit status or None; an error meant for a person becomes one line on stderr.
-    less_memory: what to do when memory runs out, with options in backticks.
+def run_command(name, main, less_memory="use a smaller model"):
+    """Call main(), which returns an exit status or None -> exit status. An error for the user
+    becomes one line on stderr; any other is a bug in npgpt and shows a traceback.
 
-    Any other error is a bug in npgpt and shows a traceback.
+    less_memory: what to do if memory runs out, with options in backticks.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):        # a terminal may lack a character of the text
+        if hasattr(stream, "reconfigure"):        # its encoding may lack a character of the text
             stream.reconfigure(errors="replace")
     try:
         return main() or 0
@@ -34,7 +34,7 @@ def run_command(name, main, less_memory="a smaller model takes less"):
     except RunError as error:
         status, message = 3, error.message
     except MemoryError as error:
-        status, message = 3, f"out of memory ({str(error).rstrip('.')}): {less_memory}"
+        status, message = 3, f"out of memory ({str(error).rstrip('.')}); {less_memory}"
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         status, message = 3, f"{where}{error.strerror or error}"

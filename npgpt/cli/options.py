@@ -1,7 +1,7 @@
-"""Configurations that explain and check themselves.
+"""Configurations: dataclasses with documented and validated fields.
 
-Each field of a dataclass says in one place what it means, which values it takes and its default.
-The checks and the command-line flags with their help are made from that.
+Each field states its meaning, its valid values and its default in one place. Validation and the
+command-line flags with their help are generated from that.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from npgpt.errors import UserError, flag, with_flags
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-LIMITS = {                     # name -> does the value keep to the limit
+LIMITS = {                     # name -> function: whether a value is within the limit
     "at_least": lambda value, limit: value >= limit,
     "above": lambda value, limit: value > limit,
     "at_most": lambda value, limit: value <= limit,
     "below": lambda value, limit: value < limit,
 }
-# Names that other programs give to an option -> its name here.
+# Names of options in other programs -> their names here.
 ALIASES = {
     "lr": "learning_rate", "wd": "weight_decay", "batch": "batch_size", "epochs": "max_iters",
     "steps": "max_iters", "iterations": "max_iters", "layers": "n_layer", "heads": "n_head",
@@ -34,8 +34,8 @@ ALIASES = {
 
 def option(default, help, *, at_least=None, above=None, at_most=None, below=None, choices=None,
            metavar=None):
-    """A dataclass field with its meaning (and unit; other options in backticks) and the values that
-    it takes. metavar: what stands for the value in the help; None: after the field's type."""
+    """A dataclass field with its meaning (and unit; other options in backticks) and its valid
+    values. metavar: the placeholder for the value in the help; None: by the field's type."""
     limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     return dataclasses.field(
         default=default,
@@ -45,7 +45,7 @@ def option(default, help, *, at_least=None, above=None, at_most=None, below=None
 
 
 class Options:
-    """Base of the configurations: every field made by `option` is checked on construction."""
+    """Base of the configurations: every field is checked on construction."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -53,17 +53,17 @@ class Options:
 
 
 def kind_of(field):
-    """The type of a field's values, and whether None is one of them."""
+    """The type of a field's values, and whether None is also valid."""
     kinds = [t for t in typing.get_args(field.type) if t is not type(None)]
     return (kinds[0], True) if kinds else (field.type, False)
 
 
 def checked(field, value):
-    """The value, as the field's type. Raises UserError that names the field and what it takes."""
+    """The value, converted to the field's type. Raises UserError if it is invalid."""
     kind, optional = kind_of(field)
     if value is None and optional:
         return None
-    if hasattr(value, "item"):                # a scalar of NumPy
+    if hasattr(value, "item"):                # a NumPy scalar
         value = value.item()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
@@ -74,17 +74,17 @@ def checked(field, value):
 
 
 def parsed(field, text):
-    """A word from the command line -> the field's type, checked."""
+    """A string from the command line -> a checked value of the field's type."""
     kind, _ = kind_of(field)
     try:
         value = kind(text)
     except (ValueError, OverflowError):
-        value = text              # of the wrong type: `checked` says so
+        value = text              # of the wrong type: `checked` raises
     return checked(field, value)
 
 
 def _problem(field, kind, value):
-    """"at least 1, got 0": what a field's value must be and is not; None if nothing is wrong."""
+    """What a value must be, and what it is: "at least 1, got 0"; None if it is valid."""
     choices = field.metadata["choices"]
     if choices:
         if value in choices:
@@ -104,8 +104,8 @@ def _problem(field, kind, value):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with a flag for each field, --version, and errors as UserError, in one line. Flags
-    that are not given are absent from what it returns."""
+    """argparse with a flag for each field, --version, and errors as UserError. Flags that are not
+    given are absent from the result."""
 
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS,
@@ -131,7 +131,7 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(flag(field.name), help=text.replace("%", "%%"), **more)
 
     def parse(self, arguments, fields):
-        """Arguments, as words -> name -> value, those of fields checked."""
+        """Command-line arguments -> name -> value; the values of fields are checked."""
         found, unknown = self.parse_known_args(arguments)
         if unknown:
             raise UserError(self._unknown(unknown[0].partition("=")[0]))
@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
                 else value for name, value in vars(found).items()}
 
     def error(self, message):
-        """Raise what argparse found wrong as a UserError."""
+        """Raise UserError with argparse's message."""
         message = re.sub(r"^argument (\S+): expected one argument$", r"\1 needs a value", message)
         message = re.sub(r"^argument (\S+): ignored explicit argument (.*)$",
                          r"\1 takes no value, got \2", message)
@@ -163,7 +163,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def closest(word, known):
-    """The known name that was probably meant: another program's, or a similar spelling; or None."""
+    """The known name that was probably meant, by ALIASES or by its spelling; None if there is
+    none."""
     alias = ALIASES.get(word)
     if alias in known:
         return alias
@@ -171,13 +172,13 @@ def closest(word, known):
 
 
 def suggestion(word, known):
-    """"; did you mean ...?" if one of the known words was probably meant, else nothing."""
+    """"; did you mean ...?" if one of the known words was probably meant, else ""."""
     meant = closest(word, known)
     return "" if meant is None else f"; did you mean {meant!r}?"
 
 
 def version():
     """What --version prints."""
-    from npgpt import __version__  # here: npgpt imports the models, and they this module
+    from npgpt import __version__  # here, because npgpt imports this module
 
     return f"npgpt {__version__}"

@@ -1,12 +1,11 @@
-"""Faster versions of layers for CUDA. Same names, same arguments, results of the same shape and
-dtype as in npgpt.layers.
+"""Faster versions of layers for CUDA, with the names and arguments of npgpt.layers and results of
+the same shape and dtype.
 
-    fused       layer norm and GELU, a kernel each, for float32 and float64: layers.cu
-    bfloat16    linear layers whose products are rounded to bfloat16
+    fused       layer norm and GELU as CUDA kernels, for float32 and float64: layers.cu
+    bfloat16    linear layers with products in bfloat16
 
-Which versions run is a property of a model: `layers_for` makes its choice once, from its device and
-precision, and the model hands it to its blocks. A launch returns before the GPU has begun, and
-nothing here waits for it.
+The versions are a property of a model: `layers_for` selects them once, by device and precision, and
+the model passes them to its blocks. Launches are asynchronous, and nothing here waits for them.
 """
 
 from types import SimpleNamespace
@@ -19,12 +18,12 @@ from npgpt.kernels.layernorm import fused_layernorm
 
 
 def layers_for(device, dtype, fused=False):
-    """-> the layers of a model with this precision on this device: npgpt.layers, or something that
-    has the same names. Raises UserError if the device does not have the precision or CUDA."""
+    """-> the layers of a model with this precision on this device: npgpt.layers, or an object with
+    the same names. Raises UserError if the device does not support the precision or CUDA."""
     if dtype not in device.dtypes:
         raise UserError(f"`dtype` must be one of {', '.join(device.dtypes)} on {device.description}"
                         f", got {dtype!r}")
-    with device.math_mode(dtype):             # says now, and not in the first step, what is missing
+    with device.math_mode(dtype):             # raises now, not in the first step, without cuBLAS
         pass
     faster = {}
     if dtype == "bfloat16":
@@ -36,7 +35,7 @@ def layers_for(device, dtype, fused=False):
 
 
 def with_versions(faster):
-    """name -> Layer -> something that has the names of npgpt.layers, with these layers replaced."""
+    """name -> Layer -> an object with the names of npgpt.layers, with these layers replaced."""
     records = layers.LAYERS | faster
     functions = {f"{name}_{way}": getattr(record, way)
                  for name, record in records.items() for way in ("forward", "backward")}

@@ -1,16 +1,16 @@
-"""GELU on the kernels of layers.cu. Of the forward only x is kept; layers.cu says why."""
+"""GELU with the kernels of layers.cu. The cache is only x; layers.cu says why."""
 
 import numpy as np
 
 from npgpt.kernels.launch import require_like, takes
 from npgpt.layers import activations
 
-MOST_THREADS = 2**20      # more than any GPU runs at once; each then takes several elements
+MOST_THREADS = 2**20      # more than any GPU runs at once; each may process several elements
 
 
 def fused_gelu(xp, launch):
-    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the
-    backward that belongs to it: the plain one for arrays that the kernels do not take."""
+    """-> forward, backward. launch: from npgpt.kernels.launch. The cache contains its backward,
+    which is the plain one for arrays that the kernels do not support."""
 
     def gelu_forward(x):
         """x (...) -> y (...)."""

@@ -3,8 +3,8 @@
 A product of matrices rounds its inputs to bfloat16, which has float32's range and 8 bits of
 precision, sums in float32, and rounds its result; tensor cores do that at twice the rate of TF32.
 Everything else stays float32: parameters, gradients and moments, norms, softmax and loss. With
-float32's range no gradient vanishes, so the loss needs no scaling. The inputs that linear layers
-keep for their backward take half the bytes. Attention's products are in TF32.
+float32's range gradients do not underflow, so loss scaling is not needed. The inputs that linear
+layers cache for their backward take half the memory. Attention's products are in TF32.
 """
 
 import ml_dtypes
@@ -24,7 +24,7 @@ def linear_forward(x, w, b=None):
 
 
 def linear_backward(dy, cache):
-    """dy (..., O) -> dx (..., I), dw (I, O), db (O,); db is None where b was."""
+    """dy (..., O) -> dx (..., I), dw (I, O), db (O,); db is None if b was None."""
     rows, w, has_bias = cache
     dx, dw, _ = linear.linear_backward(dy.astype(BFLOAT16), (rows, w, False))
     db = dy.reshape(-1, w.shape[1]).sum(0) if has_bias else None

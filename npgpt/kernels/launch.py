@@ -1,4 +1,4 @@
-"""layers.cu from text to functions: the only place that knows how CuPy compiles and launches."""
+"""Compiling and launching the kernels of layers.cu with CuPy."""
 
 from importlib import resources
 
@@ -9,7 +9,7 @@ KERNELS = (
     "gelu_forward", "gelu_backward",
 )
 OPTIONS = ("--std=c++17",)
-EXPRESSIONS = {(kernel, dtype): f"{kernel}<{c_type}>"       # what C++ knows each one by
+EXPRESSIONS = {(kernel, dtype): f"{kernel}<{c_type}>"       # their names in C++
                for kernel in KERNELS for dtype, c_type in C_TYPES.items()}
 
 
@@ -19,9 +19,9 @@ def source():
 
 
 def compile_kernels(xp):
-    """-> launch(kernel, dtype, threads, *args), which starts a kernel in at least that many
-    threads. Scalars among args must have the type that the kernel declares: CuPy passes on their
-    bytes."""
+    """-> launch(kernel, dtype, threads, *args), which starts a kernel with at least this number of
+    threads. Scalars in args must have the type that the kernel declares, because CuPy passes their
+    bytes unchanged."""
     module = xp.RawModule(
         code=source(), options=OPTIONS, name_expressions=list(EXPRESSIONS.values())
     )
@@ -35,7 +35,7 @@ def compile_kernels(xp):
 
 
 def takes(*arrays):
-    """Whether the kernels take these arrays: all of one dtype, known to them, and none empty."""
+    """Whether the kernels support these arrays: all of one supported dtype, and none empty."""
     dtype = arrays[0].dtype
     return dtype.name in C_TYPES and all(a.dtype == dtype and a.ndim and a.size for a in arrays)
 
@@ -43,4 +43,4 @@ def takes(*arrays):
 def require_like(dy, x):
     """Raise ValueError unless dy has the shape and the dtype of x."""
     if (dy.shape, dy.dtype) != (x.shape, x.dtype):
-        raise ValueError(f"dy must be like x, {x.dtype} {x.shape}, got {dy.dtype} {dy.shape}")
+        raise ValueError(f"dy must be {x.dtype} {x.shape}, like x, got {dy.dtype} {dy.shape}")

@@ -1,9 +1,9 @@
-"""Layer norm on the kernels of layers.cu.
+"""Layer norm with the kernels of layers.cu.
 
-The cache differs from the plain layer's: x with mean and rstd, two numbers per token, in place of
-xhat. Either way one array of the size of x stays in memory until the backward, but x is there
-already and xhat would have to be written: a third of the forward's memory traffic. The backward
-reads x instead, and makes xhat of it in registers.
+The cache differs from the plain layer's: x with mean and rstd, two numbers per token, instead of
+xhat. Either way one array of the size of x stays in memory until the backward. But x already
+exists, and writing xhat would be a third of the forward's memory traffic. The backward reads x
+instead and computes xhat in registers.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from npgpt.kernels.launch import require_like, takes
 from npgpt.layers import layernorm
 
 LANES = 32       # threads in a warp
-GROUPS = 256     # parts in which dw and db are summed at first, see layers.cu
+GROUPS = 256     # groups of rows for the partial sums of dw and db, see layers.cu
 
 
 def fused_layernorm(xp, launch):
-    """-> forward, backward; `launch` is that of npgpt.kernels.launch. The cache carries the
-    backward that belongs to it: the plain one for arrays that the kernels do not take."""
+    """-> forward, backward. launch: from npgpt.kernels.launch. The cache contains its backward,
+    which is the plain one for arrays that the kernels do not support."""
 
     def layernorm_forward(x, w, b, eps=1e-5):
         """x (..., C), w (C,), b (C,) -> y (..., C)."""

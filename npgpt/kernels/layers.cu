@@ -1,24 +1,25 @@
-// Layer normalisation and GELU as CUDA kernels. Not yet run on a GPU.
+// Layer normalisation and GELU as CUDA kernels.
 //
 // Array code runs one operation at a time: each reads its operands from the GPU's memory and writes
-// its result back there. A GPU computes far faster than its memory delivers: an H200, by NVIDIA's
-// figures, 67 TFLOP a second in float32 and 4.8 TB, so 14 operations for each byte, or 56 for each
-// number. These layers need fewer, and so take as long as their memory traffic does. Fused, a layer
-// reads what it needs once, keeps everything between in registers, and writes its result once.
+// its result back. A GPU computes far faster than its memory delivers: an H200 has, by NVIDIA's
+// figures, 67 TFLOP/s in float32 and 4.8 TB/s, so 14 operations per byte, or 56 per number. These
+// layers need fewer, so memory traffic determines their time. A fused kernel reads its inputs once,
+// keeps intermediate values in registers, and writes its results once.
 //
 // The mathematics is that of npgpt/layers/layernorm.py and npgpt/layers/activations.py, in the same
 // names. Arrays are contiguous, (N, C): N tokens, C channels.
 //
-// A GPU runs threads in warps of 32 lanes, which take each step together. In the layer norm one
-// warp has one token: lane i takes the channels i, i + 32, i + 64, ... of its row. Neighbouring
-// lanes then touch neighbouring numbers, which the memory delivers together, and any C will do.
-// Lanes add up their parts of a sum by handing registers to one another ("shuffle"), so nothing has
-// to be stored, no thread waits for another warp, and the order of every sum is fixed: the same
-// input gives the same bits. Arithmetic is in the type of the arrays, Real: float, or double for
-// proofs. Literals are written Real(...), since a bare 0.5 would pull a float through slow doubles.
+// A GPU runs threads in warps of 32 lanes, which execute each instruction together. In the layer
+// norm one warp processes one token: lane i takes the channels i, i + 32, i + 64, ... of its row.
+// Neighbouring lanes then access neighbouring numbers, so accesses are coalesced, and C is
+// arbitrary. Lanes sum their parts by exchanging registers ("shuffle"): this needs no shared memory
+// and no synchronisation between warps, and the order of every sum is fixed, so the same input
+// gives the same bits. Arithmetic is in the type of the arrays, Real: float, or double for gradient
+// checks. Literals are written Real(...), because 0.5 alone would make a float computation double,
+// which is slow.
 
 constexpr int LANES = 32;
-constexpr unsigned ALL_LANES = 0xffffffffu;      // one bit for each that takes part in a shuffle
+constexpr unsigned ALL_LANES = 0xffffffffu;      // one bit for each lane in a shuffle
 
 constexpr double GELU_LINEAR = 0.7978845608028654;                  // sqrt(2 / pi)
 constexpr double GELU_CUBIC = 0.044715 * GELU_LINEAR;
@@ -28,9 +29,9 @@ __device__ __forceinline__ long long thread_in_grid()
     return (long long)blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// The sum of `part` over the lanes of a warp. Lanes 16 apart swap what they have and add it, then
-// those 8, 4, 2 and 1 apart: after five steps each lane has all 32 parts. Two that swap add the
-// same two numbers, so every lane ends with the same bits, and none has to be told the result.
+// The sum of `part` over the lanes of a warp. Lanes 16 apart exchange and add their values, then
+// those 8, 4, 2 and 1 apart: after five steps each lane has the sum of all 32. Both lanes of a pair
+// add the same two numbers, so all lanes get the same bits.
 template <typename Real>
 __device__ __forceinline__ Real warp_sum(Real part)
 {
@@ -39,12 +40,12 @@ __device__ __forceinline__ Real warp_sum(Real part)
     return part;
 }
 
-// x (N, C), w (C,), b (C,) -> y (N, C), mean (N,), rstd (N,). A warp for each of N tokens.
+// x (N, C), w (C,), b (C,) -> y (N, C), mean (N,), rstd (N,). One warp per token.
 //
 // The variance is the mean of (x - mean)², which needs the mean first: a second pass over the row.
-// The one-pass form mean(x²) - mean² is faster and wrong where mean² is much the larger, since the
-// digits that make the difference are gone. The row comes from memory once; the second and third
-// time it is still in the cache.
+// The one-pass form mean(x²) - mean² is faster, but wrong by cancellation if mean² is much larger
+// than the variance. The row is read from memory once; the second and third pass find it in the
+// cache.
 template <typename Real>
 __global__ void layernorm_forward(
     const Real* __restrict__ x, const Real* __restrict__ w, const Real* __restrict__ b, Real eps,
@@ -71,12 +72,12 @@ __global__ void layernorm_forward(
     }
 }
 
-// dy (N, C), x (N, C), mean (N,), rstd (N,), w (C,) -> dx (N, C). A warp for each of N tokens.
+// dy (N, C), x (N, C), mean (N,), rstd (N,), w (C,) -> dx (N, C). One warp per token.
 //
 //     dxhat = dy * w
 //     dx    = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
 //
-// xhat = (x - mean) * rstd is computed again, by the very operations of the forward.
+// xhat = (x - mean) * rstd is recomputed, with the same operations as in the forward.
 template <typename Real>
 __global__ void layernorm_backward_dx(
     const Real* __restrict__ dy, const Real* __restrict__ x, const Real* __restrict__ mean,
@@ -108,11 +109,11 @@ __global__ void layernorm_backward_dx(
 //
 //     dw = sum(dy * xhat)        db = sum(dy)        over the N tokens
 //
-// Here the sum runs down the columns. One warp has 32 columns, a lane each, and walks down a group
-// of rows: neighbouring lanes again read neighbouring numbers, and no lane needs another. One group
-// of all N rows would leave most of the GPU idle, so they are cut into G groups, each with its own
-// row of `partial`. Adding atomically into one row would need no second sum, but in an order that
-// changes from run to run, and with it the last digits of the gradient.
+// Here the sums are over columns. One warp has 32 columns, one per lane, and loops over a group of
+// rows: accesses are again coalesced, and lanes are independent. A single group of all N rows would
+// leave most of the GPU idle, so the rows are divided into G groups, each with its own row of
+// `partial`. Atomic additions into one row would need no second sum, but their order changes from
+// run to run, and with it the last digits of the gradient.
 template <typename Real>
 __global__ void layernorm_backward_dwdb(
     const Real* __restrict__ dy, const Real* __restrict__ x, const Real* __restrict__ mean,
@@ -122,7 +123,7 @@ __global__ void layernorm_backward_dwdb(
     const long long warp = thread_in_grid() / LANES;
     const long long g = warp / strips;
     const int c = warp % strips * LANES + threadIdx.x % LANES;
-    if (g >= G || c >= C) return;                // lanes on their own: there is no shuffle here
+    if (g >= G || c >= C) return;                // single lanes may leave: there is no shuffle
 
     const long long stop = N * (g + 1) / G;
     Real dw = 0, db = 0;
@@ -135,7 +136,7 @@ __global__ void layernorm_backward_dwdb(
     partial[(G + g) * C + c] = db;
 }
 
-// x (size,) -> y (size,). Each thread takes every so-many-th element, as many as there are threads.
+// x (size,) -> y (size,). Each thread takes every n-th element, for n threads in the grid.
 template <typename Real>
 __global__ void gelu_forward(const Real* __restrict__ x, long long size, Real* __restrict__ y)
 {
@@ -149,9 +150,9 @@ __global__ void gelu_forward(const Real* __restrict__ x, long long size, Real* _
 
 // dy (size,), x (size,) -> dx (size,).
 //
-// t is computed again rather than kept: a tanh costs some twenty operations, and a GPU has time for
-// more than that while the next number arrives. Kept, it would be one more array to write, to read
-// and to hold, as large as the widest in the model. A CPU decides the other way, and keeps s.
+// t is recomputed, not stored: a tanh costs about twenty operations, and a GPU can do more than
+// that in the time of one memory access. Stored, it would be one more array to write, to read and
+// to keep, as large as the widest in the model. On a CPU storing it is faster: npgpt.layers does.
 template <typename Real>
 __global__ void gelu_backward(const Real* __restrict__ dy, const Real* __restrict__ x,
                               long long size, Real* __restrict__ dx)

@@ -1,22 +1,22 @@
-"""The layers: the mathematics of npgpt, a file each, every forward with its backward under it.
+"""The layers: the mathematics of npgpt, one file each, every forward with its backward below it.
 
 A layer is a pair of pure functions on arrays:
 
     y, cache   = f_forward(x, w, b)       the cache keeps what the backward needs
     dx, dw, db = f_backward(dy, cache)    gradients in the order of the arguments
 
-`dname` is the gradient of the loss with respect to `name`, and has its shape. The functions change
-none of their arguments, remember nothing between calls, and return the dtype they were given. The
-letters in the shapes:
+`dname` is the gradient of the loss with respect to `name`, and has its shape. The functions do not
+modify their arguments, keep no state between calls, and return arrays of the dtype of their inputs.
+The letters in the shapes:
 
     B   sequences in a batch          V   tokens in the vocabulary
     T   tokens in a sequence          C   channels of a token, n_embd
     D   channels of a head, C / H     H   heads
-    L   blocks in the model           N   tokens in total, whatever their axes
+    L   blocks in the model           N   tokens in total, over all leading axes
     Tq, Tk   queries and keys         ... any leading axes
 
-A model's functions take this module as their argument `layers`, or something that has the same
-names with faster versions for one kind of array: see npgpt.kernels.
+A model's functions take this module as their argument `layers`, or an object with the same names
+and faster versions of some layers: see npgpt.kernels.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ from npgpt.layers.positional import positional_backward, positional_forward
 
 
 class Layer(NamedTuple):
-    """The record of a layer. What must exist for each layer (a case to check its gradients with, an
-    explanation, a section of docs/backprop.md, mutants) is found by its name."""
+    """A layer. Its name is also that of its gradient check, its explanation, its section in
+    docs/backprop.md and its mutants."""
 
     forward: Callable
     backward: Callable

@@ -5,13 +5,13 @@ Cross-attention is for the original Transformer, whose blocks are in postnorm.py
     y = x + mlp(layernorm(x))
 
 A composite takes its parameters as a mapping `p` and returns their gradients under the same names;
-a block's mapping holds those of its parts. Where a value goes two ways, as at each residual, the
-gradients that come back from both are added.
+a block's mapping contains those of its parts. If a value is used twice, as at each residual, the
+gradients of both uses are added.
 
-`key` is dropout's key, None in evaluation; `key and key.at(1)` is the key of one place within, or
-None again. `kv` keeps keys and values during generation. `maps` is a list that collects the weights
-of each cross-attention, for a person to look at. `layers` has the functions to compute with, and
-the cache hands the same ones to the backward.
+`key` is the key of dropout, None in evaluation; `key and key.at(1)` is the key of one dropout
+inside, or None. `kv` caches keys and values during generation. `maps` is a list that collects the
+weights of each cross-attention, for plots. `layers` has the layers' functions, and the cache passes
+the same ones to the backward.
 """
 
 from npgpt import layers
@@ -42,7 +42,7 @@ def mlp_backward(dy, cache):
 
 
 def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None, layers=layers):
-    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask lets it see."""
+    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows."""
     qkv, c_attn = layers.linear_forward(x, p["c_attn.weight"], p.get("c_attn.bias"))
     q, k, v = split_heads(qkv, 3, n_head)                                   # (B, H, T, D) each
     if kv is not None:
@@ -72,8 +72,8 @@ def cross_attention_forward(x, memory, p, n_head, mask=None, dropout=0.0, key=No
                             layers=layers):
     """x (B, Tq, C), memory (B, Tk, M) -> y (B, Tq, C). Every token attends to another sequence.
 
-    Queries are made of x, keys and values of memory. So dx comes from dq alone, and dmemory from dk
-    and dv. Each block that reads one memory returns a dmemory of its own, and these add.
+    Queries are computed from x, keys and values from memory. So dx depends only on dq, and dmemory
+    on dk and dv. Each block that reads the memory returns its own dmemory, and these are added.
     """
     q, q_attn = layers.linear_forward(x, p["q_attn.weight"], p["q_attn.bias"])
     kv, c_attn = layers.linear_forward(memory, p["c_attn.weight"], p["c_attn.bias"])
@@ -103,8 +103,8 @@ def cross_attention_backward(dy, cache):
 
 def attention_weights(q, k, mask=None):
     """q (B, H, Tq, D), k (B, H, Tk, D) -> (B, H, Tq, Tk): the weights of the values in attention.
-    Where the values are the identity, they are its output. Always by the plain function, because a
-    faster one need not take values that are wider than the keys."""
+    If the values are the identity, the output is the weights. Always with the plain layer, because
+    a faster one may not support values that are wider than the keys."""
     values = array_module(q).eye(k.shape[2], dtype=q.dtype)
     return layers.attention_forward(q, k, values, mask)[0]
 

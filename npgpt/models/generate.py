@@ -1,8 +1,8 @@
-"""Generation: the model's prediction for the next token is drawn from, and the draw is appended.
+"""Generation: sample the next token from the model's prediction, append it, and repeat.
 
-While the text fits into the context, keys and values of the tokens already read are kept, in a
-`KVCache`, and a new token costs one row of the forward pass. Beyond it the context slides: every
-token then stands at another position and is computed anew, exactly as the full forward pass would.
+While the text fits into the context, a `KVCache` stores the keys and values of earlier tokens, and
+a new token costs one row of the forward pass. Beyond that the context slides: every token then has
+another position, and the whole context is computed again, exactly as by the full forward pass.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class KVCache:
 
     @property
     def length(self):
-        """How many tokens have been read."""
+        """The number of tokens read so far."""
         return self.layers[0].length
 
 
@@ -48,45 +48,47 @@ class LayerKV:
 
 @dataclass(frozen=True)
 class Sampling(Options):
-    """How to draw. Raises UserError, a ValueError, for a value that cannot be."""
+    """The options of sampling. Raises UserError, a ValueError, for an invalid value."""
 
-    max_new_tokens: int = option(500, "tokens to write", at_least=0)
-    temperature: float = option(1.0, "what logits are divided by; 0: the likeliest", at_least=0)
-    top_k: int | None = option(None, "draw from the k likeliest tokens alone", at_least=1)
+    max_new_tokens: int = option(500, "tokens to generate", at_least=0)
+    temperature: float = option(1.0, "divisor of the logits; 0: always the most likely token",
+                                at_least=0)
+    top_k: int | None = option(None, "sample only from the k most likely tokens", at_least=1)
     top_p: float | None = option(
-        None, "and from the likeliest whose probabilities reach p alone", above=0, at_most=1
+        None, "sample only from the fewest most likely tokens whose probabilities sum to at least "
+        "p", above=0, at_most=1
     )
-    seed: int | None = option(None, "of the draws (default: another each time)", at_least=0)
+    seed: int | None = option(None, "seed of the sampling (default: random)", at_least=0)
 
 
 def generate(model, idx, sampling):
-    """idx (B, T), T >= 1 -> (B, max_new_tokens) int, a NumPy array: what the model writes."""
+    """idx (B, T), T >= 1 -> (B, max_new_tokens) int, a NumPy array: the generated tokens."""
     steps = list(stream(model, idx, sampling))
     return np.stack(steps, axis=1) if steps else np.empty((len(idx), 0), np.int64)
 
 
 def stream(model, idx, sampling):
-    """Yield the tokens after idx (B, T), T >= 1, one place at a time, each (B,) int on the host.
+    """Yield the tokens after idx (B, T), T >= 1, one position at a time, each (B,) int on the host.
 
-    Row b draws from a stream of its own, which the other rows do not change. Raises UserError if
-    there is no token to start from.
+    Every row has its own random stream, so it does not depend on the other rows. Raises UserError
+    if idx has no token.
     """
     idx = np.asarray(idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
-        raise UserError(f"generation starts from at least one token (B, T), not from {idx.shape}")
+        raise UserError(f"idx must have the shape (B, T) and at least one token, got {idx.shape}")
     s, block_size = sampling, model.config.block_size
     draws = [np.random.default_rng(None if s.seed is None else [s.seed, row])
              for row in range(len(idx))]
 
     kv = KVCache(model.config.n_layer, block_size)
-    new = idx[:, -block_size:]                      # what the model has not read yet
+    new = idx[:, -block_size:]                      # tokens that the model has not read yet
     for _ in range(s.max_new_tokens):
         if kv.length + new.shape[1] > block_size:   # the context slides: read all of it again
             kv = KVCache(model.config.n_layer, block_size)
             new = idx[:, -block_size:]
         logits = to_host(model.logits(new, kv)[:, -1])                      # (B, V)
         if not np.isfinite(logits).all():
-            raise RunError("the model's logits are not finite numbers: its training failed")
+            raise RunError("the model's logits are not finite; its training has diverged")
         probs = probabilities(logits, s.temperature, s.top_k, s.top_p)      # (B, V)
         thresholds = np.array([draw.random() for draw in draws])
         new = _draw(probs, thresholds)[:, None]                             # (B, 1)
@@ -95,34 +97,35 @@ def stream(model, idx, sampling):
 
 
 def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
-    """logits (B, V), on the host -> (B, V) float64 to draw from, 0 for what is left out.
+    """logits (B, V), on the host -> (B, V) float64, the distribution to sample from.
 
-    top_k keeps the k likeliest tokens; of those, top_p keeps the fewest likeliest whose
-    probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751).
+    top_k keeps the k most likely tokens; of these, top_p keeps the fewest most likely ones whose
+    probabilities sum to at least p (Holtzman et al. 2020, arXiv:1904.09751).
     """
     logits = logits.astype(np.float64)
     likeliest = logits.max(-1, keepdims=True)
     if temperature == 0:
         first = logits.argmax(-1)[:, None]
         return (np.arange(logits.shape[-1]) == first).astype(np.float64)
-    with np.errstate(over="ignore"):                # of a tiny temperature: -inf, as it should be
+    with np.errstate(over="ignore"):                # a tiny temperature gives -inf, as it should
         probs = np.exp((logits - likeliest) / temperature)
-    order = np.argsort(-logits, axis=-1, kind="stable")                     # likeliest first
+    order = np.argsort(-logits, axis=-1, kind="stable")                     # most likely first
     ranked = np.take_along_axis(probs, order, -1)
     if top_k is not None:
         ranked[:, top_k:] = 0
     ranked /= ranked.sum(-1, keepdims=True)
     if top_p is not None:
-        before = np.cumsum(ranked, -1) - ranked     # the probability of all that rank higher
-        ranked[before >= top_p] = 0                 # the likeliest has 0 before it, and stays
+        before = np.cumsum(ranked, -1) - ranked     # the total probability of higher ranks
+        ranked[before >= top_p] = 0                 # the first has 0 before it and is kept
         ranked /= ranked.sum(-1, keepdims=True)
     np.put_along_axis(probs, order, ranked, -1)
     return probs
 
 
 def _draw(probs, thresholds):
-    """probs (B, V), thresholds (B,) in [0, 1) -> (B,): where the running sum passes them."""
+    """probs (B, V), thresholds (B,) in [0, 1) -> (B,): the first token whose cumulative probability
+    exceeds the threshold."""
     reached = np.cumsum(probs, -1)
-    reached /= reached[:, -1:]          # exactly 1 at the end, so that something is always reached
+    reached /= reached[:, -1:]          # exactly 1 at the end, so that there always is a token
     return (reached <= thresholds[:, None]).sum(-1)
 

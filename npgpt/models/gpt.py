@@ -1,10 +1,10 @@
-"""GPT: a decoder-only transformer (Radford et al. 2019), and the class that holds its parameters.
+"""GPT: a decoder-only transformer (Radford et al. 2019), as functions and as a class.
 
     x      = dropout(wte[idx] + wpe)
     x      = block(x)                    L times
-    logits = layernorm(x) @ head.T       the head is wte itself when the weights are tied
+    logits = layernorm(x) @ head.T       the head is wte if the weights are tied
 
-`gpt_forward` and `gpt_backward` are functions like every layer's; `GPT` gives them parameters and a
+`gpt_forward` and `gpt_backward` are functions like every layer's; `GPT` adds parameters and a
 device. Parameters have GPT-2's names: wte and wpe are the embeddings of tokens and positions, h.3
 is block 3, ln a layernorm, c_attn, c_fc and c_proj are linear layers. A cache is named after the
 parameters of its layer.
@@ -35,8 +35,8 @@ class GPTConfig(ModelConfig):
     n_layer: int = option(12, "transformer blocks, L", at_least=1, at_most=1000)
     n_head: int = option(12, "attention heads in a block, H", at_least=1, at_most=10**4)
     n_embd: int = option(768, "channels of a token, C", at_least=1, at_most=10**5)
-    dropout: float = option(0.0, "share of elements dropped in training", at_least=0, below=1)
-    activation: str = option("gelu", "of the MLP", choices=ACTIVATIONS)
+    dropout: float = option(0.0, "fraction of elements dropped in training", at_least=0, below=1)
+    activation: str = option("gelu", "activation of the MLP", choices=ACTIVATIONS)
     tie_weights: bool = option(True, "one matrix is both token embedding and head")
     attn_bias: bool = option(True, "queries, keys and values have a bias")
     head_bias: bool = option(False, "the head has a bias")
@@ -91,10 +91,10 @@ def gpt_forward(idx, p, config, key=None, kv=None, layers=layers):
 
 
 def gpt_backward(dlogits, cache, grads):
-    """dlogits (B, T, V) -> None: hands the gradients to `grads`.
+    """dlogits (B, T, V) -> None: adds the gradients to `grads`.
 
-    What is used up is freed at once: dlogits, if the caller has dropped it too, and each block's
-    cache, which is taken from its list. So a cache serves for one backward.
+    Arrays are freed as soon as possible: dlogits, if the caller has no reference to it, and each
+    block's cache, which is removed from its list. So a cache can be used for one backward only.
     """
     wte, wpe, drop, blocks, ln_f, lm_head, config, layers = cache
     dx, dhead, dbias = layers.linear_backward(dlogits, lm_head)
@@ -110,7 +110,7 @@ def gpt_backward(dlogits, cache, grads):
     dx = layers.dropout_backward(dx, drop)
     dx, dw = layers.positional_backward(dx, wpe)
     grads.add("wpe.weight", dw)
-    grads.add("wte.weight", layers.embedding_backward(dx, wte))      # tied: beside the head's
+    grads.add("wte.weight", layers.embedding_backward(dx, wte))      # tied: added to the head's
 
 
 class GPT(LanguageModel):

@@ -1,4 +1,4 @@
-"""Models that predict the next token of one sequence, whatever their blocks look like."""
+"""The base class of models that predict the next token of a sequence."""
 
 from npgpt.errors import UserError
 from npgpt.models.generate import Sampling, generate
@@ -9,29 +9,29 @@ class LanguageModel(Model):
     """Base of the decoder-only families. Their configurations have vocab_size and block_size."""
 
     def logits(self, idx, kv=None):
-        """idx (B, T) -> (B, T, V): at each place, the unnormalised log-probabilities of the next
+        """idx (B, T) -> (B, T, V): at each position, the unnormalised log-probabilities of the next
         token. kv: a KVCache of the tokens before idx. Raises UserError for ids outside 0..V-1, or
-        for more of them than the context holds."""
+        for more tokens than the context has positions."""
         return self._forward(self._context(idx, kv.length if kv else 0), kv=kv)[0]
 
     def loss(self, idx, targets):
         """idx, targets (B, T) -> mean cross-entropy in nats per token, a scalar of the device.
-        Targets of -1 are left out. There is no dropout."""
+        Targets of -1 are ignored. There is no dropout."""
         idx, targets = self._pair(idx, targets)
         return self._loss((idx,), targets)
 
     def loss_and_grads(self, idx, targets, key=None, count=None, *, into=None):
         """idx, targets (B, T) -> loss, a scalar of the device, and its Gradients.
 
-        key: dropout's Key; None: no dropout. count: what the summed loss is divided by, for a batch
-        that comes in parts; None: the number of targets that are not -1. into: Gradients to add to;
-        None: new ones.
+        key: dropout's Key; None: no dropout. count: the divisor of the summed loss, for a part of a
+        batch; None: the number of targets that are not -1. into: Gradients to add to; None: new
+        ones.
         """
         idx, targets = self._pair(idx, targets)
         return self._loss_and_grads((idx,), targets, key, count, into)
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
-        """idx (B, T) -> (B, max_new_tokens) int, a NumPy array: what the model writes after idx.
+        """idx (B, T) -> (B, max_new_tokens) int, a NumPy array: the tokens generated after idx.
         The arguments are those of npgpt.models.generate.Sampling."""
         return generate(self, idx, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
 
@@ -42,7 +42,8 @@ class LanguageModel(Model):
         return idx, targets
 
     def _context(self, idx, before=0):
-        """Token ids as an array of the device, if they and those before fit into the context."""
+        """Token ids as an array of the device. before: the number of tokens before them in the
+        context."""
         idx = self._tokens(idx, self.config.vocab_size)
         if before + idx.shape[1] > self.config.block_size:
             raise UserError(f"{before + idx.shape[1]} tokens do not fit into the context of "

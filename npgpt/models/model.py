@@ -1,14 +1,14 @@
-"""What all models share: parameters on a device, a precision, checks of token ids, files.
+"""The base class of the models: parameters on a device, precision, checks of token ids, files.
 
 A family of models adds a configuration that gives its architecture, a table of parameters, and a
 forward and a backward like those of every layer:
 
     logits, cache = forward(*tokens, p, config, key, layers=layers)
-    backward(dlogits, cache, grads)       hands its gradients to grads, a Gradients
+    backward(dlogits, cache, grads)       adds the gradients to grads, a Gradients
 
 Precision belongs to the model. float64 and float32 compute in that dtype. tf32 and bfloat16 have
-float32 parameters and round what goes into products of matrices: tf32 to 10 bits, by a mode of the
-device that is set while the model computes and restored after it; bfloat16 to 8 bits, by other
+float32 parameters and round the inputs of matrix products: tf32 to 10 bits of mantissa, by a math
+mode of the device that is set while the model computes; bfloat16 to 8 bits of precision, by other
 versions of layers, `model.layers`.
 """
 
@@ -34,7 +34,7 @@ class Model:
     """Base of the models. `params` maps names to arrays, views of the one buffer `params.flat`.
 
     Token ids may be lists or NumPy arrays, which are checked, or arrays of the device, which are
-    taken as they are, so that nothing waits for the device.
+    not checked, because that would wait for the device.
     """
 
     Config = ModelConfig        # of the family
@@ -43,8 +43,8 @@ class Model:
     def __init__(self, config, *, seed=1337, device="cpu", dtype="float32", fused=False,
                  values=None):
         """seed: of the initial weights. device: "cpu", "gpu" or "auto". dtype: "float32",
-        "float64", "tf32" or "bfloat16", the last two on a GPU. fused: take the GPU's fused kernels.
-        values: pairs of names and NumPy arrays to take as parameters, instead of drawing them.
+        "float64", "tf32" or "bfloat16", the last two on a GPU. fused: use the GPU's fused kernels.
+        values: pairs of names and NumPy arrays, the parameters; None: random ones.
         Raises UserError if the device or the precision is not available."""
         self.config = config
         self.device = get_device(device)
@@ -68,7 +68,7 @@ class Model:
                 f"{self.dtype} on {self.device.name})")
 
     def gradients(self, flat=None):
-        """-> Gradients of the trainable parameters, all of them 0; flat: the buffer to take."""
+        """-> Gradients of the trainable parameters, all 0. flat: the buffer to use."""
         if flat is None:
             flat = self._zeros(self.params.n_trainable)
         grads = self.params.gradients(flat)
@@ -76,9 +76,9 @@ class Model:
         return grads
 
     def save_pretrained(self, directory):
-        """Write a model directory, which Hugging Face's transformers can open if they know the
-        architecture. Whole or not at all: an older model there is replaced only when the new one is
-        complete. Raises UserError if the directory holds anything else."""
+        """Write a model directory, which Hugging Face's transformers can load if it knows the
+        architecture. An existing model there is replaced atomically. Raises UserError if the
+        directory contains other files."""
         from npgpt.checkpoints import save_model
         save_model(self, directory)
 
@@ -104,10 +104,10 @@ class Model:
         return self.layers.cross_entropy_forward(logits, targets)[0]
 
     def _loss_and_grads(self, tokens, targets, key, count, grads):
-        """-> loss, grads. key: of dropout; count: of targets; grads: to add to, or None."""
+        """-> loss, grads. key, count: as in loss_and_grads. grads: to add to, or None."""
         layers, grads = self.layers, self.gradients() if grads is None else grads
         with self.device.math_mode(self.dtype):
-            logits, cache = self._forward(*tokens, key=key)
+            logits, cache = self.forward(*tokens, self.params.tree, self.config, key, layers=layers)
             loss, ce = layers.cross_entropy_forward(logits, targets, count)
             del logits
             dlogits = [layers.cross_entropy_backward(self.device.xp.ones_like(loss), ce)]

@@ -1,17 +1,17 @@
-"""Parameters: a table of what each of them is, and named arrays that are views of one flat buffer.
+"""Parameters: a table that describes them, and named arrays that are views of one flat buffer.
 
-An architecture is a table, name -> Param. It says what nothing should have to read out of a name:
-the group, which decides what decays and what Muon updates, and how many matrices stand side by side
-in one array.
+An architecture is a table, name -> Param. It says what code would otherwise have to infer from
+names: the group, which decides what decays and what Muon updates, and how many matrices are side by
+side in one array.
 
     matrix    weights of the blocks: they decay, and Muon can orthogonalise them
     table     embeddings and the head: they decay
     vector    biases and norms: they do not decay
 
-In the buffer the groups follow one another in this order, so each is a slice, and frozen parameters
-stand last, so gradients and moments are as long as what is trained. The optimiser, the gradient
-norm and the communicator see the buffer. The layers see the tree: names are split at their dots,
-all but the last, so p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
+In the buffer the groups are in this order, so each is a slice. Frozen parameters are last, so
+gradients and moments cover only the trainable ones. The optimiser, the gradient norm and the
+communicator use the buffer. The layers use the tree: names are split at all dots but the last, so
+p["h"][3]["attn"]["c_attn.weight"] is the array "h.3.attn.c_attn.weight".
 """
 
 import math
@@ -26,7 +26,7 @@ STD = 0.02                   # of GPT-2's initial weights
 
 @dataclass(frozen=True)
 class Param:
-    """What a parameter is. It begins as mean + std * normal numbers."""
+    """The description of a parameter. Its initial value is mean + std * normal numbers."""
 
     shape: tuple[int, ...]
     group: str                              # "matrix", "table" or "vector"
@@ -41,8 +41,8 @@ class Param:
         return self.parts or self.shape[-1:]
 
     def draw(self, name, seed):
-        """-> its initial value, a NumPy array, float32. It depends on the seed and the name alone,
-        so neither the order of the parameters nor the presence of others changes it."""
+        """-> its initial value, a NumPy array, float32. It depends only on the seed and the name,
+        not on other parameters or their order."""
         if not self.std:
             return np.full(self.shape, self.mean, np.float32)
         normal = np.random.default_rng([seed, *name.encode()]).standard_normal
@@ -89,7 +89,7 @@ def nest(flat):
 
 
 def count(architecture):
-    """How many numbers the parameters are."""
+    """The total number of elements of the parameters."""
     return sum(math.prod(param.shape) for param in architecture.values())
 
 
@@ -114,18 +114,23 @@ class Parameters(Mapping):
                 self.n_trainable = offset
                 self.n_decayed = offset if param.group != "vector" else self.n_decayed
                 self.n_matrices = offset if param.group == "matrix" else self.n_matrices
-        self.tree = nest(self._views)
+        self._tree = nest(self._views)
 
     @property
     def flat(self):
         """The buffer."""
         return self._flat
 
+    @property
+    def tree(self):
+        """The same arrays, nested by the parts of their names."""
+        return self._tree
+
     def __getitem__(self, name):
         return self._views[name]
 
     def __setitem__(self, name, value):
-        """p[name] = value copies into the buffer; after p[name] -= update that is done already."""
+        """p[name] = value copies into the buffer. p[name] -= update calls this with the view."""
         if value is not self._views[name]:
             self._views[name][...] = value
 
@@ -136,7 +141,7 @@ class Parameters(Mapping):
         return len(self._views)
 
     def on(self, flat):
-        """The same names over another buffer."""
+        """The same names as views of another buffer."""
         return Parameters(self.architecture, flat)
 
     def gradients(self, flat):
@@ -146,34 +151,36 @@ class Parameters(Mapping):
 
 
 class Gradients(Parameters):
-    """name -> gradient: what a backward hands its gradients to. After `zero` the first gradient of
-    a name is assigned and later ones are added, so no time is spent on writing zeros."""
+    """name -> gradient; a backward adds to it. After `zero` the first gradient of a name is
+    assigned and later ones are added, so that no time is spent on writing zeros."""
 
     def __init__(self, architecture, flat):
         super().__init__(architecture, flat)
         self._unwritten = set()
 
     def zero(self):
-        """Every gradient is 0 from now on."""
+        """Set every gradient to 0."""
         self._unwritten = set(self._views)
 
     def add(self, name, d):
-        """Add to a gradient. d: an array of its shape; None for nothing; or a tree of both, whose
-        parts lie under the name and are dropped as soon as they are added. A frozen parameter's
-        gradient is dropped too."""
+        """Add d to a gradient. d: an array of its shape, None, or a tree of these under the name,
+        whose parts are removed as they are added. Gradients of frozen parameters are ignored."""
         if isinstance(d, dict):
             while d:
                 key, part = d.popitem()
                 self.add(f"{name}.{key}", part)
-        elif name in self._unwritten:
-            if d is not None:
-                self._views[name][...] = d
-                self._unwritten.remove(name)
         elif d is not None and name in self._views:
-            self._views[name] += d
+            view = self._views[name]
+            if d.shape != view.shape:
+                raise ValueError(f"the gradient of {name} {view.shape} has the shape {d.shape}")
+            if name in self._unwritten:
+                self._unwritten.remove(name)
+                view[...] = d
+            else:
+                view += d
 
     def fill(self):
-        """Write 0 to the gradients that nothing was added to."""
+        """Write 0 to the gradients to which nothing was added."""
         for name in self._unwritten:
             self._views[name][...] = 0
         self._unwritten.clear()
@@ -183,7 +190,16 @@ class Gradients(Parameters):
         self.fill()
         return self._flat
 
+    @property
+    def tree(self):
+        self.fill()
+        return self._tree
+
     def __getitem__(self, name):
         if name in self._unwritten:
             self.fill()
         return self._views[name]
+
+    def __setitem__(self, name, value):
+        self._unwritten.discard(name)
+        super().__setitem__(name, value)

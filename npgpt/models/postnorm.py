@@ -7,13 +7,13 @@
                x = layernorm(x + cross_attention(x, memory))
                y = layernorm(x + mlp(x))
 
-GPT-2 normalises what goes into a sublayer; here the sum is normalised that comes out of it. Going
-back, the gradient of the sum s = x + f(x) reaches x both ways:
+GPT-2 normalises the input of a sublayer; here the residual sum after it is normalised. In the
+backward, the gradient of the sum s = x + f(x) reaches x by both paths:
 
     ds = layernorm_backward(dy)        dx = ds + f_backward(ds)
 
-So even the path that skips every sublayer runs through all the norms, where that of GPT-2 is free.
-It is why post-norm models want a warm-up (Xiong et al. 2020, arXiv:2002.04745).
+So even the path that skips every sublayer goes through all the norms, unlike in GPT-2. This is why
+post-norm models need a warm-up (Xiong et al. 2020, arXiv:2002.04745).
 """
 
 from npgpt import layers

@@ -3,11 +3,11 @@
     memory = √C * wte[source] + sinusoid        then L encoder blocks
     x      = √C * wte[idx]    + sinusoid        then L decoder blocks, which all read memory
 
-A stack takes its own part of the parameters, and its backward hands the gradients to `grads` under
-the stack's name. A block's cache is taken from its list as it is used, so a cache serves for one
-backward. All decoder blocks read the same memory, so its gradient is the sum of theirs.
+A stack takes its own part of the parameters, and its backward adds the gradients to `grads` under
+the stack's name. A block's cache is removed from its list when it is used, so a cache can be used
+for one backward only. All decoder blocks read the same memory, so their gradients of it are added.
 
-Sequences of unequal length are padded with PAD, which no token sees.
+Sequences of unequal length are padded with PAD, which is masked in attention.
 """
 
 import math
@@ -25,18 +25,17 @@ PAD = 0
 
 
 def sinusoid(xp, T, C):
-    """-> (T, C) float64: the positions of the paper, section 3.5.
+    """-> (T, C) float64: the positional encoding of the paper, section 3.5.
 
         table[t, 2i]     = sin(t / 10000^(2i/C))
         table[t, 2i + 1] = cos(t / 10000^(2i/C))
 
-    Each pair of channels is the hand of a clock. The first turns once in 2π tokens, the others more
-    and more slowly, as the digits of a counter do, but without jumps. After k tokens every hand has
-    turned by an angle that depends on k alone. So the same linear map leads from any position to
-    the one k tokens later.
+    Each pair of channels is a point on a circle. The first makes a full turn in 2π tokens, the
+    others turn more and more slowly. In k tokens each point turns by an angle that depends only on
+    k. So the same linear map leads from any position to the one k tokens later.
     """
     channel = xp.arange(C)
-    turn = 10000.0 ** -(channel // 2 * 2 / C)                # radians a token
+    turn = 10000.0 ** -(channel // 2 * 2 / C)                # radians per token
     angle = xp.arange(T)[:, None] * turn                     # (T, C)
     return xp.where(channel % 2 == 0, xp.sin(angle), xp.cos(angle))
 
@@ -58,7 +57,7 @@ def embed_backward(dx, cache):
 
 
 def seen(idx):
-    """idx (B, T) -> (B, 1, 1, T) bool, the mask of attention: padding is not seen."""
+    """idx (B, T) -> (B, 1, 1, T) bool, the attention mask: False for padding."""
     return (idx != PAD)[:, None, None]
 
 
@@ -106,7 +105,7 @@ def decoder_backward(dx, cache, grads):
     dmemory = 0
     for layer in reversed(range(len(blocks))):
         dx, dread, dp = decoder_block_backward(dx, blocks.pop())
-        dmemory = dmemory + dread                    # every block reads it: gradients add
+        dmemory = dmemory + dread                    # every block reads it: gradients are added
         grads.add(f"decoder.h.{layer}", dp)
     grads.add("decoder.wte.weight", embed_backward(dx, embed))
     return dmemory

@@ -5,20 +5,20 @@ arXiv:1706.03762).
     x      = √C * decoder.wte[idx]    + sinusoid        then L decoder blocks, which read memory
     logits = x @ head.T                                 the head is decoder.wte if weights are tied
 
-Each token of the source sees the whole source. Each token of the target sees those before it and,
-by cross-attention, the whole source. Every decoder block reads the same memory, so its gradient is
-the sum of theirs:
+Each token of the source attends to the whole source. Each token of the target attends to itself,
+the tokens before it and, by cross-attention, the whole source. Every decoder block reads the same
+memory, so its gradient is a sum:
 
     dmemory = sum over the decoder blocks of their dmemory
 
-Two stacks and two vocabularies serve two domains: two languages, or dates as people and as
-computers write them. If the model reads and writes the same language, the source is only the
-earlier part of the text. Causal self-attention over the whole text then does what cross-attention
-does here, with one set of weights, and the model also learns from the source. What remains is the
-decoder without its cross-attention: GPT.
+Two stacks and two vocabularies are for two domains: two languages, or dates as people and as
+computers write them. If the model reads and writes the same language, the source is just the
+earlier part of the text. Causal self-attention over the whole text then replaces cross-attention,
+with one set of weights, and the model also learns from the source. What remains is the decoder
+without its cross-attention: GPT.
 
-Sequences of unequal length are padded with PAD, which no token sees. An answer ends with END, and
-the decoder's input begins with START.
+Sequences of unequal length are padded with PAD, which is masked in attention. An answer ends with
+END, and the decoder's input begins with START.
 """
 
 from dataclasses import dataclass
@@ -40,23 +40,25 @@ from npgpt.models.stacks import (
     seen,
 )
 
-START, END = 1, 2       # after PAD, 0, in both vocabularies; the words follow from 3 on
+START, END = 1, 2       # in both vocabularies, after PAD = 0; other tokens start at 3
 
 
 @dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
-    """The architecture. The defaults are the paper's base model, but for two vocabularies.
+    """The architecture. The defaults are the paper's base model, but with two vocabularies.
 
     Raises UserError, a ValueError, for an invalid value.
     """
 
-    source_vocab_size: int = option(37000, "tokens of the source", at_least=3, at_most=10**7)
-    target_vocab_size: int = option(37000, "tokens of the target, V", at_least=3, at_most=10**7)
+    source_vocab_size: int = option(37000, "tokens in the source vocabulary", at_least=3,
+                                    at_most=10**7)
+    target_vocab_size: int = option(37000, "tokens in the target vocabulary, V", at_least=3,
+                                    at_most=10**7)
     n_layer: int = option(6, "blocks of the encoder, and of the decoder, L", at_least=1,
                           at_most=1000)
     n_head: int = option(8, "attention heads in a block, H", at_least=1, at_most=10**4)
     n_embd: int = option(512, "channels of a token, C", at_least=1, at_most=10**5)
-    dropout: float = option(0.1, "share of elements dropped in training", at_least=0, below=1)
+    dropout: float = option(0.1, "fraction of elements dropped in training", at_least=0, below=1)
     tie_weights: bool = option(True, "one matrix is both the decoder's embedding and the head")
 
     def __post_init__(self):
@@ -68,8 +70,8 @@ class TransformerConfig(ModelConfig):
     def architecture(self):
         """-> name -> Param of every parameter, in the order the model uses them.
 
-        Embeddings begin with a variance of 1 once they are multiplied by √C, and a matrix with 1/n
-        for n inputs, so that activations keep their size."""
+        Initially, embeddings multiplied by √C have a variance of 1, and a matrix with n inputs has
+        a variance of 1/n, so that activations keep their scale."""
         C = self.n_embd
 
         def matrix(n_in, n_out, parts=()):
@@ -103,26 +105,26 @@ def transformer_forward(source, idx, p, config, key=None, maps=None, layers=laye
 
 
 def transformer_backward(dlogits, cache, grads):
-    """dlogits (B, T, V) -> None: hands the gradients to `grads`. A cache serves for one
-    backward."""
+    """dlogits (B, T, V) -> None: adds the gradients to `grads`. A cache can be used for one
+    backward only."""
     encoder, decoder, lm_head, config, layers = cache
     dx, dhead, _ = layers.linear_backward(dlogits, lm_head)
     del dlogits
-    tied = config.tie_weights                        # then this one is added to the embedding's
+    tied = config.tie_weights                        # then dhead is a part of the embedding's
     grads.add("decoder.wte.weight" if tied else "lm_head.weight", dhead.T)
     dmemory = decoder_backward(dx, decoder, grads)
     encoder_backward(dmemory, encoder, grads)
 
 
 def head(p, config):
-    """The parameter (V, C) that turns channels into logits."""
+    """The weight (V, C) of the head, which maps channels to logits."""
     return p["decoder"]["wte.weight"] if config.tie_weights else p["lm_head.weight"]
 
 
 def teacher_forced(answers):
     """answers (B, T), each ended by END and padded with PAD -> idx (B, T), the decoder's input:
-    START and the answer, one place later; targets (B, T): the answer, -1 for the padding. So the
-    model learns all places at once, each with the right answer before it."""
+    START and the answer, shifted by one position; targets (B, T): the answer, -1 for padding. So
+    the model learns all positions at once, each from the correct tokens before it."""
     answers = np.asarray(answers)
     start = np.full((len(answers), 1), START)
     return (np.concatenate([start, answers[:, :-1]], axis=1),
@@ -145,8 +147,8 @@ class Transformer(Model):
     backward = staticmethod(transformer_backward)
 
     def logits(self, source, idx):
-        """-> (B, T, V): at each place of idx, the unnormalised log-probabilities of the next token.
-        Raises UserError for invalid token ids."""
+        """-> (B, T, V): at each position of idx, the unnormalised log-probabilities of the next
+        token. Raises UserError for invalid token ids."""
         return self._forward(*self._pair(source, idx))[0]
 
     def loss(self, source, idx, targets):
@@ -160,17 +162,17 @@ class Transformer(Model):
                                     count, into)
 
     def cross_attention(self, source, idx):
-        """-> for each decoder block an array (B, H, T, S): how much each token of idx takes from
-        each token of the source."""
+        """-> for each decoder block an array (B, H, T, S): the attention weights of each token of
+        idx over the tokens of the source."""
         maps = []
         self._forward(*self._pair(source, idx), maps=maps)
         return maps
 
     def translate(self, source, max_new_tokens):
-        """-> (B, n) int, a NumPy array: the likeliest token at each place, until every row has
+        """-> (B, n) int, a NumPy array: the most likely token at each position, until every row has
         ended with END, but at most max_new_tokens. After a row's END there is PAD.
 
-        The source is read once. The answer so far is read again for each new token.
+        The encoder runs once; the decoder reads the whole answer so far for each new token.
         """
         source = self._tokens(source, self.config.source_vocab_size, name="source")
         p, config = self.params.tree, self.config

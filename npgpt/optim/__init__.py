@@ -1,12 +1,11 @@
-"""What updates the parameters: the learning rate of a step, clipping, AdamW and Muon.
+"""Optimisation: the learning rate, gradient clipping, AdamW and Muon.
 
     lr    = learning_rate(step, config)     warm-up, a plateau, then decay
-    scale = clip_scale(norm, grad_clip)     so that no batch changes them too much
-    AdamW                                   the direction, from two running means
-    Muon                                    for matrices: a running mean, made orthogonal
+    scale = clip_scale(norm, grad_clip)     limits the norm of the gradients
+    AdamW                                   Adam with decoupled weight decay
+    Muon                                    for matrices: momentum, orthogonalised
 
-Nothing here waits for the device. A step whose gradients are not finite leaves the parameters as
-they are.
+Nothing here waits for the device. A step with non-finite gradients leaves the parameters unchanged.
 """
 
 from npgpt.optim.adamw import AdamW

@@ -1,11 +1,11 @@
 """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    m  = β1 m + (1 - β1) g                 the mean of the gradients
-    v  = β2 v + (1 - β2) g²                the mean of their squares
+    m  = β1 m + (1 - β1) g                 first moment: running mean of the gradients
+    v  = β2 v + (1 - β2) g²                second moment: running mean of their squares
     w -= lr * (weight_decay * w  +  m/(1 - β1ᵗ) / (√(v/(1 - β2ᵗ)) + ε))
 
-Matrices and embeddings decay; biases and norms do not. 1 - β1ᵗ and 1 - β2ᵗ are what the weights in
-m and v sum to after t steps: the bias corrections.
+Matrices and embeddings decay; biases and norms do not. After t steps the weights in m and v sum to
+1 - β1ᵗ and 1 - β2ᵗ: dividing by these is the bias correction.
 """
 
 import math
@@ -14,11 +14,11 @@ from npgpt.optim.optimizer import Optimizer
 
 
 class AdamW(Optimizer):
-    """AdamW over the buffer from `start` on; what lies before belongs to another optimiser."""
+    """AdamW for the buffer from `start` on; another optimiser updates the part before it."""
 
     def __init__(self, params, beta1=0.9, beta2=0.99, weight_decay=0.1, epsilon=1e-8, start=0,
                  share=lambda array: array):
-        """share: what makes an array one that all ranks see, as Communicator.share."""
+        """share: puts an array into memory that all ranks share, as Communicator.share does."""
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.weight_decay = weight_decay
         self.start = start
@@ -32,7 +32,7 @@ class AdamW(Optimizer):
         return {"adamw.m": self.m, "adamw.v": self.v}
 
     def _slices(self, rank, size):
-        """One range as long as every other rank's, cut where decay ends."""
+        """A range of the same length for every rank, split where weight decay ends."""
         n = self.params.n_trainable - self.start
         first, last = (self.start + n * r // size for r in (rank, rank + 1))
         border = min(max(self.params.n_decayed, first), last)
@@ -50,11 +50,11 @@ class AdamW(Optimizer):
                 own = slice(part.start - self.start, part.stop - self.start)
                 w, m, v = self.params.flat[part], self.m[own], self.v[own]
                 g = grads[part] * scale
-                xp.copyto(g, 0, where=nonfinite)       # inf * 0 is not a number
+                xp.copyto(g, 0, where=nonfinite)       # inf * 0 is NaN
                 m += (g - m) * (1 - self.beta1)
                 g *= g
                 v += (g - v) * (1 - self.beta2)
-                # m / m_correction / (√(v / v_correction) + ε), the scalars together: fewer passes
+                # m / m_correction / (√(v / v_correction) + ε), with the scalars combined
                 update = xp.sqrt(v)
                 update += self.epsilon * math.sqrt(v_correction)
                 xp.divide(m, update, out=update)

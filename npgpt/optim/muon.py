@@ -2,13 +2,13 @@
 https://kellerjordan.github.io/posts/muon/).
 
     m  = β m + (1 - β) g
-    u  = orthogonal((1 - β) g + β m)                      Nesterov: g once more
+    u  = orthogonal((1 - β) g + β m)                      Nesterov momentum
     w -= lr * (weight_decay * w  +  √max(1, O/I) u)       w (I, O)
 
-A gradient's few large singular values are the directions that many examples share. The small ones
-are specific to a few, and a step along the gradient hardly changes w there. u has all directions at
-the same size. Queries, keys and values are three matrices side by side in one array, and each is
-made orthogonal on its own.
+The few large singular values of a gradient belong to directions that many examples share. The small
+ones are specific to a few examples, and a step along the gradient hardly changes w in their
+directions. In u all directions have about the same size. Queries, keys and values are three
+matrices side by side in one array, and each is orthogonalised separately.
 """
 
 import math
@@ -18,11 +18,11 @@ from npgpt.optim.optimizer import Optimizer
 
 
 class Muon(Optimizer):
-    """Muon over the group of matrices."""
+    """Muon for the group of matrices."""
 
     def __init__(self, params, momentum=0.95, weight_decay=0.1, relative_lr=1.0,
                  share=lambda array: array):
-        """relative_lr: its learning rate, as a multiple of what `step` is given. share: as for
+        """relative_lr: its learning rate, as a multiple of the one given to `step`. share: as for
         AdamW."""
         self.momentum, self.weight_decay = momentum, weight_decay
         self.relative_lr = relative_lr
@@ -37,7 +37,7 @@ class Muon(Optimizer):
         return {"muon.m": self.m}
 
     def _slices(self, rank, size):
-        """Whole matrices, the largest first, each to the rank that has the least to do."""
+        """Whole matrices, the largest first, each to the rank with the smallest load."""
         matrices = [self.params.slices[name] for name in self._names.values()]
         shards, loads = [[] for _ in range(size)], [0] * size
         for matrix in sorted(matrices, key=lambda s: s.start - s.stop):
@@ -73,15 +73,14 @@ class Muon(Optimizer):
 def orthogonal(g, steps=5):
     """g (I, O) -> the same singular vectors with every singular value close to 1.
 
-    x ↦ p x with p = a + b xxᵀ + c (xxᵀ)² does to each singular value s what as + bs³ + cs⁵ does to
-    a number, and leaves the singular vectors alone. With these coefficients five rounds bring
-    everything from 0.01 to 1 to between 0.7 and 1.2, which is close enough. Divided by the norm of
-    all its elements, a matrix has no singular value above 1.
+    x ↦ p x with p = a + b xxᵀ + c (xxᵀ)² maps each singular value s to as + bs³ + cs⁵ and keeps the
+    singular vectors. With these coefficients five iterations map all values from 0.01 to 1 to
+    between 0.7 and 1.2, which is close enough. Dividing a matrix by its Frobenius norm makes all
+    its singular values at most 1.
 
-    A square matrix goes through the rounds itself. For any other, all rounds together are one
-    matrix q, of the size of the smaller of xxᵀ and xᵀx: a polynomial in it, and that of the next
-    round is p xxᵀ p. So x, which may have one side much longer than the other, is needed only
-    twice.
+    A square matrix is iterated itself. For other shapes, the iterations work on the smaller of xxᵀ
+    and xᵀx, which each of them maps to p xxᵀ p; q is the product of all p. So x, which may have one
+    side much longer than the other, is used only twice.
     """
     I, O = g.shape
     x = g / ((g * g).sum() ** 0.5 + 1e-7)

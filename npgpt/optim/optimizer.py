@@ -1,9 +1,8 @@
-"""What every optimiser has: parameters, a shard of them, a count of steps, named state.
+"""The base class of the optimisers: parameters, a shard of them, a count of steps, named state.
 
-An optimiser updates a part of the flat buffer of parameters. Where several ranks train, each is
-told its rank once and updates its shard, a list of slices of the buffer; the shards of all ranks
-cover the optimiser's part exactly once. The order of the buffer does not depend on the number of
-ranks.
+An optimiser updates a part of the flat buffer of parameters. If several ranks train, each updates
+its shard, a list of slices of the buffer; the shards of all ranks cover the optimiser's part
+exactly once. The order of the buffer does not depend on the number of ranks.
 """
 
 from npgpt.backend import device_of
@@ -25,13 +24,13 @@ class Optimizer:
         self.set_rank(0, 1)
 
     def set_rank(self, rank, size):
-        """From now on, update the shard of this rank among so many."""
+        """From now on, update the shard of this rank. size: the number of ranks."""
         self.shard = self._slices(rank, size)
 
     def step(self, grads, lr, scale=None):
-        """Update the shard against the gradients. grads: their buffer, with the sum over all ranks
-        in the shard; it is not changed. lr: the learning rate. scale: what to multiply the
-        gradients by, a float64 scalar of the device; None: 1; 0 leaves the parameters as they are.
+        """Update the shard. grads: the buffer of gradients, with the sum over all ranks in the
+        shard; it is not modified. lr: the learning rate. scale: a factor for the gradients, a
+        float64 scalar of the device; None: 1; 0 leaves the parameters unchanged.
         """
         xp = self.device.xp
         self.t += 1
@@ -44,14 +43,14 @@ class Optimizer:
         return [(array, own) for array in self.state.values()]
 
     def load_state(self, tensors, t):
-        """Go on from a checkpoint: name -> array, and the steps that were done."""
+        """Restore a checkpoint. tensors: name -> array, the state; t: the steps done."""
         for name, array in self.state.items():
             array[...] = self.device.to_device(tensors[name])
         self.t = t
 
 
 class OptimizerGroup:
-    """Several optimisers, each for its own part of the parameters, as one."""
+    """Several optimisers as one, each for its own part of the parameters."""
 
     def __init__(self, optimizers):
         self.optimizers = optimizers

@@ -4,9 +4,9 @@ import math
 
 
 def learning_rate(step, config):
-    """The rate of a step counted from 0. It rises linearly through warmup_iters, stays at its peak
-    until a share `hold` of lr_decay_iters is done, falls along a cosine (Loshchilov and Hutter
-    2017) or a line to min_lr at lr_decay_iters, and stays there."""
+    """The learning rate of a step, counted from 0. It rises linearly for warmup_iters steps, stays
+    at its peak until the fraction `hold` of lr_decay_iters, decays along a cosine (Loshchilov and
+    Hutter 2017) or a line to min_lr at lr_decay_iters, and stays there."""
     peak, floor = config.learning_rate, config.min_lr
     start = max(config.warmup_iters, config.hold * config.lr_decay_iters)
     if step < config.warmup_iters:

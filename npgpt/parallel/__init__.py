@@ -1,6 +1,6 @@
 """Ranks that train one model together: one process, or several on one machine.
 
-`communicator` defines what ranks say to each other; each other file is one implementation.
+`communicator` defines the interface; `single` and `processes` implement it.
 """
 
 from npgpt.parallel.communicator import Communicator
@@ -11,20 +11,20 @@ from npgpt.parallel.single import Single
 __all__ = ["LARGE", "Communicator", "Processes", "Single", "WorkerEnded", "can_fork",
            "choose_ranks", "make_communicator", "squared_norm", "world"]
 
-LARGE = 20_000_000       # parameters, from which BLAS's threads compute faster than processes
+LARGE = 20_000_000       # parameters; from this size on BLAS's threads are faster than processes
 
 
 def world():
-    """-> the ranks that this program was started with: one, until a launcher starts several."""
+    """-> the Communicator of the ranks that a launcher started: so far always one rank."""
     return Single()
 
 
 def choose_ranks(workers, rows, parameters, device, muon=False):
-    """-> how many ranks a run gets, and how many of them compute.
+    """-> the number of ranks of a run, and of those that compute gradients.
 
-    workers: the number asked for; None: one for each core. If the model is large, one rank
-    computes, because its products keep BLAS's threads busy, and with muon it is alone, because that
-    update is products too. No more ranks compute than a batch has rows.
+    workers: the requested number. None: one per core; but for a large model only one rank computes,
+    with BLAS's threads on all cores, and with muon it is the only rank, because Muon's update is
+    matrix products too. There are at most as many computing ranks as rows in a batch.
     """
     if device.name != "cpu" or not can_fork():
         return 1, 1
@@ -35,7 +35,7 @@ def choose_ranks(workers, rows, parameters, device, muon=False):
 
 
 def make_communicator(size, computing):
-    """-> Single or Processes; with BLAS on one thread each where several ranks compute."""
+    """-> Single or Processes. If several ranks compute, BLAS gets one thread in each."""
     if size == 1:
         return Single()
     if computing > 1:

@@ -1,8 +1,8 @@
 """A barrier for processes that share memory.
 
-To fall asleep and wake up takes longer than most waits. So a rank that has to wait first spins,
-then yields the processor, and only then sleeps. A rank that reaches the barrier wakes the ranks
-that are asleep.
+Sleeping and waking up takes longer than most waits. So a rank that waits first spins, then yields
+the processor, and only then sleeps. A rank that reaches the barrier wakes the ranks that are
+asleep.
 """
 
 import mmap
@@ -13,37 +13,41 @@ import time
 
 SPINS = 2000             # about a tenth of a millisecond
 PATIENCE = 0.002         # seconds of yielding before sleeping
-NAP = 0.1                # seconds of sleep between two checks that the others are alive
+NAP = 0.1                # seconds of sleep between checks that the other ranks are alive
 
 
 class Barrier:
-    """Made by the first process; the others inherit it in a fork."""
+    """Created by the first process and inherited by the processes that it forks."""
 
     def __init__(self, size, check):
-        """check: called now and then by a rank that waits; it raises an error if another ended."""
+        """check: called regularly by a rank that sleeps; raises an error if another has ended."""
         self.size, self._check = size, check
-        # For each rank, in a cache line of its own: how many barriers it has reached; is it asleep?
+        # For each rank, in its own cache line: how many barriers it has reached; whether it sleeps.
         self._state = memoryview(mmap.mmap(-1, 64 * size)).cast("q")
         self._passed = 0
-        self._fence = threading.Lock()    # taking it orders memory, on processors that need it
-        self._wakers = []                 # of each rank, an event that wakes it
+        self._fence = threading.Lock()    # acquiring it is a memory barrier
+        self._wakers = []                 # rank -> the eventfd that wakes it
 
     def open(self):
-        """Make what the ranks are woken by: before they are forked."""
+        """Create the eventfds. Call it before the fork."""
         self._wakers = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(self.size)]
 
     def close(self):
-        """Give it back."""
+        """Close the eventfds."""
         for waker in self._wakers:
             os.close(waker)
         self._wakers = []
 
     def asleep(self, rank):
-        """Whether a rank sleeps."""
+        """Whether a rank is asleep."""
         return bool(self._state[8 * rank + 1])
 
+    def reached(self, rank):
+        """Whether a rank has reached the barrier that this process waits at, or passed last."""
+        return self._state[8 * rank] >= self._passed
+
     def wait(self, rank):
-        """Called by a rank: return when all have called it as often."""
+        """Return when every rank has called this the same number of times."""
         self._passed += 1
         with self._fence:
             self._state[8 * rank] = self._passed
@@ -67,8 +71,9 @@ class Barrier:
             self._sleep(other, rank)
 
     def _sleep(self, other, rank):
-        """Wait asleep. This rank says that it sleeps before it looks for the last time, and the
-        other one looks for sleepers after it has said that it is there: so one sees the other."""
+        """Sleep until the other rank arrives. This rank marks itself asleep before its last look,
+        and the other looks for sleepers after marking its arrival, so one of them sees the
+        other."""
         with self._fence:
             self._state[8 * rank + 1] = 1
         while self._state[8 * other] < self._passed:

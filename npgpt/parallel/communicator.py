@@ -1,17 +1,17 @@
-"""What ranks say to each other, in MPI's words, and what every implementation has to keep to.
+"""The communication between ranks, with MPI's names.
 
 Ranks run the same program. Each computes the gradients of its rows of a batch, sums its shard of
-the gradients over all ranks, updates that shard of the parameters, and collects the rest:
+the gradients over all ranks, updates that shard of the parameters, and gathers the rest:
 
     flat = comm.reduce_scatter(grads, optimizer.shard)
     norm = comm.norm(flat, optimizer.shard)
     optimizer.step(flat, lr, clip_scale(norm, grad_clip))
     comm.all_gather(model.params.flat, optimizer.shard)
 
-Some implementations start the ranks (`launch` forks them), in others they are there from the start.
-Some share memory, so that there is one copy of the parameters, in others each rank has its own. The
-methods are collective: every rank calls them in the same order. Sums are taken in the order of the
-ranks, so that a run with the same number of ranks is the same to the last bit.
+In some implementations `launch` forks the ranks, in others a launcher has started them. Some share
+memory and have one copy of the parameters; in others each rank has its own. The methods are
+collective: every rank calls them in the same order. Sums are in the order of the ranks, so runs
+with the same number of ranks are identical to the last bit.
 """
 
 from npgpt.backend import array_module
@@ -19,17 +19,21 @@ from npgpt.parallel.norm import squared_norm
 
 
 class Communicator:
-    """One rank, alone: every method is what it comes down to with one rank. Other implementations
-    override those that need more."""
+    """The interface, implemented for a single rank. Subclasses override what differs with more."""
 
     rank, size = 0, 1
-    local_rank = 0           # among the ranks of this machine: the number of its GPU
-    computing = 1            # how many of the ranks compute gradients: the first ones
-    description = ""         # for a person to read, if there is something to say
+    local_rank = 0           # among the ranks of this machine: the index of its GPU
+    computing = 1            # the number of ranks that compute gradients: the first ones
+    description = ""         # shown to the user, may be empty
+
+    @property
+    def shared_memory(self):
+        """Bytes of this rank's memory that are the first rank's as well."""
+        return 0
 
     @property
     def is_first(self):
-        """Whether this is rank 0, the only one that writes files and talks to the user."""
+        """Whether this is rank 0, the only one that writes files and output."""
         return self.rank == 0
 
     @property
@@ -38,22 +42,22 @@ class Communicator:
         return self.rank < self.computing
 
     def rows(self, count):
-        """The first of `count` rows that this rank computes, and the one after the last."""
+        """-> start, stop: which of `count` rows this rank computes."""
         first, last = (min(rank, self.computing) for rank in (self.rank, self.rank + 1))
         return first * count // self.computing, last * count // self.computing
 
     # --- before launch ---
 
     def broadcast(self, make):
-        """What make() returns in rank 0, in every rank. make runs in rank 0 alone."""
+        """Call make() in rank 0 only -> its result, in every rank."""
         return make()
 
     def share(self, array):
-        """The array, where all ranks of this machine see it if they can share memory."""
+        """The array, in memory that all ranks of this machine share if they can."""
         return array
 
     def buffers(self, like):
-        """rank -> zeros like this array, for the gradients of that rank. Has at least its own."""
+        """rank -> zeros like this array, for that rank's gradients; at least for this rank."""
         return [array_module(like).zeros_like(like)]
 
     def launch(self, work):
@@ -70,12 +74,12 @@ class Communicator:
         return number
 
     def reduce_scatter(self, grads, shard):
-        """grads: this rank's Gradients, over its one of `buffers`. -> a buffer that has, in the
-        shard, the sum over all ranks."""
+        """grads: this rank's Gradients, in its buffer from `buffers` -> a buffer whose shard is the
+        sum over all ranks."""
         return grads.flat
 
     def norm(self, flat, shard):
-        """The Euclidean norm of a buffer of which every rank has its shard, a float64 scalar."""
+        """The Euclidean norm of a buffer whose shards are in different ranks, a float64 scalar."""
         total = self.all_reduce(squared_norm(flat, shard))
         return array_module(total).sqrt(total)
 
@@ -83,7 +87,7 @@ class Communicator:
         """Give every rank the shards of all ranks of a buffer, which is then the same in all."""
 
     def any(self, flag):
-        """Whether any rank has raised its flag; the same answer in every rank. It waits for nobody,
-        so a flag may be seen only at the next call; between two calls there must be a barrier or
+        """Whether any rank has set its flag; the same result in every rank. It does not wait, so a
+        flag may take effect only at the next call. Between two calls there must be a barrier or
         another collective."""
         return flag

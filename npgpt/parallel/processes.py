@@ -1,12 +1,12 @@
 """Several processes on one machine that share memory.
 
-Parameters, gradients and the optimiser's state lie in anonymous maps that a fork inherits and that
-are gone with the last process. So a reduce-scatter adds up a shard where it lies, and an all-gather
-is a barrier. If the model is large, the first rank alone computes, with BLAS's threads on all
-cores, and the others only help to update.
+Parameters, gradients and the optimiser's state are in anonymous memory maps, which forked processes
+inherit and which disappear with the last process. So reduce_scatter sums a shard in place, and
+all_gather is a barrier. For a large model only the first rank computes, with BLAS's threads on all
+cores, and the others only update.
 
-If a rank ends before the others, so do all: the first rank looks for workers that ended, and a
-worker for the first rank.
+If a rank ends early, all ranks end: the first rank checks the workers, and each worker checks the
+first rank.
 """
 
 import mmap
@@ -21,9 +21,12 @@ from npgpt.errors import RunError
 from npgpt.parallel.barrier import Barrier
 from npgpt.parallel.communicator import Communicator
 
+FAILURE = 4096                                    # bytes kept of a worker's traceback
+SIGNALS = signal.SIGINT, signal.SIGTERM
+
 
 class WorkerEnded(RunError):
-    """A worker ended before the others; the message says which and how."""
+    """A worker ended early; the message says which and how."""
 
 
 class Processes(Communicator):
@@ -33,13 +36,14 @@ class Processes(Communicator):
         """computing: how many of them compute gradients; None: all."""
         self.size, self.computing = size, computing or size
         self.description = (f"{size} processes" if self.computing > 1
-                            else f"1 process that computes and {size - 1} that help to update")
+                            else f"1 process that computes and {size - 1} that only update")
         self._barrier = Barrier(size, self._check_others)
-        self._numbers = _zeros((2, size, 1), np.float64)      # for sums, used in turns
-        self._flags = _zeros((2, size), np.int64)             # for `any`, the same
+        self._numbers = _zeros((2, size, 1), np.float64)      # for all_reduce, used in turns
+        self._flags = _zeros((2, size), np.int64)             # for `any`, used in turns
         self._sums = self._votes = 0
         self._buffers = []
-        self._failure = mmap.mmap(-1, 4096)
+        self._shared = 0                                      # bytes
+        self._failures = mmap.mmap(-1, size * FAILURE)        # of each rank, the end of a traceback
         self._first = os.getpid()
         self._workers = {}                # process id -> rank
 
@@ -47,23 +51,35 @@ class Processes(Communicator):
     def local_rank(self):
         return self.rank
 
+    @property
+    def shared_memory(self):
+        return self._shared if self.rank else 0
+
     def share(self, array):
-        copy = _zeros(array.shape, array.dtype)
+        copy = self._zeros(array)
         copy[...] = array
         return copy
 
     def buffers(self, like):
-        self._buffers = [_zeros(like.shape, like.dtype) for _ in range(self.computing)]
-        return self._buffers + self._buffers[:1] * (self.size - self.computing)
+        self._buffers = [self._zeros(like) for _ in range(self.computing)]
+        return self._buffers + [None] * (self.size - self.computing)
+
+    def _zeros(self, like):
+        self._shared += like.nbytes
+        return _zeros(like.shape, like.dtype)
 
     def launch(self, work):
+        self._failures[:] = bytes(len(self._failures))
         self._barrier.open()
         try:
             for rank in range(1, self.size):
+                # A signal between the fork and the child's first lines would end in both.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
                 process = os.fork()
                 if process == 0:
                     self._work_as(rank, work)
                 self._workers[process] = rank
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             status = work()
             self.barrier()                # so that no rank ends while another still needs it
             return status
@@ -75,12 +91,13 @@ class Processes(Communicator):
             self._barrier.close()
 
     def _work_as(self, rank, work):
-        """What a forked process does; it never returns."""
+        """Run work() in a forked process. Never returns."""
         status = 1
         try:
             self.rank, self._workers = rank, {}
-            signal.signal(signal.SIGINT, signal.SIG_IGN)       # the first rank decides for all
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in SIGNALS:                             # the first rank decides for all
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             if not self.computes:
                 limit_blas()
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
@@ -88,33 +105,40 @@ class Processes(Communicator):
             self.barrier()
             status = 0
         except BaseException:
-            text = traceback.format_exc().encode()[-4000:]
-            self._failure[:len(text)] = text
+            text = traceback.format_exc().encode()[-FAILURE:]
+            self._failures[rank * FAILURE:rank * FAILURE + len(text)] = text
         finally:
             os._exit(status)
 
     def _check_others(self):
-        """Raise WorkerEnded if a worker has ended; end if the first rank has."""
+        """Raise WorkerEnded if a worker has ended; exit if the first rank has ended."""
         if self.rank > 0:
             if os.getppid() != self._first:
                 os._exit(1)
             return
-        process, status = os.waitpid(-1, os.WNOHANG) if self._workers else (0, 0)
-        if process == 0:
-            return
-        rank = self._workers.pop(process)
-        code = os.waitstatus_to_exitcode(status)
-        if code == 0:                     # it had nothing left to do
-            return
-        text = bytes(self._failure).rstrip(b"\0").decode(errors="replace").strip()
-        why = f"was ended by signal {-code}" if code < 0 else f"failed: {text.splitlines()[-1]}"
-        raise WorkerEnded(f"worker {rank} of {self.size} {why}")
+        for process, rank in list(self._workers.items()):
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended == 0:
+                continue
+            del self._workers[process]
+            code = os.waitstatus_to_exitcode(status)
+            if code == 0 and self._barrier.reached(rank):      # it has finished
+                continue
+            raise WorkerEnded(f"worker {rank} of {self.size} {self._reason(rank, code)}")
+
+    def _reason(self, rank, code):
+        """Exit code of a worker -> how it ended, in words."""
+        if code < 0:
+            return f"was killed by signal {-code}"
+        text = self._failures[rank * FAILURE:(rank + 1) * FAILURE].rstrip(b"\0")
+        lines = text.decode(errors="replace").strip().splitlines()
+        return f"failed: {lines[-1]}" if lines else f"ended early, with status {code}"
 
     def barrier(self):
         self._barrier.wait(self.rank)
 
     def all_reduce(self, number):
-        # Two tables in turns: none is written again before every rank has read it.
+        # With two tables, none is overwritten before every rank has read it.
         self._sums += 1
         table = self._numbers[self._sums % 2]
         table[self.rank] = number
@@ -135,8 +159,8 @@ class Processes(Communicator):
         self.barrier()
 
     def any(self, flag):
-        # What is read was written before the latest barrier, and is not written again before the
-        # next one.
+        # The table that is read was written before the latest barrier, and is not overwritten
+        # before the next one.
         before, now = self._flags[self._votes % 2], self._flags[(self._votes + 1) % 2]
         self._votes += 1
         now[self.rank] = flag
@@ -150,11 +174,11 @@ def _zeros(shape, dtype):
 
 
 def can_fork():
-    """Whether processes can share memory here. macOS's own libraries do not survive a fork."""
+    """Whether processes can share memory here. macOS's system libraries do not support fork."""
     return sys.platform == "linux" and hasattr(os, "fork")
 
 
 def limit_blas():
-    """From now on BLAS computes on one thread in this process."""
+    """Limit BLAS to one thread in this process."""
     from threadpoolctl import threadpool_limits
     threadpool_limits(1)

@@ -4,4 +4,4 @@ from npgpt.parallel.communicator import Communicator
 
 
 class Single(Communicator):
-    """The only rank there is."""
+    """The only rank."""

@@ -1,1 +1,1 @@
-"""What a run recorded, as pictures."""
+"""Plots of a run's metrics."""

@@ -1,4 +1,4 @@
-"""What a run recorded, as a picture: `python -m npgpt.report out/laptop loss.png`.
+"""Plot the losses of a run: `python -m npgpt.report out/laptop loss.png`.
 
 Needs the extra `plot` (matplotlib).
 """
@@ -24,12 +24,12 @@ def read_metrics(folder):
     if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
         raise UserError(f"{path} is damaged: not every line is an object with a step")
     if not any("loss" in line for line in lines):
-        raise UserError(f"{path} records no step")
+        raise UserError(f"{path} contains no training step")
     return lines
 
 
 def draw_losses(metrics, path):
-    """Losses in nats per token against steps, as a picture at `path` (.png, .svg, .pdf)."""
+    """Plot losses in nats per token against steps to `path` (.png, .svg, .pdf)."""
     try:
         figure_class = importlib.import_module("matplotlib.figure").Figure
     except ImportError:
@@ -56,8 +56,8 @@ def draw_losses(metrics, path):
     axes.legend(frameon=False)
     try:
         figure.savefig(path, dpi=150)
-    except ValueError as error:        # a format that matplotlib does not write
-        raise UserError(f"{path} cannot be drawn: {error}") from None
+    except ValueError as error:        # a format that matplotlib does not support
+        raise UserError(f"{path} cannot be written: {error}") from None
 
 
 def main(arguments):

@@ -1,7 +1,7 @@
-"""Batches: windows of a source's tokens, on a device.
+"""Batches: windows of tokens on a device.
 
-Which windows make batch number `step` is a function of (seed, step) alone: no random state is
-carried along, so a run that is resumed, or divided among ranks, sees the same batches.
+The batch of a step depends only on (seed, step). There is no random state, so a run that is
+resumed, or divided among ranks, uses the same batches.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from npgpt.errors import UserError
 
 
 class Dataset:
-    """The splits of a TokenSource on a device, and windows of block_size tokens of them."""
+    """The splits of a TokenSource on a device, and their windows of block_size tokens."""
 
     def __init__(self, source, block_size, device="cpu"):
         """device: a Device or its name. Raises UserError if a split is too short for one window."""
@@ -27,22 +27,22 @@ class Dataset:
         self.train, self.val = map(self.device.to_device, (source.train, source.val))
 
     def batch(self, seed, step, rows, start=0, stop=None):
-        """Rows start..stop of the training batch of `rows` windows that belongs to (seed, step),
-        -> idx, targets (stop - start, T). The targets are the tokens one place later."""
+        """Rows start..stop of the training batch of (seed, step), which has `rows` rows
+        -> idx, targets (stop - start, T). The targets are the tokens one position later."""
         rng = np.random.default_rng([seed, step])
         offsets = rng.integers(len(self.train) - self.block_size, size=rows)
         return self.windows(self.train, offsets[start:stop])
 
     def windows(self, split, offsets):
-        """offsets (B,) into a split -> idx, targets (B, T), unsigned like the split: convert them
-        before arithmetic that may leave its range, such as targets of -1."""
+        """offsets (B,) into a split -> idx, targets (B, T), of the split's unsigned dtype: convert
+        them before writing values outside its range, such as targets of -1."""
         xp = self.device.xp
         offsets = self.device.to_device(offsets)[:, None] + xp.arange(self.block_size)
         return split[offsets], split[offsets + 1]
 
     def offsets(self, split, windows=None):
-        """Where windows start that follow one another through a split without overlapping: all of
-        them, or a number of them spread evenly. Always the same ones."""
+        """The offsets of consecutive windows of a split, without overlap: all of them (None), or
+        this number of windows, evenly spaced. Always the same ones."""
         starts = np.arange(0, len(split) - self.block_size, self.block_size)
         if windows is None or windows >= len(starts):
             return starts

@@ -1,4 +1,4 @@
-"""Texts by name or path: found, downloaded if need be, read as UTF-8."""
+"""Loading a text by name or path."""
 
 import contextlib
 import difflib
@@ -24,22 +24,22 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 
 class Unavailable(UserError):
-    """A text that must be downloaded first, and the download failed."""
+    """A text is not on disk and its download failed."""
 
 
 class Text(NamedTuple):
-    """A text and where it came from."""
+    """A text and its origin."""
 
-    name: str            # what `data` finds it by
+    name: str            # the value of `data` that loads it
     text: str
-    note: str = ""       # one line for the user, if there is something to say
+    note: str = ""       # one line for the user, may be empty
 
 
 def load_text(name=None):
     """A text by name ("shakespeare", "pydocs") or path -> Text.
 
     None: Tiny Shakespeare or, if it is not in data/ and cannot be downloaded, pydocs.
-    Raises UserError that says why there is no such text.
+    Raises UserError if the text is not available.
     """
     if name is None:
         try:
@@ -62,10 +62,10 @@ def load_text(name=None):
 
 
 def read_text(path):
-    """The text of a UTF-8 file, unchanged except for a byte-order mark. Raises UserError."""
+    """The text of a UTF-8 file, without a byte-order mark. Raises UserError."""
     try:
         mode = os.stat(path).st_mode
-        data = path.read_bytes() if stat.S_ISREG(mode) else b""         # a pipe may never end
+        data = path.read_bytes() if stat.S_ISREG(mode) else b""         # reading a pipe may block
     except FileNotFoundError:
         hint = _similar(path) or ";"
         raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}") from None
@@ -87,12 +87,13 @@ def read_text(path):
 
 
 def sha256(text):
-    """Of a text in UTF-8, as hexadecimal digits."""
+    """The SHA-256 of a text in UTF-8, as hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _similar(path):
-    """"; did you mean ...?" if a name or a file in the same directory is spelled nearly so."""
+    """"; did you mean ...?" if a name or a file in the same directory has a similar spelling, else
+    ""."""
     known = {name: name for name in NAMES} if path.parent == Path() else {}
     with contextlib.suppress(OSError):                           # there is no such directory
         known |= {other.name: str(other) for other in path.parent.iterdir() if other.is_file()}
@@ -101,14 +102,14 @@ def _similar(path):
 
 
 def _pydocs():
-    """The language reference that Python carries for its help(): about 460,000 characters."""
+    """The language reference in Python's help(): about 460,000 characters."""
     topics = importlib.import_module("pydoc_data.topics").topics     # half a megabyte
 
     return "\n\n".join(topics[name].strip() for name in sorted(topics))
 
 
 def _shakespeare():
-    """Tiny Shakespeare from data/, downloaded to it if it is missing there."""
+    """Tiny Shakespeare from data/. It is downloaded if it is missing."""
     if not SHAKESPEARE.exists():
         try:
             with urllib.request.urlopen(SHAKESPEARE_URL, timeout=10) as answer:

@@ -1,4 +1,4 @@
-"""What training reads: a text as token ids, in a training and a validation split."""
+"""Training data: the token ids of a text, in a training and a validation split."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ import numpy as np
 from npgpt.text.load import load_text, sha256
 from npgpt.text.tokenizer import CharTokenizer
 
-TRAIN_FRACTION = 0.9      # of the tokens, from the first; the rest validates, as in the lecture
+TRAIN_FRACTION = 0.9      # the first tokens; the rest is the validation split, as in the lecture
 
 
 @dataclass(frozen=True, eq=False)
 class TokenSource:
-    """Token ids and where they come from. Make one with `from_text` or `load_source`."""
+    """Token ids and their origin. Create one with `from_text` or `load_source`."""
 
-    name: str                     # what `data` finds it by
-    train: np.ndarray             # (N,) of the smallest unsigned type that holds the vocabulary
+    name: str                     # the value of `data` that loads it
+    train: np.ndarray             # (N,), of the smallest unsigned dtype that fits the vocabulary
     val: np.ndarray               # (M,)
-    tokenizer: CharTokenizer      # what made the ids
+    tokenizer: CharTokenizer
     fingerprint: str              # SHA-256 of the text in UTF-8, as hexadecimal digits
-    note: str                     # one line for the user, if there is something to say
+    note: str                     # one line for the user, may be empty
     summary: str                  # "1,760 characters, 28 of them distinct"
 
     @classmethod
     def from_text(cls, text, name="text", tokenizer=None, note=""):
-        """text: str. tokenizer: None makes one of the text's own characters.
+        """tokenizer: None: a new one for the characters of the text.
         Raises UserError if the tokenizer does not know a character of the text."""
         tokenizer = tokenizer or CharTokenizer(text)
         ids = tokenizer.encode(text).astype(np.min_scalar_type(tokenizer.vocab_size - 1))
@@ -34,7 +34,7 @@ class TokenSource:
 
 
 def load_source(name=None, tokenizer=None):
-    """A text by name or path, as for `load_text`, -> TokenSource. tokenizer: None makes one of the
-    text's own characters. Raises UserError."""
+    """A text by name or path, as for `load_text` -> TokenSource. tokenizer: None: a new one for the
+    characters of the text. Raises UserError."""
     text = load_text(name)
     return TokenSource.from_text(text.text, text.name, tokenizer, text.note)

@@ -1,7 +1,7 @@
-"""Text to token ids and back. Here: one token for each distinct character, as in the lecture.
+"""Text to token ids and back, with one token for each distinct character, as in the lecture.
 
 A tokenizer is saved as tokenizer.json in the format of Hugging Face's `tokenizers`, which reads it
-as byte-pair encoding that has an alphabet and no merges: the same ids.
+as byte-pair encoding without merges: the ids are the same.
 """
 
 import json
@@ -12,35 +12,35 @@ import numpy as np
 from npgpt.errors import UserError
 
 FILE = "tokenizer.json"
-SHOWN = 100      # characters that a message lists
+SHOWN = 100      # characters listed in a message
 
 
 def load_tokenizer(folder):
-    """The tokenizer that is saved in a folder, of the class that its file asks for: so far always
-    CharTokenizer. Raises UserError if it is missing or npgpt has no class for it."""
+    """Load the tokenizer saved in a directory: so far always a CharTokenizer. Raises UserError if
+    it is missing or of another kind."""
     return CharTokenizer.load(folder)
 
 
 class CharTokenizer:
-    """Characters <-> whole numbers: a character's id is its place in the sorted alphabet."""
+    """Characters <-> token ids: the id of a character is its position in the sorted alphabet."""
 
     def __init__(self, alphabet):
-        """alphabet: a text with every character to know, in any order, as often as you like."""
+        """alphabet: a text that contains every character, in any order and any number of times."""
         self.characters = "".join(sorted(set(alphabet)))
         self._codes = _codes(self.characters)                     # (V,), sorted
 
     @property
     def vocab_size(self):
-        """How many tokens there are, V."""
+        """The number of tokens, V."""
         return len(self.characters)
 
     @property
     def start(self):
-        """(1,) int: a token for a text to start from, the line break if there is one."""
+        """(1,) int: the token that generated text starts from, the line break if there is one."""
         return self.encode("\n" if "\n" in self.characters else self.characters[0])
 
     def encode(self, text):
-        """Text of n characters -> (n,) int64. Raises UserError that names an unknown character."""
+        """Text of n characters -> (n,) int64. Raises UserError for an unknown character."""
         codes = _codes(text)
         if not len(codes):
             return np.empty(0, np.int64)
@@ -54,7 +54,7 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids):
-        """Whole numbers (n,) -> text of n characters."""
+        """Token ids (n,) -> text of n characters."""
         return "".join(self.characters[i] for i in ids)
 
     def save(self, folder):
@@ -85,7 +85,7 @@ class CharTokenizer:
 
     @classmethod
     def load(cls, folder):
-        """Read what `save` wrote. Raises UserError if it is missing or not such a file."""
+        """Read what `save` wrote. Raises UserError if the file is missing or of another kind."""
         path = Path(folder) / FILE
         try:
             model = json.loads(path.read_text(encoding="utf-8"))["model"]
@@ -93,7 +93,7 @@ class CharTokenizer:
             characters = sorted(vocab, key=vocab.get)
             ids = [vocab[character] for character in characters]
         except FileNotFoundError:
-            raise UserError(f"{path} is missing; without it token ids cannot become text") from None
+            raise UserError(f"{path} is missing; token ids cannot be decoded without it") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not a valid tokenizer: {error!r}") from error
         tokenizer = cls("".join(characters))
@@ -104,12 +104,12 @@ class CharTokenizer:
 
 
 def _shown(characters):
-    """The characters for a message, in quotes, the first of them if they are many."""
+    """The characters for a message, in quotes, at most SHOWN of them."""
     if len(characters) <= SHOWN:
         return repr(characters)
     return f"{characters[:SHOWN]!r} and {len(characters) - SHOWN:,} more"
 
 
 def _codes(text):
-    """Text of n characters -> (n,) uint32, their Unicode numbers."""
+    """Text of n characters -> (n,) uint32, their code points."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,1 +1,1 @@
-"""Training: configuration, optimisation, what is kept on disk and what a person sees."""
+"""Training: configuration, steps, checkpoints and output."""

@@ -16,7 +16,7 @@ class TrainingConfig(Options):
     """
 
     batch_size: int = option(12, "sequences in a batch", at_least=1, at_most=10**6)
-    grad_accum: int = option(1, "batches whose gradients are added up for one step", at_least=1,
+    grad_accum: int = option(1, "batches per step, whose gradients are summed", at_least=1,
                              at_most=10**5)
     max_iters: int = option(2000, "training steps", at_least=1, at_most=10**8)
     learning_rate: float = option(1e-3, "AdamW's peak learning rate", above=0, at_most=100)
@@ -59,8 +59,8 @@ class TrainingConfig(Options):
         "GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
     )
     workers: int | None = option(
-        None, "processes on a CPU (default: one per core; of a large model only one computes, with "
-        "BLAS's threads, and the others only update)", at_least=1, at_most=1000
+        None, "processes on a CPU (default: one per core; for a large model only one computes, "
+        "with BLAS's threads, and the others only update)", at_least=1, at_most=1000
     )
     fused: bool = option(False, "fused kernels; they need a GPU")
 
@@ -77,7 +77,7 @@ class TrainingConfig(Options):
                                 f"{value}")
 
 
-# What may change when a run is resumed. `data` too: the text is recognised by its SHA-256.
+# Options that may change when a run is resumed; `data` too, because the text has a SHA-256.
 RESUMABLE = {"data", "max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype",
              "fused", "workers"}
 MODEL_FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}

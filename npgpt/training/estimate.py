@@ -1,4 +1,4 @@
-"""What a run will need: memory from the sizes, time from a trial step."""
+"""Estimates for a run: memory from its sizes, time from a trial step."""
 
 import time
 
@@ -10,23 +10,23 @@ LESS_MEMORY = "lower `batch_size` (and raise `grad_accum`), `block_size` or `n_e
 
 
 def memory_needed(model, training, device, ranks=1):
-    """GPTConfig, TrainingConfig -> the peak memory in bytes of that many ranks that compute,
-    together, to about a tenth.
+    """GPTConfig, TrainingConfig -> the total peak memory in bytes of this number of computing
+    ranks, to within about 10 %.
 
-    Parameters, AdamW's two means and each rank's gradients are as long as each other. Most
-    activations are what the caches keep from forward to backward; they grow with the tokens of a
-    batch. The head's part, probabilities and their gradient, is freed before the blocks' backward
-    begins. A block's gradients, 12 C² in all, exist before they are added, in each rank. AdamW's
-    own arrays come when all that is gone, and count if a large model learns from a small batch.
+    Parameters, AdamW's two moments and each rank's gradients have the same size. Most activations
+    are in the caches, from forward to backward; they grow with the tokens of a batch. The head's
+    part, probabilities and their gradient, is freed before the blocks' backward. A block's
+    gradients, 12 C² in all, exist before they are added, in each rank. AdamW's temporaries exist
+    only after all that is freed; they matter if a large model trains on a small batch.
     """
     C, T, V = model.n_embd, model.block_size, model.vocab_size
     row = model.n_head * T                              # of attention, for each token
-    attention = row * (2.25 if model.dropout else 1)    # dropped too, and a byte for the mask
+    attention = row * (2.25 if model.dropout else 1)    # after dropout too, and a byte for the mask
     mlp = 4 * C * (3 if model.activation == "gelu" else 1)
     block = 10 * C + attention + mlp + (0.5 * C if model.dropout else 0)
     head = 2 * V + 2 * C                                # probabilities and their gradient
     attending = row * (2 if model.dropout else 1) + 4 * C
-    passing = 8 * C + max(12 * C, attending)            # what a block's backward makes and drops
+    passing = 8 * C + max(12 * C, attending)            # temporaries of a block's backward
     ids = 10                                            # token ids are 8 bytes long
     tokens = training.batch_size * T
     activations = tokens * (model.n_layer * block + max(head, passing) + ids) + ranks * 12 * C * C
@@ -38,7 +38,7 @@ def memory_needed(model, training, device, ranks=1):
 
 
 def check_memory(needed, device):
-    """Raise UserError if the device has less free memory than is needed."""
+    """Raise UserError if the device has less free memory than needed."""
     available = device.memory()
     if available is not None and needed > available:
         raise UserError(
@@ -48,8 +48,8 @@ def check_memory(needed, device):
 
 
 def step_seconds(model, data, rows, grads):
-    """How long the gradients of a batch of `rows` take: once to warm up, once with the clock
-    running. They are added to `grads`; nothing else changes."""
+    """The seconds that the gradients of a batch of `rows` take, after one run to warm up. They are
+    added to `grads`; nothing else changes."""
     idx, targets = data.batch(0, 0, rows)
     for _ in range(2):
         model.device.synchronize()
@@ -61,7 +61,7 @@ def step_seconds(model, data, rows, grads):
 
 def run_seconds(step_seconds, training, first_step=0):
     """Seconds for the gradients of one batch, TrainingConfig -> seconds for the run from
-    first_step. A forward alone takes about a third of forward and backward."""
+    first_step on. A forward takes about a third of the time of forward and backward."""
     steps = training.max_iters - first_step
     evaluations = steps // training.eval_interval + 1
     batches = steps * training.grad_accum + evaluations * 2 * training.eval_iters / 3
@@ -69,7 +69,7 @@ def run_seconds(step_seconds, training, first_step=0):
 
 
 def size(n):
-    """Bytes, for a person: "48 MB"."""
+    """Bytes as text: "48 MB"."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
@@ -78,7 +78,7 @@ def size(n):
 
 
 def duration(seconds):
-    """Seconds, for a person: "2 min 10 s"."""
+    """Seconds as text: "2 min 10 s"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

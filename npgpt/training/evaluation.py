@@ -1,4 +1,4 @@
-"""The loss on a split, and a text that the model writes."""
+"""Evaluation: the loss on a split, and a sample of text."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ def evaluate(model, data, config, comm):
 
 
 def mean_loss(model, data, split, config, comm, windows=None):
-    """The loss in nats per token over windows of a split, spread evenly; None: over all of it,
-    window after window. The ranks share the work."""
+    """The loss in nats per token over a number of evenly spaced windows of a split; None: over all
+    its windows. The work is divided among the ranks."""
     offsets = data.offsets(split, windows)
     parts = np.split(offsets, range(config.batch_size, len(offsets), config.batch_size))
     start, stop = comm.rows(len(parts))
@@ -26,7 +26,7 @@ def mean_loss(model, data, split, config, comm, windows=None):
 
 
 def sample(model, data, seed):
-    """-> a text that the model writes from its start token."""
+    """-> a text generated from the start token."""
     tokenizer = data.tokenizer
     ids = model.generate(tokenizer.start[None], SAMPLE_TOKENS, temperature=0.8, seed=seed)
     return tokenizer.decode(ids[0])

@@ -1,16 +1,22 @@
-"""What a person wants to know before a run starts."""
+"""The header of a run's output."""
 
 from npgpt.training import estimate
 from npgpt.training.step import tokens_in_step
 
 
-def header(run, grads):
-    """name -> text. Measures the time of a step, which writes to grads and changes nothing else."""
+def trial_seconds(run, grads):
+    """How long the gradients of a batch take this rank. They are added to grads."""
+    start, stop = run.comm.rows(run.config.batch_size)
+    if not run.comm.computes:
+        return 0.0
+    return estimate.step_seconds(run.model, run.data, stop - start, grads)
+
+
+def header(run, trial):
+    """name -> text. trial: seconds that the gradients of a batch take."""
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
     memory = estimate.memory_needed(m, c, device, comm.computing)
-    start, stop = comm.rows(c.batch_size)
-    trial = (estimate.step_seconds(model, run.data, stop - start, grads) if comm.computes else 0.0)
     left = estimate.run_seconds(trial, c, run.step)
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
     return ({"note": "; ".join(notes)} if notes else {}) | {

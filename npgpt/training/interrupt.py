@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop when its step is done, the second is obeyed
-at once."""
+"""Ctrl-C and SIGTERM: the first signal stops the run after the current step, the second one stops
+it immediately."""
 
 import signal
 
 
 class Interrupt:
-    """While the `with` block runs, remembers the first signal to stop in `signal` (else None)."""
+    """Context manager: stores the first of these signals in `signal`, which is None before."""
 
     def __init__(self):
         self.signal = None
@@ -23,11 +23,11 @@ class Interrupt:
     @property
     def status(self):
         """The exit status that tells a shell which signal ended the program."""
-        return 128 + self.signal
+        return 128 + (self.signal or signal.SIGINT)      # it may be another rank that was told to
 
     def _receive(self, number, frame):
         self.signal = number
-        self._restore()               # so that the next one is not ours
+        self._restore()               # the previous handler gets the next signal
 
     def _restore(self):
         for number, handler in self._before.items():

@@ -1,27 +1,28 @@
-"""What happens around the training steps: clocks, metrics, the screen, Ctrl-C, the end.
+"""Everything around the training steps: timing, metrics, output, Ctrl-C, the final report.
 
-In every rank there is one, and all call its methods alike. Only the first is seen and writes.
+Every rank has a Monitor, and all ranks call the same methods. Only the first rank writes output.
 """
 
 import math
 import time
+from contextlib import ExitStack
 
 from npgpt.backend import to_host
 from npgpt.cli.bundle import command_line
 from npgpt.errors import RunError
 from npgpt.training.estimate import size
 from npgpt.training.evaluation import mean_loss, sample
-from npgpt.training.header import header
+from npgpt.training.header import header, trial_seconds
 from npgpt.training.interrupt import Interrupt
 from npgpt.training.progress import Progress
 from npgpt.training.run import save
 from npgpt.training.step import tokens_in_step
 
-MOST_NONFINITE = 10      # steps in a row whose gradients are not finite, before training gives up
+MOST_NONFINITE = 10      # consecutive steps with non-finite gradients after which training fails
 
 
 class Monitor:
-    """Use as a context: the screen and the handling of signals last from entry to exit."""
+    """A context manager: the progress bar and the handling of signals are active inside."""
 
     def __init__(self, run, grads):
         self.run, self.grads = run, grads
@@ -32,27 +33,28 @@ class Monitor:
 
     def __enter__(self):
         run = self.run
-        self.progress.__enter__()
-        self.interrupt.__enter__()
-        if run.comm.is_first:
-            run.directory.begin(run.step)
-        self.progress.header(header(run, self.grads))
+        seconds = trial_seconds(run, self.grads)      # if memory runs out here, nothing is written
+        with ExitStack() as stack:
+            stack.enter_context(self.progress)
+            stack.enter_context(self.interrupt)
+            if run.comm.is_first:
+                run.directory.begin(run.step)
+            self.progress.header(header(run, seconds))
+            self._stack = stack.pop_all()
         self._began = time.perf_counter() - run.seconds
         self._restart_clock()
         return self
 
     def __exit__(self, *error):
-        self.interrupt.__exit__(*error)
-        self.progress.__exit__(*error)
+        return self._stack.__exit__(*error)
 
     @property
     def interrupted(self):
-        """Whether somebody asked this rank to stop."""
+        """Whether this rank received a signal to stop."""
         return self.interrupt.signal is not None
 
     def step(self, lr, loss, grad_norm):
-        """A step is done. Reads numbers from the device, and so waits for it, only when a line of
-        metrics is due."""
+        """Record a step. Waits for the device only in steps that write a line of metrics."""
         run, c, xp = self.run, self.run.config, self.run.model.device.xp
         run.seconds = time.perf_counter() - self._began
         self.nonfinite = xp.where(xp.isfinite(grad_norm), 0, self.nonfinite + 1)
@@ -69,7 +71,7 @@ class Monitor:
                            f"are not finite; {run.kept}. Try a lower `learning_rate`")
 
     def evaluation(self, losses):
-        """The model was evaluated: record and show the losses, and a text that it writes."""
+        """Record and show the losses of an evaluation, and a sample of text."""
         run, (train_loss, val_loss) = self.run, losses
         self._log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
         if not math.isfinite(val_loss):
@@ -80,24 +82,25 @@ class Monitor:
             self.progress.evaluation(run.step, train_loss, val_loss, text)
 
     def saved(self):
-        """A checkpoint was written: its time does not count for the speed."""
+        """Exclude the time of a checkpoint from the speed."""
         self._restart_clock()
 
     def finish(self):
-        """The loop has ended: report the result, or save and say how to go on -> exit status."""
+        """Report the result; if the run was stopped, save and say how to resume -> exit status."""
         run, say = self.run, self.progress.say
         if run.step < run.config.max_iters:
             return self._stop()
         whole = mean_loss(run.model, run.data, run.data.val, run.config, run.comm)
         self._log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
         say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
-        # The ranks that only update share the first rank's memory, apart from a few MB.
-        peak = run.model.device.peak_memory() or 0
-        peak = run.comm.all_reduce(peak if run.comm.computes else 0)
+        # Ranks that only update share the first rank's memory, apart from a few MB. The others
+        # share a part of it, which counts once.
+        own = (run.model.device.peak_memory() or 0) - run.comm.shared_memory
+        peak = run.comm.all_reduce(max(own, 0) if run.comm.computes else 0)
         if peak:
             say(f"peak memory: {size(peak)}")
         if run.comm.is_first:
-            say(f"the model is in {run.directory.checkpoint('best')}; to read what it writes: "
+            say(f"the model is in {run.directory.checkpoint('best')}; to generate text: "
                 f"{command_line('sample')} --out-dir {run.directory.path}")
         return 0
 
@@ -109,10 +112,10 @@ class Monitor:
             return 0
         if run.step == 0:
             run.directory.discard()
-            say("stopped before the first step: there is nothing to keep")
+            say("stopped before the first step; nothing was saved")
         else:
-            say(f"stopped at step {run.step}; to go on: {command_line('train')} --resume --out-dir "
-                f"{run.directory.path}")
+            say(f"stopped at step {run.step}; to continue: {command_line('train')} --resume "
+                f"--out-dir {run.directory.path}")
         return self.interrupt.status
 
     def _log(self, **values):

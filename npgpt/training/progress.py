@@ -1,8 +1,8 @@
-"""What a person sees while a model trains: a header, a live bar, losses and samples.
+"""The output of training: a header, a progress bar, losses and samples.
 
-In a terminal the bar stays at the foot of the screen and everything else scrolls above it. Where
-the output goes to a file, there are plain lines instead, none more often than every ten seconds
-but for the evaluations.
+In a terminal the bar stays at the bottom of the screen and everything else scrolls above it. If the
+output goes to a file, there are plain lines instead, at most one every ten seconds apart from
+evaluations.
 """
 
 import time
@@ -17,14 +17,14 @@ PLAIN_SECONDS = 10
 
 
 class Screen(Console):
-    """rich's console, which leaves it to us what happens when nobody reads any more."""
+    """rich's console, but a closed pipe raises BrokenPipeError."""
 
     def on_broken_pipe(self):
         raise BrokenPipeError
 
 
 class Progress:
-    """Use as a context: the bar is there from entry to exit."""
+    """A context manager: the bar is shown inside."""
 
     def __init__(self, max_iters, first_step=0, console=None):
         self.console = console or Screen(highlight=False, markup=False, emoji=False)
@@ -44,17 +44,17 @@ class Progress:
         self._bar.stop()
 
     def header(self, facts):
-        """A line for each name and what there is to say about it."""
+        """Print a line for each name and text."""
         width = max(map(len, facts))
         for name, text in facts.items():
             self.say(f"{name:{width}}  {text}")
 
     def say(self, text, style=None):
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.console.print(text, style=style, soft_wrap=True)
 
     def step(self, step, loss, tokens_per_second, seconds_left):
-        """The latest numbers: loss in nats per token."""
+        """Show the latest numbers: loss in nats per token."""
         numbers = (f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
                    f"{duration(seconds_left)} left")
         self._bar.update(self._task, completed=step, numbers=numbers)
@@ -63,7 +63,7 @@ class Progress:
             self.say(f"step {step}/{self.max_iters}  {numbers}")
 
     def evaluation(self, step, train_loss, val_loss, sample):
-        """Losses in nats per token, and a text that the model wrote."""
+        """Show losses in nats per token, and a sample of text."""
         self._said = time.monotonic()
         self._bar.update(self._task, completed=step)
         self.say(f"step {step}/{self.max_iters}  train {train_loss:.4f}  val {val_loss:.4f}",

@@ -1,4 +1,4 @@
-"""What a command line asks for: laptop's values, over them those of a TOML file, over them flags.
+"""The command line of train.py: laptop's values, overridden by a TOML file, overridden by flags.
 
 Every field of `TrainingConfig` and `GPTConfig` is a flag with the same name and a key of a TOML
 file. A resumed run takes its values from the checkpoint.
@@ -27,7 +27,7 @@ ADAMW_RATES = ("learning_rate", "min_lr")
 
 @dataclass
 class Request:
-    """What the command line asks for."""
+    """What the command line requests."""
 
     config_name: str                # "laptop": what the run and its directory are called
     values: dict                    # name -> value, from the TOML file and the flags
@@ -37,9 +37,13 @@ class Request:
     overwrite: bool
     notes: list[str] = field(default_factory=list)      # for the header of the run
 
+    def asks_for(self, name):
+        """Whether the user asks for the value of an option, and not an old checkpoint."""
+        return not self.resume or name in self.flags
+
     def resumed(self, saved):
-        """The same request, with the values of a checkpoint under the flags.
-        Raises UserError that names a flag which a resumed run cannot change."""
+        """The same request, with the values of a checkpoint, overridden by the flags.
+        Raises UserError for a flag that a resumed run cannot change."""
         for name, value in self.flags.items():
             kept = saved.get(name, FIELDS[name].default)      # an old checkpoint may lack it
             if name not in RESUMABLE and value != kept:
@@ -61,10 +65,10 @@ class Request:
 
 
 def read_command_line(arguments, default_config):
-    """Arguments, as words -> Request.
+    """Command-line arguments -> Request.
 
-    default_config: the device's name as given ("auto", "cpu", "gpu") -> name of the configuration.
-    Raises UserError for an unknown option, an invalid value and options that exclude each other.
+    default_config: the value of `device` ("auto", "cpu", "gpu") -> name of the configuration.
+    Raises UserError for an unknown option, an invalid value and mutually exclusive options.
     """
     first = Parser(add_help=False)
     first.add_argument("--config")
@@ -92,7 +96,7 @@ def read_command_line(arguments, default_config):
             raise UserError("`resume` keeps the configuration of the run; leave out `config`")
         if request.overwrite:
             raise UserError("`resume` keeps a run and `overwrite` replaces it; choose one")
-        request.notes.clear()                         # they are about values that are not used
+        request.notes.clear()                         # they refer to values that are not used
         return request
     if request.overwrite and request.out_dir is None:
         raise UserError("`overwrite` replaces the run in `out_dir`, which is missing; without "
@@ -102,10 +106,10 @@ def read_command_line(arguments, default_config):
 
 
 def layered(lower, upper):
-    """Values, and those that win over them -> name -> value, and notes for the user.
+    """Values, overridden by others -> name -> value, and notes for the user.
 
-    Learning rates suit one optimiser: those for Muon are several times too high for AdamW alone.
-    Where `upper` changes to AdamW without a learning rate, AdamW's defaults take their place.
+    Learning rates are for one optimiser: those for Muon are several times too high for AdamW alone.
+    If `upper` changes to AdamW without a learning rate, AdamW's defaults replace them.
     """
     to_adamw = upper.get("optimizer") == "adamw" and lower["optimizer"] == "muon"
     if not to_adamw or "learning_rate" in upper:
@@ -135,14 +139,14 @@ def read_toml(path):
 
 
 def _check_muon(optimizer, given):
-    """Raise UserError if options of Muon are given where AdamW alone trains."""
+    """Raise UserError if options of Muon are given with AdamW."""
     for name in MUON_FIELDS:
         if optimizer == "adamw" and name in given:
             raise UserError(f"`{name}` has no effect with `optimizer` adamw; leave it out")
 
 
 def _config_path(name):
-    """A path, or the name of one of the configurations that npgpt brings."""
+    """A path, or the name of one of npgpt's configurations -> its path."""
     folder = bundled("configs")
     if (folder / f"{name}.toml").is_file():
         return folder / f"{name}.toml"
@@ -159,19 +163,19 @@ def _known_configs():
 
 
 def _parser(name, values):
-    """The parser of train.py, its defaults shown as the configuration has them."""
+    """The parser of train.py; the help shows the configuration's values as defaults."""
     parser = Parser(
         prog="train.py",
         usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE] ...",
         description="Train a GPT on a text. Without arguments: a small one on Tiny Shakespeare. "
-                    "Ctrl-C stops it, --resume goes on.",
+                    "Ctrl-C stops the run, --resume continues it.",
     )
     run = parser.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE", help="a TOML file of the values below, or one of "
                      f"{', '.join(_known_configs())} [laptop; with a GPU baby]")
     run.add_argument("--out-dir", metavar="DIR", help="directory of the run [a new one in out/]")
     run.add_argument("--resume", action="store_true",
-                     help="go on with the run in --out-dir [the newest in out/]")
+                     help="continue the run in --out-dir [the newest in out/]")
     run.add_argument("--overwrite", action="store_true", help="replace the run in --out-dir")
     parser.add_options(f"the model, as in {name}", MODEL_FIELDS.values(), values)
     parser.add_options(f"the training, as in {name}", TRAINING_FIELDS.values(), values)

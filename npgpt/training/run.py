@@ -1,4 +1,4 @@
-"""A run: what it works with, how far it is, and how it gets into a checkpoint and out again."""
+"""A training run, and how to save it to a checkpoint and restore it."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource
 from npgpt.training.config import FIELDS, TrainingConfig
 
-FORMAT = 1     # of training.json, whose first files lack these values:
+FORMAT = 1     # the version of training.json; older files may lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
 
 
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def kept(self):
-        """What there is to go on from, in words."""
+        """Which checkpoint remains, as text."""
         return "there is no checkpoint yet" if self.saved_step is None else (
             f"{self.directory.checkpoint('latest')} is complete")
 
@@ -53,7 +53,7 @@ def save(run, val_loss=math.inf):
     if not run.comm.is_first:
         return
     values = vars(run.config) | vars(run.model.config) | {"data": run.source.name}
-    del values["vocab_size"]                     # the tokenizer says it
+    del values["vocab_size"]                     # it follows from the tokenizer
     state = {
         "format": FORMAT,
         "step": run.step,
@@ -68,7 +68,7 @@ def save(run, val_loss=math.inf):
 
 
 def restore(run, state, checkpoint):
-    """Put a new run where a checkpoint was. state: of its training.json."""
+    """Restore a checkpoint into a new run. state: the contents of training.json."""
     shapes = {name: array.shape for name, array in run.optimizer.state.items()}
     run.optimizer.load_state(read_tensors(checkpoint / TENSORS, shapes), state["step"])
     run.step = run.saved_step = state["step"]
@@ -79,7 +79,7 @@ def restore(run, state, checkpoint):
 
 
 def check_state(state, checkpoint):
-    """Raise UserError if training.json does not say what a run needs to go on."""
+    """Raise UserError if training.json lacks something that a resumed run needs."""
     kinds = {"format": int, "step": int, "seconds": (int, float), "values": dict, "sha256": str,
              "best_val_loss": (int, float, type(None)), "config_name": str}
     for name, kind in kinds.items():
@@ -87,6 +87,6 @@ def check_state(state, checkpoint):
             raise UserError(f"{checkpoint / 'training.json'} is damaged: {name} is "
                             f"{state.get(name)!r}")
     if state["format"] > FORMAT:
-        raise UserError(f"{checkpoint} was written by a newer npgpt; update this one")
+        raise UserError(f"{checkpoint} was written by a newer version of npgpt; update npgpt")
     if state["step"] < 1 or not state["values"].keys() >= FIELDS.keys() - ADDED:
         raise UserError(f"{checkpoint / 'training.json'} is damaged: values are missing")

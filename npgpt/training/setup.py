@@ -1,5 +1,5 @@
-"""From a request to a run, new or resumed. Whatever is wrong with a request is found here, before
-anything is written."""
+"""From a request to a run, new or resumed. Invalid requests are refused here, before anything is
+written."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from npgpt.training.run import Run, check_state, restore
 
 
 def build_run(request):
-    """Request -> Run. Raises UserError if the request is not possible; nothing is written."""
+    """Request -> Run. Raises UserError for an invalid request. Nothing is written."""
     try:
         return resumed_run(request) if request.resume else new_run(request)
     except OSError as error:
@@ -26,7 +26,7 @@ def build_run(request):
 
 
 def new_run(request):
-    """-> the Run that a request asks for."""
+    """-> a new Run."""
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
@@ -41,7 +41,7 @@ def new_run(request):
 
 
 def resumed_run(request):
-    """-> the Run of a directory, where its latest checkpoint was."""
+    """-> the Run of a directory, restored from its latest checkpoint."""
     directory = RunDirectory.existing(request.out_dir)
     state, tokenizer, checkpoint = directory.load_state()
     check_state(state, checkpoint)
@@ -52,8 +52,8 @@ def resumed_run(request):
         raise UserError(f"the text {source.name} is not the one that {directory.path} was trained "
                         "on; `data` takes the path of that text")
     if state["step"] >= config.max_iters:
-        raise UserError(f"the run in {directory.path} has done its {state['step']} steps; to go "
-                        "on, raise `max_iters`")
+        raise UserError(f"the run in {directory.path} has finished its {state['step']} steps; to "
+                        "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
     model = GPT.from_pretrained(checkpoint, device, config.dtype or device.default_dtype,
@@ -67,15 +67,15 @@ def resumed_run(request):
 
 
 def assemble(request, config, directory, source, data, model, comm):
-    """-> Run of a model that is ready."""
+    """-> the Run of a model, new or loaded."""
     optimizer, buffers = distribute(model, config, comm)
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
                buffers, [*request.notes, *notes_on_workers(request, config, model.device)])
 
 
 def distribute(model, config, comm):
-    """Put a model's parameters where all ranks see them -> its optimiser, and for each rank the
-    buffer of its gradients."""
+    """Put a model's parameters into memory that all ranks share -> its optimiser, and for each rank
+    the buffer of its gradients."""
     model.params = model.params.on(comm.share(model.params.flat))
     buffers = comm.buffers(model.params.flat[:model.params.n_trainable])
     return build_optimizer(model.params, config, comm.share), buffers
@@ -106,7 +106,7 @@ def build_communicator(config, architecture, device):
 
 def notes_on_workers(request, config, device):
     """What to tell the user about the number of workers that the request asks for, a list."""
-    if config.workers and "workers" in request.flags:
+    if config.workers and request.asks_for("workers"):
         if config.workers > 1 and not can_fork():
             return ["1 process: several need Linux"]
         if config.workers > device.cores:
@@ -118,7 +118,7 @@ def notes_on_workers(request, config, device):
 def supported(config, device, request):
     """-> the configuration as this device supports it. Settings from a checkpoint of another device
     fall back to their defaults. Raises UserError for those that the request asks for."""
-    if "workers" in request.flags and config.workers and config.workers > 1:
+    if request.asks_for("workers") and config.workers and config.workers > 1:
         if device.name != "cpu":
             raise UserError(f"`workers` is for a CPU, and this run is on {device.description}, got "
                             f"{config.workers}")
@@ -128,7 +128,7 @@ def supported(config, device, request):
     fits = {"dtype": config.dtype in (None, *device.dtypes),
             "fused": not config.fused or device.name != "cpu"}
     for name in (name for name, fit in fits.items() if not fit):
-        if not request.resume or name in request.flags:
+        if request.asks_for(name):
             if name == "fused":
                 raise UserError(f"`fused` needs a GPU, and this run is on {device.description}")
             raise UserError(f"`dtype` must be {' or '.join(device.dtypes)} on "

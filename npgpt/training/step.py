@@ -1,4 +1,4 @@
-"""One training step, and the batches it learns from."""
+"""A training step, and its batches."""
 
 from npgpt.layers import Key
 from npgpt.optim import clip_scale
@@ -8,10 +8,10 @@ from npgpt.parallel import Single
 def train_step(model, optimizer, batches, grads, comm=None, *, lr, grad_clip=0.0):
     """Update the model's parameters once -> loss and norm of the gradients, scalars of the device.
 
-    batches: what model.loss_and_grads takes, for each part of the batch that this rank computes;
-    the losses of all parts on all ranks add up to the loss. grads: the model's Gradients. comm: the
-    Communicator; None: this is the only process. lr: the learning rate. grad_clip: the largest norm
-    of the gradients; 0: no limit. Gradients that are not finite leave the parameters as they are.
+    batches: the arguments of model.loss_and_grads, for each part of the batch that this rank
+    computes; the losses of all parts and ranks sum to the loss. grads: the model's Gradients. comm:
+    the Communicator; None: this is the only process. lr: the learning rate. grad_clip: the largest
+    norm of the gradients; 0: no limit. Non-finite gradients leave the parameters unchanged.
     """
     comm = comm or Single()
     grads.zero()
@@ -28,8 +28,8 @@ def train_step(model, optimizer, batches, grads, comm=None, *, lr, grad_clip=0.0
 
 def batches_of_step(data, config, step, comm):
     """The batches of a step that this rank computes, one for each part of gradient accumulation:
-    (idx, targets, key, count), as model.loss_and_grads takes them. Together they are the same
-    batch, with the same dropout, in however many parts and on however many ranks it comes."""
+    (idx, targets, key, count), as for model.loss_and_grads. The whole batch and its dropout do not
+    depend on the numbers of parts and ranks."""
     c = config
     rows = c.batch_size * c.grad_accum
     start, stop = comm.rows(c.batch_size)
@@ -39,5 +39,5 @@ def batches_of_step(data, config, step, comm):
 
 
 def tokens_in_step(config, block_size):
-    """How many tokens each step learns from."""
+    """The number of tokens in a step."""
     return config.batch_size * config.grad_accum * block_size

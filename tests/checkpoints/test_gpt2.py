@@ -15,7 +15,7 @@ IDX = np.arange(8)[None]
 
 
 def random_model(seed=3, **options):
-    """With no parameter at its initial value, as after training."""
+    """A model with no parameter at its initial value, as after training."""
     model = GPT(GPTConfig(**SMALL | options))
     draw = np.random.default_rng(seed).standard_normal
     model.params.flat[...] = draw(model.params.flat.size) * 0.2
@@ -23,7 +23,7 @@ def random_model(seed=3, **options):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_read_is_what_was_written(variant, tmp_path):
+def test_saved_model_is_loaded_unchanged(variant, tmp_path):
     model = random_model(**variant)
     model.save_pretrained(tmp_path / "model")
     read = GPT.from_pretrained(tmp_path / "model")
@@ -31,7 +31,7 @@ def test_what_is_read_is_what_was_written(variant, tmp_path):
     np.testing.assert_array_equal(read.params.flat, model.params.flat)
 
 
-def test_model_is_read_to_the_device_and_dtype_that_are_asked_for(tmp_path):
+def test_model_is_loaded_to_the_requested_device_and_dtype(tmp_path):
     random_model().save_pretrained(tmp_path / "model")
     assert GPT.from_pretrained(tmp_path / "model").params.flat.dtype == np.float32
     assert GPT.from_pretrained(tmp_path / "model", dtype="float64").params.flat.dtype == np.float64
@@ -52,7 +52,7 @@ def test_transformers_computes_the_same_logits(variant, tmp_path, torch, transfo
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_model_that_transformers_saved_is_read(prefix, tied, tmp_path, torch, transformers):
+def test_model_saved_by_transformers_is_loaded(prefix, tied, tmp_path, torch, transformers):
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=11, n_positions=8, n_layer=2, n_head=2, n_embd=16, tie_word_embeddings=tied
@@ -71,7 +71,7 @@ def test_model_that_transformers_saved_is_read(prefix, tied, tmp_path, torch, tr
     np.testing.assert_allclose(model.logits(IDX), logits, rtol=1e-4, atol=1e-4)
 
 
-def test_masks_in_old_files_are_passed_over(tmp_path):
+def test_masks_in_old_files_are_ignored(tmp_path):
     model = random_model()
     model.save_pretrained(tmp_path / "old")
     path = tmp_path / "old" / "model.safetensors"
@@ -84,7 +84,7 @@ def test_masks_in_old_files_are_passed_over(tmp_path):
                                   model.params.flat)
 
 
-def test_bias_that_was_trained_elsewhere_is_kept(tmp_path):
+def test_bias_trained_by_another_program_is_kept(tmp_path):
     random_model(attn_bias=False).save_pretrained(tmp_path / "m")
     path = tmp_path / "m" / "model.safetensors"
     tensors = load_file(path)
@@ -106,7 +106,7 @@ def test_saving_again_replaces_the_whole_directory(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_save_that_fails_leaves_the_old_directory(tmp_path, monkeypatch, error):
+def test_failed_save_keeps_the_old_directory(tmp_path, monkeypatch, error):
     model = random_model(1)
     model.save_pretrained(tmp_path / "m")
 
@@ -135,7 +135,7 @@ def test_sha256sum_can_check_the_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_flipped_bit_is_found_and_the_file_named(name, tmp_path):
+def test_flipped_bit_is_detected_and_the_file_is_named(name, tmp_path):
     random_model().save_pretrained(tmp_path / "m")
     data = bytearray((tmp_path / "m" / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -178,13 +178,13 @@ def edited(tmp_path, **changes):
     ({"n_layer": 10**12}, "n_layer must be"),
     ({"tie_word_embeddings": False}, r"lm_head\.weight .* is missing"),
 ])
-def test_configuration_that_does_not_fit_is_refused(change, message, tmp_path):
+def test_unsupported_configuration_is_refused(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         GPT.from_pretrained(edited(tmp_path, **change))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '{"model_type": []}'])
-def test_configuration_that_is_none_is_refused(text, tmp_path):
+def test_invalid_configuration_file_is_refused(text, tmp_path):
     path = edited(tmp_path)
     (path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config"):
@@ -192,14 +192,14 @@ def test_configuration_that_is_none_is_refused(text, tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}"])
-def test_weights_that_are_none_are_refused(data, tmp_path):
+def test_invalid_weights_file_is_refused(data, tmp_path):
     path = edited(tmp_path)
     (path / "model.safetensors").write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         GPT.from_pretrained(path)
 
 
-def test_directory_that_is_not_there_is_named(tmp_path):
+def test_missing_directory_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no model directory .*nowhere"):
         GPT.from_pretrained(tmp_path / "nowhere")
 

@@ -22,7 +22,7 @@ def save(run, step, is_best=False):
     run.save(model, CharTokenizer("ab"), optimizer.state, {"step": step}, is_best=is_best)
 
 
-def test_each_run_gets_a_directory_of_its_own():
+def test_each_run_gets_its_own_directory():
     names = []
     for _ in range(3):
         run = RunDirectory.new(None, "laptop", False)
@@ -37,23 +37,23 @@ def test_choosing_a_directory_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_directory_that_holds_a_run_is_refused_or_overwritten(tmp_path):
+def test_directory_with_a_run_is_refused_or_overwritten(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 5)
     (tmp_path / "r" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"already holds a run; resume .* overwrite"):
+    with pytest.raises(UserError, match=r"already contains a run; resume .* overwrite"):
         RunDirectory.new(tmp_path / "r", "laptop", False)
     again = RunDirectory.new(tmp_path / "r", "laptop", True)
     again.begin(0)
-    assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has its own
+    assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has saved one
     save(again, 3)
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]
     assert again.checkpoint("best").name == "checkpoint-3"
 
 
-def test_only_what_a_run_made_is_removed(tmp_path):
+def test_only_files_of_a_run_are_removed(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 1)
@@ -69,14 +69,14 @@ def test_only_what_a_run_made_is_removed(tmp_path):
         "best-photos", "checkpoint-notes.txt", "checkpoint-9"}
 
 
-def test_runs_that_start_together_get_a_directory_each():
+def test_runs_started_at_the_same_time_get_different_directories():
     first, second = (RunDirectory.new(None, "laptop", False) for _ in range(2))
     first.begin(0)
     second.begin(0)
     assert [str(run.path) for run in (first, second)] == ["out/laptop", "out/laptop-2"]
 
 
-def test_run_that_was_stopped_before_its_first_step_leaves_nothing(tmp_path):
+def test_run_stopped_before_its_first_step_leaves_no_files(tmp_path):
     run = RunDirectory.new(tmp_path / "deep" / "r", "laptop", False)
     run.begin(0)
     run.log(step=0, val_loss=4.2)
@@ -88,7 +88,7 @@ def test_run_that_was_stopped_before_its_first_step_leaves_nothing(tmp_path):
     assert run.checkpoint("best").name == "checkpoint-1"
 
 
-def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
+def test_nonfinite_values_are_null_in_the_metrics(tmp_path):
     run = RunDirectory.new(tmp_path, "laptop", False)
     run.begin(0)
     run.log(step=1, loss=float("nan"), grad_norm=float("inf"), seconds=0.5)
@@ -96,7 +96,7 @@ def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
         "step": 1, "loss": None, "grad_norm": None, "seconds": 0.5}
 
 
-def test_directory_that_cannot_be_one_is_refused(tmp_path):
+def test_invalid_directory_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         RunDirectory.new(tmp_path / "file", "laptop", False)
@@ -118,7 +118,7 @@ def test_only_latest_and_best_are_kept(tmp_path):
     assert {p.name for p in run.path.glob("checkpoint-*")} == {"checkpoint-40"}
 
 
-def test_newest_run_is_the_one_that_saved_last(tmp_path):
+def test_newest_run_is_the_one_saved_last(tmp_path):
     with pytest.raises(UserError, match="there is no run in out/"):
         RunDirectory.existing(None)
     for number, name in enumerate(("b", "a", "c")):
@@ -137,7 +137,7 @@ def test_directory_without_a_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "checkpoint-7", "", "."])
-def test_name_of_a_checkpoint_must_be_one(name, tmp_path):
+def test_invalid_name_of_a_checkpoint_is_refused(name, tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 1)
@@ -147,7 +147,7 @@ def test_name_of_a_checkpoint_must_be_one(name, tmp_path):
         run.checkpoint("latest")
 
 
-def test_state_comes_back(tmp_path):
+def test_saved_state_is_loaded_unchanged(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 3)
@@ -160,7 +160,7 @@ def test_state_comes_back(tmp_path):
         run.load_state()
 
 
-def test_metrics_of_steps_that_come_again_are_dropped(tmp_path):
+def test_metrics_of_repeated_steps_are_removed(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     for step in (10, 20, 20, 30):
@@ -170,3 +170,12 @@ def test_metrics_of_steps_that_come_again_are_dropped(tmp_path):
     run.begin(20)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20, 20]
+
+
+def test_run_that_was_killed_before_its_first_checkpoint_can_only_be_replaced(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    run.log(step=0, val_loss=4.2)
+    with pytest.raises(UserError, match="metrics of a run that was not saved; overwrite replaces"):
+        RunDirectory.new(tmp_path / "r", "laptop", False)
+    assert RunDirectory.new(tmp_path / "r", "laptop", True).path == tmp_path / "r"

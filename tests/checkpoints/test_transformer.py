@@ -38,7 +38,7 @@ def test_one_family_is_not_read_as_another(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"n_layer": 0}, r"config\.json: n_layer must be at least 1, got 0"),
-    ({"wings": 2}, "missing or unknown: wings"), ({"n_layer": 2}, "is missing"),
+    ({"wings": 2}, "has missing or unknown keys: wings"), ({"n_layer": 2}, "is missing"),
 ])
 def test_configuration_that_does_not_fit_is_refused(change, message, tmp_path):
     _, path = saved(tmp_path)

@@ -22,7 +22,7 @@ def test_version_is_one_line(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["train", "sample", "explain"])
-def test_every_command_with_flags_knows_the_version(script, capsys, monkeypatch):
+def test_every_command_with_flags_has_a_version_flag(script, capsys, monkeypatch):
     assert run(capsys, monkeypatch, script, "--version") == (
         0, f"npgpt {npgpt.__version__}\n", "")
 
@@ -42,7 +42,7 @@ def test_unknown_command_is_refused(word, hint, capsys, monkeypatch):
     assert run(capsys, monkeypatch, word) == (2, "", f"npgpt: unknown command {word!r}{hint}\n")
 
 
-def test_report_draws_the_losses_of_a_run(capsys, monkeypatch, tmp_path):
+def test_report_plots_the_losses_of_a_run(capsys, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(losses, "draw_losses", lambda *what: drawn.append(what))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
@@ -50,7 +50,7 @@ def test_report_draws_the_losses_of_a_run(capsys, monkeypatch, tmp_path):
     assert drawn == [([{"step": 1, "loss": 2.5}], "loss.png")]
 
 
-def test_report_of_no_run_is_refused(capsys, monkeypatch, tmp_path):
+def test_report_of_a_missing_run_is_refused(capsys, monkeypatch, tmp_path):
     status, _, message = run(capsys, monkeypatch, "report", str(tmp_path / "no"), "loss.png")
     assert status == 2
     assert message.startswith(f"npgpt report: {tmp_path}/no/metrics.jsonl cannot be read")

@@ -53,13 +53,13 @@ def parse(*words):
     ({"device": "atuo"}, "`device` must be auto, cpu or gpu, got 'atuo'; did you mean 'auto'?"),
     ({"mode": ["fast"]}, "`mode` must be fast or exact, got ['fast']"),
 ])
-def test_invalid_value_is_refused_with_what_it_must_be_and_what_it_is(values, message):
+def test_message_says_what_an_invalid_value_must_be_and_what_it_is(values, message):
     with pytest.raises(UserError) as error:
         Config(**values)
     assert error.value.message == message
 
 
-def test_valid_values_are_taken_also_those_of_numpy():
+def test_valid_values_are_accepted_including_numpy_scalars():
     c = Config(n_layer=np.int64(9), max_rate=np.float32(0.5), learning_rate=1)
     assert (c.n_layer, c.max_rate, c.learning_rate) == (9, 0.5, 1.0)
     assert type(c.n_layer) is int and type(c.learning_rate) is float
@@ -81,7 +81,7 @@ def test_valid_values_are_taken_also_those_of_numpy():
     ("--resume=yes", "--resume takes no value, got 'yes'; --help lists all options"),
     ("--n-layer=x", "`n_layer` must be a whole number, got 'x'"),
 ])
-def test_wrong_command_line_is_refused_with_what_was_probably_meant(words, message):
+def test_invalid_command_line_is_refused_with_a_suggestion(words, message):
     with pytest.raises(UserError) as error:
         parse(*words.split())
     assert error.value.message == message
@@ -103,19 +103,19 @@ def test_help_names_other_options_as_flags_and_a_path_as_a_file(capsys):
     assert "--device {auto,cpu,gpu}" in text and "`" not in text
 
 
-def test_every_parser_knows_its_version(capsys):
+def test_every_parser_has_a_version_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--version")
     assert (stop.value.code, capsys.readouterr().out) == (0, f"npgpt {npgpt.__version__}\n")
 
 
-def test_aliases_lead_to_options_and_are_none_themselves():
+def test_aliases_name_options_and_are_not_options_themselves():
     known = FIELDS.keys() | {f.name for f in dataclasses.fields(Sampling)} | {"out_dir"}
     assert set(ALIASES.values()) <= known
     assert not ALIASES.keys() & known
 
 
-def test_suggestion_is_empty_where_nothing_is_near():
+def test_suggestion_is_empty_if_nothing_is_similar():
     assert suggestion("lr", FIELDS) == "; did you mean 'learning_rate'?"
     assert suggestion("n_layr", FIELDS) == "; did you mean 'n_layer'?"
     assert suggestion("xyzzy", FIELDS) == ""

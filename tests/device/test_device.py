@@ -1,7 +1,7 @@
 """Everything that training does on a GPU: on the double, and with `--device gpu` on a GPU itself.
 
-The double computes with NumPy, so what it answers is what the CPU answers, to the last bit. A GPU
-rounds in another order, and is held to 1e-10 in float64 and 1e-5 in float32.
+The double computes with NumPy, so its results equal the CPU's to the last bit. A GPU rounds
+differently and must agree within 1e-10 in float64 and 1e-5 in float32.
 """
 
 import json
@@ -54,7 +54,7 @@ def tolerance(device, dtype="float64"):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_forward_and_backward_answer_as_on_the_cpu_and_wait_for_nothing(name, device):
+def test_forward_and_backward_agree_with_the_cpu_without_synchronising(name, device):
     @given(CASES[name]())
     @settings(max_examples=30)
     def check(case):
@@ -93,7 +93,7 @@ def test_backward_is_the_derivative_of_the_forward_on_the_device(name, device):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_steps_of_training_are_those_of_the_cpu_and_wait_for_nothing(dtype, device):
+def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, device):
     ended = []
     for place in (get_device("cpu"), device):
         data = Dataset(TokenSource.from_text("abcdefghijklm" * 20), 6, place)
@@ -111,7 +111,7 @@ def test_steps_of_training_are_those_of_the_cpu_and_wait_for_nothing(dtype, devi
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "head_bias": True},
                                      {"attn_bias": False, "activation": "relu"}])
-def test_loss_evaluation_and_text_are_those_of_the_cpu(options, device):
+def test_loss_evaluation_and_text_agree_with_the_cpu(options, device):
     here, there = (GPT(GPTConfig(**BASE | options), device=d) for d in ("cpu", device))
     idx = np.random.default_rng(0).integers(13, size=(3, 6))
     agree(there.logits(idx), here.logits(idx), device, tolerance(device, "float32"))
@@ -121,7 +121,7 @@ def test_loss_evaluation_and_text_are_those_of_the_cpu(options, device):
                                   here.generate(idx, 10, temperature=0.8, top_k=5, seed=4))
 
 
-def test_model_saved_on_the_device_is_read_on_the_cpu(device, tmp_path):
+def test_model_saved_on_the_device_is_loaded_on_the_cpu(device, tmp_path):
     there = GPT(GPTConfig(**BASE), device=device)
     there.save_pretrained(tmp_path / "m")
     here = GPT.from_pretrained(tmp_path / "m")
@@ -163,7 +163,7 @@ def losses(folder):
     return [line["val_loss"] for line in map(json.loads, lines) if "val_loss" in line]
 
 
-def test_training_is_that_of_the_cpu(home, capsys):
+def test_training_agrees_with_the_cpu(home, capsys):
     for name in ("cpu", "gpu"):
         status, _, err = run(capsys, "--device", name, "--config=laptop", "--dtype=float32",
                              "--max-iters=20", "--out-dir", name)
@@ -171,7 +171,7 @@ def test_training_is_that_of_the_cpu(home, capsys):
     np.testing.assert_allclose(losses(home / "gpu"), losses(home / "cpu"), rtol=1e-4)
 
 
-def test_run_begun_on_the_device_goes_on_on_the_cpu_and_back(home, capsys):
+def test_run_is_resumed_on_the_cpu_and_back_on_the_device(home, capsys):
     assert run(capsys, "--device=gpu", "--max-iters=10", "--out-dir=r")[0] == 0
     for name, steps in (("cpu", 20), ("gpu", 30)):
         status, out, err = run(capsys, "--resume", "--device", name, "--max-iters", str(steps),
@@ -192,7 +192,7 @@ def test_number_of_waits_does_not_grow_with_the_number_of_steps(home, capsys, de
     assert counted[0] == counted[1] > 0
 
 
-def test_header_and_end_tell_device_precision_and_memory(home, capsys, device: Device):
+def test_output_shows_device_precision_and_memory(home, capsys, device: Device):
     _, out, _ = run(capsys, "--device=gpu", "--max-iters=1")
     assert f"on {device.description}, {device.default_dtype}\n" in out
     assert "peak memory: " in out
@@ -212,8 +212,8 @@ def test_every_precision_trains(home, capsys, words, device, request):
 
 
 @pytest.mark.parametrize(("given", "on", "then", "expected"), [
-    (["--dtype=bfloat16"], "cpu", [], "float32"),          # what the CPU lacks is left out
-    (["--dtype=float32"], "gpu", [], "float32"),           # what was chosen stays
+    (["--dtype=bfloat16"], "cpu", [], "float32"),          # not on the CPU: the default
+    (["--dtype=float32"], "gpu", [], "float32"),           # an explicit choice is kept
     (["--dtype=float32"], "gpu", ["--dtype=tf32"], "tf32"),
     (["--dtype=bfloat16"], "cpu", ["--dtype=bfloat16"], None),
 ])
@@ -227,7 +227,7 @@ def test_precision_of_a_resumed_run(home, capsys, given, on, then, expected):
         assert (status, err) == (0, "") and f", {expected}" in out.partition("\n")[0]
 
 
-def test_checkpoint_of_before_there_was_a_choice_goes_on(home, capsys):
+def test_old_checkpoint_without_precision_is_resumed(home, capsys):
     assert run(capsys, "--device=cpu", "--max-iters=2", "--out-dir=r")[0] == 0
     folder = home / "r" / "checkpoint-2"
     state = json.loads((folder / "training.json").read_text())
@@ -247,9 +247,9 @@ def test_what_a_device_cannot_compute_in_is_refused(home, capsys):
         assert err.count("\n") == 1 and not (home / "out").exists()
 
 
-def test_out_of_memory_names_the_size_and_the_knobs(home, capsys, monkeypatch, device):
+def test_out_of_memory_names_the_size_and_options_to_lower(home, capsys, monkeypatch, device):
     if device.xp is not double.cupy:
-        pytest.skip("a GPU is not filled for a test")
+        pytest.skip("the test would have to fill the memory of the GPU")
     monkeypatch.setattr(double.array, "MEMORY", 100_000)
     status, _, err = run(capsys, "--device=gpu")
     assert status == 2 and "training needs about" in err and "--batch-size" in err

@@ -1,4 +1,4 @@
-"""The double is as strict as CuPy: its rules, and its lists beside CuPy's own where it is there."""
+"""The double is as strict as CuPy; its lists are compared with CuPy's if CuPy is installed."""
 
 import importlib.util
 import inspect
@@ -41,7 +41,7 @@ def test_functions_of_numpy_do_not_take_arrays_of_the_device(function):
         function(X)
 
 
-def test_numbers_mix_and_keep_the_dtype():
+def test_python_numbers_keep_the_dtype():
     x = X.astype("float32")
     assert (x * 2.5).dtype == (2 - x).dtype == cupy.where(x > 1, x, 0).dtype == np.float32
     assert (x * np.float64(2)).dtype == np.float64           # a scalar of NumPy has a type
@@ -49,7 +49,7 @@ def test_numbers_mix_and_keep_the_dtype():
 
 
 @pytest.mark.parametrize("name", ["errstate", "vecdot", "insert", "block", "einsum_path"])
-def test_what_cupy_lacks_the_double_lacks(name):
+def test_functions_missing_in_cupy_are_missing_in_the_double(name):
     assert not hasattr(cupy, name)
 
 
@@ -76,7 +76,7 @@ def test_arguments_that_cupy_lacks_are_refused(call):
     lambda: cupy.where(X > 1), lambda: cupy.arange(cupy.asarray(3)),
     lambda: cupy.full((2,), cupy.asarray(3.0)),
 ])
-def test_what_waits_for_the_device_is_counted_and_can_be_forbidden(reading):
+def test_synchronisation_is_counted_and_can_be_forbidden(reading):
     before = waits()
     reading()
     assert waits() == before + 1
@@ -84,7 +84,7 @@ def test_what_waits_for_the_device_is_counted_and_can_be_forbidden(reading):
         reading()
 
 
-def test_what_computes_waits_for_nothing():
+def test_computation_does_not_synchronise():
     with no_waiting():
         y = cupy.exp(X - X.max(-1, keepdims=True))
         y /= y.sum(-1, keepdims=True)
@@ -103,7 +103,7 @@ def test_a_view_is_a_view():
     assert x.tolist() == [[0, 5, 7], [1, 1, 7]]
 
 
-def test_memory_is_not_cleared_and_runs_out(monkeypatch):
+def test_memory_is_uninitialised_and_limited(monkeypatch):
     assert np.isnan(cupy.empty(3).get()).all()
     monkeypatch.setattr(array, "MEMORY", 1000)
     assert cupy.zeros(125).nbytes == 1000
@@ -111,14 +111,14 @@ def test_memory_is_not_cleared_and_runs_out(monkeypatch):
         cupy.zeros(126)
 
 
-def test_bfloat16_is_for_products_of_two_matrices():
+def test_bfloat16_supports_only_products_of_two_matrices():
     x = X.astype(array.BFLOAT16)
     assert (x @ x.T).dtype == array.BFLOAT16
     with pytest.raises(TypeError, match="stacks"):
         x[None] @ x.T[None]
 
 
-def test_the_double_goes_as_it_came():
+def test_uninstalling_the_double_restores_everything():
     before = sys.modules.get("cupy")
     with double.installed() as gpu:
         assert gpu.xp is sys.modules["cupy"] is cupy
@@ -134,7 +134,7 @@ def real_cupy():
     return importlib.import_module("cupy")
 
 
-def test_every_function_of_the_double_is_one_of_cupys_with_these_arguments(real_cupy):
+def test_functions_of_the_double_exist_in_cupy_with_the_same_arguments(real_cupy):
     for name, accepted in cupy.FUNCTIONS.items():
         function = getattr(real_cupy, name)
         if accepted == cupy.UFUNC:
@@ -146,7 +146,7 @@ def test_every_function_of_the_double_is_one_of_cupys_with_these_arguments(real_
         assert all(argument in signature for argument in accepted.split()), (name, signature)
 
 
-def test_what_the_double_lacks_cupy_lacks(real_cupy):
+def test_names_missing_in_the_double_are_missing_in_cupy(real_cupy):
     for name in ("errstate", "vecdot", "insert", "block", "einsum_path"):
         assert not hasattr(real_cupy, name)
     for name in ("sum", "max"):

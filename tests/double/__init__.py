@@ -1,6 +1,6 @@
 """A double of CuPy: an array module that runs without a GPU and is as strict as one.
 
-Once it is installed, `import cupy` finds it, and `--device gpu` runs on it from end to end.
+After `install`, `import cupy` imports it, and `--device gpu` runs on it.
 """
 
 import sys
@@ -15,7 +15,7 @@ __all__ = ["HiddenWait", "OutOfMemoryError", "Work", "cupy", "install", "install
 
 
 def install():
-    """Let `import cupy` find the double -> function that restores what was before."""
+    """Let `import cupy` import the double -> function that undoes this."""
     registry = backend._makers, backend._devices, backend._modules
     saved = [dict(part) for part in registry]
     module = sys.modules.get("cupy")
@@ -34,7 +34,7 @@ def install():
 
 @contextmanager
 def installed():
-    """-> the GPU's Device, on the double, while it is entered."""
+    """Context manager -> the GPU's Device, on the double."""
     restore = install()
     try:
         yield backend.get_device("gpu")

@@ -1,11 +1,9 @@
-"""An array with CuPy's rules and NumPy's numbers: what code for both modules can be tried on where
-there is no GPU.
+"""An array with CuPy's rules that computes with NumPy, to test code for both modules without a GPU.
 
-CuPy never moves an array by itself, so an operation that meets an array of the host raises. What
-needs a number on the host (`float(x)`, `if x`, a boolean mask) waits for the device; the double
-counts those waits, and forbids them while `no_waiting` is entered. Where CuPy lets something pass
-that a GPU would answer in its own way, the double is stricter: NumPy's functions, lists and arrays
-of the host as an index.
+CuPy never copies an array implicitly, so an operation with an array of the host raises. Operations
+that need a number on the host (`float(x)`, `if x`, a boolean mask) wait for the device; the double
+counts these waits, and forbids them inside `no_waiting`. It is stricter than CuPy where a GPU's
+result could differ: it refuses NumPy's functions, and lists and arrays of the host as an index.
 """
 
 import operator
@@ -15,46 +13,46 @@ import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-MEMORY = 10**10        # bytes that the double has
+MEMORY = 10**10        # the memory of the double in bytes
 
 
 class OutOfMemoryError(MemoryError):
-    """More was asked for than the device has."""
+    """An allocation exceeds the memory of the device."""
 
 
 class HiddenWait(AssertionError):
-    """Something waited for the device where nothing may."""
+    """Code waited for the device inside `no_waiting`."""
 
 
 class _Waits:
-    """How often the host has waited for the device, and whether it may."""
+    """How often the host has waited for the device, and whether this is allowed."""
 
     count = 0
     forbidden = False
 
 
 class Work:
-    """What the device was asked to do so far: the same on every machine."""
+    """The work of the device so far, which is the same on every machine."""
 
     operations = 0      # on arrays
     bytes = 0           # of new memory that their results took
 
 
 def wait(reason):
-    """Called where CuPy waits for the device."""
+    """Called whenever CuPy would wait for the device."""
     if _Waits.forbidden:
         raise HiddenWait(f"{reason} waits for the device")
     _Waits.count += 1
 
 
 def waits():
-    """How often the host has waited so far."""
+    """The number of waits so far."""
     return _Waits.count
 
 
 @contextmanager
 def no_waiting():
-    """While it is entered, whatever waits for the device raises HiddenWait."""
+    """Context manager: waiting for the device raises HiddenWait."""
     before, _Waits.forbidden = _Waits.forbidden, True
     try:
         yield
@@ -63,7 +61,7 @@ def no_waiting():
 
 
 def unwrap(x):
-    """An argument as NumPy takes it. Raises TypeError for what CuPy does not take."""
+    """An argument for NumPy. Raises TypeError for a type that CuPy does not accept."""
     if isinstance(x, ndarray):
         return x._host
     if isinstance(x, np.ndarray):
@@ -74,7 +72,7 @@ def unwrap(x):
 
 
 def wrap(result):
-    """What NumPy answered, as CuPy would: a sum over every axis is an array too."""
+    """NumPy's result, as CuPy would return it: a sum over all axes is an array too."""
     if isinstance(result, (np.ndarray, np.generic)):
         result = np.asarray(result)
         Work.operations += 1
@@ -86,7 +84,7 @@ def wrap(result):
 
 
 class ndarray:
-    """On the device. Made by the functions of tests.double.cupy alone."""
+    """An array on the device. Only the functions of tests.double.cupy create it."""
 
     __hash__ = None
 
@@ -116,7 +114,7 @@ class ndarray:
         self._host[self._index(index)] = unwrap(value)
 
     def _index(self, index):
-        """An index for NumPy that answers a view where CuPy does; numbers beyond the end wrap."""
+        """An index for NumPy that gives a view where CuPy does; out-of-range integers wrap."""
         parts = list(index) if isinstance(index, tuple) else [index]
         named = sum(part is not None and part is not Ellipsis for part in parts)
         axis = 0
@@ -168,7 +166,7 @@ class ndarray:
 
 
 def product(a, b):
-    """a @ b. bfloat16 is summed in float32, and not taken in stacks, as with CuPy 14."""
+    """a @ b. bfloat16 is summed in float32, and stacks of it are refused, as in CuPy 14."""
     a, b = unwrap(a), unwrap(b)
     if BFLOAT16 in (a.dtype, b.dtype):
         if a.ndim > 2 or b.ndim > 2:
@@ -197,7 +195,7 @@ def _number(name, convert):
 
 
 def _method(name, accepted):
-    """A method of NumPy's arrays with CuPy's arguments alone."""
+    """A method of NumPy's arrays, restricted to CuPy's arguments."""
     def method(self, *args, **kwargs):
         check_arguments(name, args, kwargs, accepted)
         kwargs = {key: unwrap(value) for key, value in kwargs.items()}

@@ -1,8 +1,7 @@
-"""The double of the module `cupy`: as much of it as npgpt uses, by CuPy's rules (see array.py).
+"""The double of the module `cupy`: the part that npgpt uses, with CuPy's rules (see array.py).
 
-A function that is not here raises AttributeError, as one does that CuPy lacks; `FUNCTIONS` lists
-the arguments that CuPy's have. tests/device/test_double.py compares the list with CuPy itself where
-it is installed.
+Other functions raise AttributeError, as if CuPy did not have them. `FUNCTIONS` lists the arguments
+of CuPy's functions; tests/device/test_double.py compares the list with CuPy if it is installed.
 """
 
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ __all__ = ["RawModule", "asarray", "asnumpy", "cuda", "empty", "matmul", "ndarra
 
 UFUNC = ["out", "casting", "dtype"]
 UFUNC_ARGUMENTS = ["x1", "x2", *UFUNC]
-NUMBERS = ("arange", "full", "zeros", "ones", "eye", "split")      # take numbers of the host
+NUMBERS = ("arange", "full", "zeros", "ones", "eye", "split")      # accept numbers of the host
 FUNCTIONS = {
     **dict.fromkeys(
         ("exp", "log", "sqrt", "square", "tanh", "sin", "cos", "maximum", "minimum", "isfinite",
@@ -68,14 +67,14 @@ matmul = product
 
 
 def empty(shape, dtype=float, order="C"):
-    """Memory as it was found: not zeros, so that nobody counts on them."""
+    """Uninitialised memory: not zeros, so that tests detect code that relies on zeros."""
     host = np.empty(shape, dtype, order)
-    host.view(np.uint8).reshape(-1)[...] = 0xFF if host.size else 0      # no number, in a float
+    host.view(np.uint8).reshape(-1)[...] = 0xFF if host.size else 0      # NaN in a float
     return ndarray(host)
 
 
 def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
-    """Host or device -> device. What is there already is returned itself."""
+    """Host or device -> device. An array on the device is returned itself."""
     if isinstance(a, ndarray):
         return a if dtype in (None, a.dtype) else a.astype(dtype)
     return ndarray(np.array(a, dtype=dtype, order=order))
@@ -87,7 +86,7 @@ def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
 
 
 class _Pool:
-    """The memory pool. The double gives memory back to Python, so the pool holds nothing."""
+    """The memory pool. The double returns memory to Python, so the pool is empty."""
 
     @staticmethod
     def total_bytes():
@@ -107,7 +106,7 @@ class _CUDARuntimeError(RuntimeError):
 
 
 class MathMode:
-    """What cuBLAS was told last: 3 is TF32."""
+    """The current math mode of cuBLAS: 3 is TF32."""
 
     mode = 0
 

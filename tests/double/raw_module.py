@@ -1,11 +1,10 @@
-"""CuPy's RawModule for the test double: the very text of a .cu file, compiled by the host's g++ and
-run there lane by lane. host_cuda.h says how.
+"""CuPy's RawModule for the test double: an unchanged .cu file, compiled by g++ and run on the host,
+lane by lane. host_cuda.h explains how.
 
-It is stricter than CuPy, which passes on whatever bytes it is given. Here an argument must have the
-type that the kernel declares for it, a Python number (CuPy makes 8 bytes of it, whatever the kernel
-expects) and an array that is not contiguous are refused, no array that is written may overlap
-another, and one that is written outside its bounds is an error. Outside its bounds an array that is
-read holds NaN, which shows in the result.
+It is stricter than CuPy, which passes any bytes. An argument must have the type that the kernel
+declares; Python numbers (CuPy passes 8 bytes, whatever the kernel expects) and arrays that are not
+contiguous are refused; an array that is written must not overlap another; and writing outside an
+array is an error. Memory around an array that is read contains NaN, which shows in the result.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ GUARD_WRITTEN = 0xFE     # another, so that a NaN which is read outside and writ
 
 
 class RawModule:
-    """Kernels in CUDA C++. As in CuPy nothing is compiled before a function is asked for."""
+    """Kernels in CUDA C++. As in CuPy, they are compiled when the first function is requested."""
 
     def __init__(self, code=None, *, options=(), name_expressions=()):
         if name_expressions and not any("std=" in option for option in options):
@@ -57,7 +56,7 @@ def _compile(code, options, names):
             capture_output=True, text=True, check=False,
         )
         if done.returncode or done.stderr:
-            raise RuntimeError(f"g++ does not like the kernels:\n{done.stderr}")
+            raise RuntimeError(f"g++ cannot compile the kernels:\n{done.stderr}")
         return ctypes.PyDLL(str(library))      # keeps Python's lock: a launch is not reentrant
 
 
@@ -118,7 +117,7 @@ class _Function:
 
 
 class _Guarded:
-    """A copy of an array, with bytes around it that must stay."""
+    """A copy of an array, with guard bytes around it."""
 
     def __init__(self, host, byte):
         guard = max(GUARD, -(-host.nbytes // 64) * 64)       # keeps the alignment

@@ -1,4 +1,4 @@
-"""The host's emulation of CUDA refuses what a GPU leaves undefined, and computes what one would."""
+"""The host's emulation of CUDA computes what a GPU does, and refuses undefined behaviour."""
 
 from types import SimpleNamespace
 
@@ -56,13 +56,13 @@ def array(host):
     return SimpleNamespace(_host=np.asarray(host))
 
 
-def test_threads_of_all_blocks_know_their_places():
+def test_threads_of_all_blocks_have_correct_indices():
     x, y = np.arange(200.0), np.zeros(200)
     function("scale<double>")((2,), (128,), (array(x), np.float64(3), np.int64(200), array(y)))
     assert y.tolist() == (3 * x).tolist()
 
 
-def test_lanes_exchange_what_each_had_at_the_same_time():
+def test_lanes_exchange_values_simultaneously():
     x, y = np.random.default_rng(0).standard_normal(32), np.zeros(32)
     function("exchange")(*WARP, (array(x), array(y)))
     expected = x
@@ -82,7 +82,7 @@ def test_undefined_shuffles_are_errors(name, message):
         function(name)(*WARP, (array(np.zeros(32)),))
 
 
-def test_block_of_a_broken_warp_is_an_error():
+def test_block_with_an_incomplete_warp_is_an_error():
     with pytest.raises(RuntimeError, match="a block must be whole warps"):
         function("exchange")((1,), (40,), (array(np.zeros(40)), array(np.zeros(40))))
 
@@ -97,13 +97,13 @@ def test_scalar_must_have_the_type_that_the_kernel_declares(factor):
 
 
 @pytest.mark.parametrize("x", [np.ones(4, np.float32), array(np.ones(4)), np.float32(1), [1.0]])
-def test_array_must_be_the_devices_and_of_the_type_that_the_kernel_declares(x):
+def test_array_must_be_on_the_device_and_have_the_type_that_the_kernel_declares(x):
     with pytest.raises(TypeError, match=r"scale<float>, argument 0 \(in float32\): "):
         function("scale<float>")(
             *WARP, (x, np.float32(3), np.int64(4), array(np.zeros(4, np.float32))))
 
 
-def test_number_of_arguments_must_be_right():
+def test_number_of_arguments_must_be_correct():
     with pytest.raises(TypeError, match="exchange takes 2 arguments, not 1"):
         function("exchange")(*WARP, (array(np.zeros(32)),))
 
@@ -127,13 +127,13 @@ def test_write_outside_an_array_is_an_error(n):
 
 
 @pytest.mark.parametrize("offset", [-1, 1, 100])
-def test_what_is_read_outside_an_array_is_not_a_number(offset):
+def test_reading_outside_an_array_gives_nan(offset):
     y = np.zeros(32)
     function("shift")(*WARP, (array(np.ones(32)), np.int32(offset), array(y)))
     assert np.isnan(y).sum() == min(abs(offset), 32)
 
 
-def test_error_of_the_compiler_is_shown():
+def test_compiler_error_is_shown():
     module = RawModule(code="__global__ void k() { __syncthreads(); }", options=("--std=c++17",),
                        name_expressions=("k",))
     with pytest.raises(RuntimeError, match="__syncthreads"):

@@ -27,14 +27,14 @@ step 2700: train loss 2.4738, val loss 2.4911
 """     # by PyTorch 2.13, with the replay in torch_lecture.py, as below; the last line is token 0
 
 
-def test_all_losses_printed_are_those_that_pytorch_printed(shakespeare, capsys):
+def test_printed_losses_equal_those_of_pytorch(shakespeare, capsys):
     bigram.replay(3000)
     printed = capsys.readouterr().out
     assert printed.startswith(PRINTED)
     assert len(printed) == len(PRINTED) + 500 + len("\n")
 
 
-def test_losses_and_text_are_those_of_pytorch_to_the_last_character(torch, shakespeare, capsys):
+def test_losses_and_text_equal_those_of_pytorch(torch, shakespeare, capsys):
     from tests.examples import torch_lecture
 
     torch.manual_seed(torch_lecture.SEED)
@@ -44,7 +44,7 @@ def test_losses_and_text_are_those_of_pytorch_to_the_last_character(torch, shake
     assert capsys.readouterr().out == theirs
 
 
-def test_first_rows_are_those_of_the_lecture(shakespeare):
+def test_first_rows_equal_those_of_the_lecture(shakespeare):
     data = Dataset(TokenSource.from_text(shakespeare), 8, get_device("cpu"))
     idx, targets = data.windows(data.train, TorchRandom(1337).randint(len(data.train) - 8, (4,)))
     assert idx.tolist() == [[24, 43, 58, 5, 57, 1, 46, 43], [44, 53, 56, 1, 58, 46, 39, 58],
@@ -54,7 +54,7 @@ def test_first_rows_are_those_of_the_lecture(shakespeare):
     assert data.tokenizer.encode("Let's he").tolist() == idx[0].tolist()
 
 
-def test_it_runs_as_a_command_and_says_in_one_line_what_is_missing(shakespeare, tmp_path):
+def test_command_runs_and_reports_a_missing_file_in_one_line(shakespeare, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "https_proxy": "http://127.0.0.1:9"}
 
     def run(where):

@@ -13,7 +13,7 @@ def ways(day, draws=500):
     return {dates.written(day, rng) for _ in range(draws)}
 
 
-def test_a_day_is_written_in_many_ways():
+def test_a_day_is_written_in_many_formats():
     found = ways(date(1998, 3, 3))
     assert found >= {"3 mar 1998", "the 3rd of march, 1998", "tuesday, 3 march 1998", "3.3.1998",
                      "03/03/98", "tue, mar 3rd, 1998", "1998 march 3"}
@@ -28,7 +28,7 @@ def test_days_have_the_right_ending(day, nth):
     assert f"january {nth}, 2001" in ways(date(2001, 1, day))
 
 
-def test_no_two_days_are_written_alike():
+def test_no_two_days_have_the_same_text():
     rng = np.random.default_rng(0)
     read = {}
     for day in dates.split(0)[0][:3000]:
@@ -44,7 +44,7 @@ def test_held_out_days_are_a_tenth_and_never_trained_on():
     assert dates.split(1) == (train, held_out) != dates.split(2)
 
 
-def test_encoding_can_be_undone():
+def test_decoding_undoes_encoding():
     texts = sorted(ways(date(2024, 9, 30)))
     idx = dates.encoded(texts, dates.SOURCE)
     assert idx.shape == (len(texts), max(map(len, texts)))
@@ -80,20 +80,20 @@ def test_same_seed_gives_the_same_answers(few, capsys):
     assert "of all 20 held-out dates right" in first
 
 
-def test_picture_of_the_cross_attention_is_drawn(few, capsys, tmp_path):
+def test_cross_attention_is_plotted(few, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "attention.png"
     assert str(path) in output_of(["--steps", "1", "--plot", str(path)], capsys)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_matplotlib_is_said_before_the_training(capsys, monkeypatch):
+def test_missing_matplotlib_is_reported_before_the_training(capsys, monkeypatch):
     monkeypatch.setitem(dates.sys.modules, "matplotlib.figure", None)
     assert dates.main(["--plot", "attention.png"]) == 2
     assert "pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--step", "5"], ["--seed", "x"]])
-def test_flags_that_cannot_be_are_refused(arguments, capsys):
+def test_invalid_flags_are_refused(arguments, capsys):
     assert dates.main(arguments) == 2
     assert capsys.readouterr().err.startswith("dates.py: ")

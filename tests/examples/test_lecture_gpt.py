@@ -1,7 +1,7 @@
 """The lecture's GPT, small, against what PyTorch prints.
 
-In float64 the two stay together to the last digit printed. In float32 they part after some thirty
-steps, as PyTorch parts from itself in another precision: examples/README.md tells why.
+In float64 all printed digits agree. In float32 the two diverge after about thirty steps, as PyTorch
+diverges from itself in another precision: examples/README.md explains why.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ Tas imh IAEBDyk athe oos fotee ftimr y wsy tROLxy heerenof le prslesILTofUze d k
 
 @pytest.fixture
 def short(monkeypatch):
-    """Evaluations that take less time."""
+    """Shorter evaluations."""
     monkeypatch.setattr(lecture_gpt, "EVAL_INTERVAL", 40)
     monkeypatch.setattr(lecture_gpt, "EVAL_ITERS", 10)
 
@@ -48,7 +48,7 @@ def ours(capsys, steps, dtype):
 
 
 @pytest.mark.parametrize("sizes", [lecture_gpt.SMALL, {**lecture_gpt.SMALL, "n_head": 2}])
-def test_every_initial_parameter_is_that_of_pytorch_bit_for_bit(torch, sizes):
+def test_initial_parameters_equal_those_of_pytorch_bit_for_bit(torch, sizes):
     from tests.examples import torch_lecture
 
     torch.manual_seed(1337)
@@ -61,19 +61,19 @@ def test_every_initial_parameter_is_that_of_pytorch_bit_for_bit(torch, sizes):
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert random.rand((1,)) == torch.rand(1).numpy()      # and the stream goes on from one place
+    assert random.rand((1,)) == torch.rand(1).numpy()      # both streams are in step
 
 
-def test_losses_and_text_are_those_that_pytorch_printed(shakespeare, short, capsys):
+def test_losses_and_text_equal_those_that_pytorch_printed(shakespeare, short, capsys):
     assert ours(capsys, 101, "float64").startswith(PRINTED)
 
 
-def test_losses_and_text_are_those_of_pytorch_to_the_last_character(
+def test_losses_and_text_equal_those_of_pytorch(
         torch, shakespeare, short, capsys):
     assert ours(capsys, 101, "float64") == in_torch(torch, shakespeare, 101, torch.float64)
 
 
-def test_losses_in_float32_are_those_of_pytorch_for_the_first_steps(
+def test_first_losses_in_float32_equal_those_of_pytorch(
         torch, shakespeare, short, capsys):
     def losses(printed):
         return printed.split("\n\n")[0]

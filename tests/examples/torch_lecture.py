@@ -1,7 +1,7 @@
 """The lecture's two models and their training in PyTorch, to compare the examples with.
 
-Written from the description, with PyTorch's own modules wherever it has them, so that nothing of
-npgpt takes part: not its layers, its optimiser, its random numbers or its tokenizer.
+Written from the description, with PyTorch's own modules where possible. Nothing of npgpt is used:
+not its layers, its optimiser, its random numbers or its tokenizer.
 """
 
 import math
@@ -89,7 +89,7 @@ def parameters(model):
 
 
 def replay(model, text, steps, B, learning_rate, eval_interval, eval_iters, last=False):
-    """Train -> all that the lecture's scripts print of it. last: evaluate at the last step, too."""
+    """Train -> the output of the lecture's script. last: also evaluate at the last step."""
     torch.set_num_threads(1)         # at these sizes more threads take longer
     characters = sorted(set(text))
     ids = torch.tensor([characters.index(c) for c in text])

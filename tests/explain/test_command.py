@@ -1,4 +1,4 @@
-"""`python -m npgpt explain` as a person types it."""
+"""`python -m npgpt explain` as the user types it."""
 
 import os
 import pty
@@ -45,7 +45,7 @@ def in_a_terminal(*words, **environment):
     return output.decode().replace("\r\n", "\n")
 
 
-def test_without_a_name_every_subject_is_listed_with_a_line_each(capsys):
+def test_without_a_name_every_subject_is_listed(capsys):
     assert command.main([]) == 0
     listed = capsys.readouterr().out.splitlines()[2:]
     assert [line.split()[0] for line in listed] == list(SUBJECTS)
@@ -59,7 +59,7 @@ def test_every_layer_has_a_subject():
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_every_subject_is_explained_and_right(name, capsys):
+def test_every_subject_is_explained_and_correct(name, capsys):
     assert command.main([name]) == 0
     shown = capsys.readouterr()
     assert shown.err == "" and "\x1b" not in shown.out
@@ -80,7 +80,7 @@ def test_terminal_has_colours_unless_NO_COLOR_is_set():
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
 
 
-def test_reader_that_leaves_early_is_no_error():
+def test_closed_pipe_is_not_an_error():
     result = subprocess.run(f"{sys.executable} -m npgpt explain attention | head -n 2", shell=True,
                             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert (result.stderr, result.stdout.count("\n")) == ("", 2)
@@ -129,8 +129,8 @@ def test_interrupt_ends_with_status_130(monkeypatch, capsys):
     (["linear", "--html=folder.html"],
      "--html must be a file, and folder.html is a directory; give another name"),
 ])
-def test_bad_input_is_one_line_status_2_and_nothing_written(words, message, tmp_path, monkeypatch,
-                                                            capsys):
+def test_invalid_input_gives_one_line_and_status_2_and_writes_nothing(words, message, tmp_path,
+                                                                      monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.html").mkdir()
     assert command.main(words) == 2
@@ -158,7 +158,7 @@ def test_help_shows_what_each_option_takes(capsys):
     assert "--seed N" in shown and "--shape SIZES" in shown and "--html FILE" in shown
 
 
-def test_page_is_written_whole_and_replaces_an_older_one(tmp_path, capsys):
+def test_page_is_written_atomically_and_replaces_an_older_one(tmp_path, capsys):
     target = tmp_path / "page.html"
     target.write_text("older")
     assert command.main(["linear", "--html", str(target)]) == 0
@@ -167,7 +167,7 @@ def test_page_is_written_whole_and_replaces_an_older_one(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_page_that_cannot_be_written_is_one_line_and_status_3(tmp_path, monkeypatch, capsys):
+def test_failed_write_of_a_page_gives_one_line_and_status_3(tmp_path, monkeypatch, capsys):
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
@@ -197,7 +197,7 @@ def test_wrong_backward_is_shown_with_a_cross_and_ends_with_status_3(
     ("gpt", "B=2,T=1,C=2,H=1,V=1,L=1"), ("block", "B=1,T=1,C=1,H=1"), ("dropout", "B=8,T=8,C=8"),
     ("relu", "T=1,C=1"), ("gelu", f"T={LARGEST},C={LARGEST}"), ("positional", "T=1,P=1"),
 ])
-def test_sizes_from_the_smallest_to_the_largest_are_shown_and_right(name, shape, tmp_path, capsys):
+def test_smallest_and_largest_sizes_are_shown_and_correct(name, shape, tmp_path, capsys):
     assert command.main([name, "--shape", shape, "--seed=7"]) == 0
     head = capsys.readouterr().out.splitlines()[1]
     assert all(part in head for part in shape.split(","))

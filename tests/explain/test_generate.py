@@ -1,4 +1,4 @@
-"""`python docs/generate.py` renews what is stale, and --check names it and writes nothing."""
+"""`python docs/generate.py` updates stale files; --check names them and writes nothing."""
 
 import importlib.util
 import re
@@ -21,7 +21,7 @@ spec.loader.exec_module(generate)
 
 @pytest.fixture
 def root(tmp_path, monkeypatch, capsys):
-    """A directory in which all is up to date, with the pages of two subjects."""
+    """A directory in which everything is up to date, with the pages of two subjects."""
     monkeypatch.setattr(generate, "SUBJECTS", {name: SUBJECTS[name] for name in
                                                ("layernorm", "relu")})
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
@@ -41,7 +41,7 @@ def replace(path, before, after):
     path.write_text(text.replace(before, after), encoding="utf-8")
 
 
-def test_all_files_are_written_and_then_up_to_date(root, capsys):
+def test_written_files_are_up_to_date(root, capsys):
     written = content(root)
     assert written.keys() == {"README.md", "docs/gallery.md", "docs/explain/layernorm.html",
                               "docs/explain/relu.html"}
@@ -59,7 +59,7 @@ def test_all_files_are_written_and_then_up_to_date(root, capsys):
     ("README.md", lambda path: replace(path, "dw = dy_xhat", "dw = dy")),
     ("README.md", lambda path: path.write_text(README)),
 ])
-def test_stale_file_is_named_by_check_and_renewed_without_it(name, change, root, capsys):
+def test_check_names_a_stale_file_and_a_run_without_it_updates_the_file(name, change, root, capsys):
     written = content(root)
     change(root / name)
     stale = content(root)
@@ -70,7 +70,7 @@ def test_stale_file_is_named_by_check_and_renewed_without_it(name, change, root,
     assert capsys.readouterr().out.count("\n") == 1 and content(root) == written
 
 
-def test_text_of_README_around_the_excerpts_stays(root):
+def test_text_around_the_excerpts_is_kept(root):
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"# A title\n\n<!-- generated: {MARKER} -->\n```\n")
     assert text.endswith("\n```\n<!-- end -->\n\nThe end.\n")
@@ -122,7 +122,7 @@ def test_wrong_backward_is_not_written(root, edited_layernorm, capsys):
     (README.replace("<!-- end -->", ""), "every <!-- generated: ... --> needs an <!-- end -->"),
     (README + "<!-- end -->", "every <!-- generated: ... --> needs an <!-- end -->"),
 ])
-def test_wrong_marker_is_one_line_and_nothing_is_written(readme, message, root, capsys):
+def test_invalid_marker_gives_one_line_and_nothing_is_written(readme, message, root, capsys):
     (root / "README.md").write_text(readme, encoding="utf-8")
     written = content(root)
     assert generate.main([], root) == generate.main(["--check"], root) == 1
@@ -136,7 +136,7 @@ def test_wrong_marker_is_one_line_and_nothing_is_written(readme, message, root, 
     ("(2, 3, 4)", "(2, 4, 3)", True), (">1.446 <", ">1.45 <", True),
     (">1.446 <", ">1.447 <", False), ("error 1", "error 2", False), ("--a:0.4", "--a:0.3", False),
 ])
-def test_other_code_words_and_numbers_are_noticed_and_other_rounding_is_not(
+def test_changes_of_code_words_and_numbers_are_detected_and_rounding_is_ignored(
         before, after, is_noticed):
     html = page.html(explain("layernorm", SUBJECTS["layernorm"].sizes, 1337))
     assert before in html

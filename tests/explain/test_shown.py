@@ -1,4 +1,4 @@
-"""What a person sees of an explanation: in a terminal of any width, and on a page."""
+"""The output of an explanation: in a terminal of any width, and on a page."""
 
 import dataclasses
 import importlib.util
@@ -90,7 +90,7 @@ def test_first_and_last_number_of_each_row_are_shown_in_a_narrow_terminal():
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_a_wide_terminal_and_the_page_show_each_line_of_source_as_it_is(name):
+def test_a_wide_terminal_and_the_page_show_each_line_of_source_unchanged(name):
     e = explained(name)
     shown, html = text(name, 200), Page(page.html(e))
     words = "".join(html.words)
@@ -148,7 +148,7 @@ def test_a_formula_that_is_too_wide_loses_its_gap_first_then_its_second_column()
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_page_is_well_formed_and_needs_nothing_else(name):
+def test_page_is_well_formed_and_self_contained(name):
     html = page.html(explained(name))
     parsed = Page(html)
     assert len(parsed.ids) == len(set(parsed.ids))
@@ -170,7 +170,7 @@ def test_page_and_terminal_show_every_number_of_every_array(name):
                 assert all(n in shown for n in numbers)
 
 
-def test_gradients_stand_beside_what_was_measured():
+def test_gradients_are_shown_with_the_measured_error():
     shown = text("layernorm", 120)
     e = explained("layernorm")
     for check in e.checks:
@@ -180,14 +180,14 @@ def test_gradients_stand_beside_what_was_measured():
     assert "✓ Every gradient is right." in shown
 
 
-def test_lines_that_did_not_run_and_what_came_of_conditions_are_said():
+def test_skipped_lines_and_results_of_conditions_are_shown():
     for shown in (text("dropout", 100), "".join(Page(page.html(explained("dropout"))).words)):
         assert "    if key is None or p == 0:    → no" in shown
         assert "        return x, None    (not run)" in shown
         assert shown.count("(not run)") == 2
 
 
-def test_array_that_was_shown_before_is_named_with_its_line():
+def test_array_shown_before_is_referred_to_by_its_line():
     e = explained("attention")
     lines = {step.source.split("#")[0].strip(): step.first for step in e.forward}
     softmax = lines["att /= total + (total == 0)"]
@@ -198,7 +198,7 @@ def test_array_that_was_shown_before_is_named_with_its_line():
     assert link in page.html(e)
 
 
-def test_page_escapes_what_the_source_holds():
+def test_page_escapes_the_source():
     html = page.html(explained("embedding"))
     assert "idx.size &lt; V" in html and "idx.size < " not in html and '-> y' not in html
 
@@ -246,7 +246,7 @@ def wrong(tmp_path, monkeypatch):
     return add
 
 
-def test_bug_in_a_backward_is_a_cross_at_its_gradient_and_no_other(wrong):
+def test_bug_in_a_backward_marks_only_its_gradient(wrong):
     e = wrong()
     assert not e.right
     assert [(check.name, check.right) for check in e.checks] == [("dx", True), ("dw", False)]
@@ -395,7 +395,7 @@ def test_bug_far_from_the_top_of_the_model_is_seen(monkeypatch):
 
 @given(arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 4)),
               elements=st.floats(allow_nan=True, width=32)))
-def test_numbers_are_aligned_and_true_to_four_digits(array):
+def test_numbers_are_aligned_and_correct_to_four_digits(array):
     texts = aligned(array)
     assert len({len(t) for t in texts.ravel()}) == 1
     for x, t in zip(array.ravel(), texts.ravel()):
@@ -404,12 +404,12 @@ def test_numbers_are_aligned_and_true_to_four_digits(array):
     assert len(points) <= 1
 
 
-def test_numbers_that_differ_by_rounding_look_alike():
+def test_numbers_that_differ_by_rounding_are_shown_alike():
     assert number(2.6755) == number(2.67549999999) == number(2.67550000001)
     assert number(-0.0) == "0" and number(-np.inf) == "-inf" and number(np.True_) == "True"
 
 
-def test_large_arrays_are_shortened_in_a_terminal_and_say_so():
+def test_large_arrays_are_abbreviated_in_a_terminal():
     array = np.arange(20 * 3 * 30, dtype=float).reshape(20, 1, 3, 30)[:, 0] + 1000
     lines = [line.plain for line in array_lines(array, None, 70)]
     assert max(map(len, lines)) <= 70
@@ -419,7 +419,7 @@ def test_large_arrays_are_shortened_in_a_terminal_and_say_so():
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 4), (1, 2, 3, 4)])
-def test_matrices_of_an_array_together_are_the_array(shape):
+def test_matrices_of_an_array_combine_to_the_array(shape):
     array = np.arange(np.prod(shape)).reshape(shape)
     found = matrices(array)
     assert np.array_equal(np.concatenate([m.ravel() for _, m in found]), array.ravel())
@@ -429,7 +429,7 @@ def test_matrices_of_an_array_together_are_the_array(shape):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_coloured_parts_of_a_source_are_the_source(name):
+def test_coloured_parts_of_a_source_combine_to_the_source(name):
     for step in (*explained(name).forward, *explained(name).backward):
         assert "".join(part for _, part in parts(step.source)) == step.source
     assert ("keyword", "return") in parts("    return x  # why")
@@ -442,13 +442,13 @@ def test_summary_is_a_sentence_without_its_source():
         assert subject.summary[0].isupper()
 
 
-def test_sizes_differ_pairwise_so_that_axes_can_be_told_apart():
+def test_sizes_are_pairwise_distinct():
     for name, subject in SUBJECTS.items():
         sizes = [size for letter, size in subject.sizes.items() if letter not in ("L", "Tk")]
         assert len(set(sizes)) == len(sizes), name
 
 
-def test_same_seed_shows_the_same_and_another_seed_other_numbers():
+def test_same_seed_shows_the_same_numbers_and_another_seed_different_ones():
     assert text("linear", 80) == text("linear", 80)
     other = explain("linear", SUBJECTS["linear"].sizes, 5)
     assert page.html(other) != page.html(explained("linear"))

@@ -1,4 +1,4 @@
-"""What explain shows is what the code does: its lines, in the order they run, and their arrays."""
+"""`explain` shows what the code does: its lines in execution order, and their arrays."""
 
 import ast
 import inspect
@@ -32,7 +32,7 @@ def sides(name):
 
 
 def lines_run(function, call):
-    """The numbers of the lines of a function in the order they run, by a tracer of our own."""
+    """The line numbers of a function in execution order, by a separate tracer."""
     lines = []
 
     def local(frame, event, _):
@@ -50,7 +50,7 @@ def lines_run(function, call):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_every_line_that_runs_is_shown_in_its_order(name):
+def test_every_line_is_shown_in_execution_order(name):
     subject = SUBJECTS[name]
     inputs = subject.inputs(subject.sizes, Draw(SEED))
     forward, backward = functions(name)
@@ -63,7 +63,7 @@ def test_every_line_that_runs_is_shown_in_its_order(name):
 
 
 def walked(steps, lines):
-    """How many steps are accounted for by these lines; those that did not run count."""
+    """The number of steps that these lines account for, including those that did not run."""
     at = 0                              # the head, which has run when the first line does
     for line in lines:
         while not (steps[at].ran and steps[at].first <= line <= steps[at].last and at > 0):
@@ -75,7 +75,7 @@ def walked(steps, lines):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_source_is_shown_as_it_stands_in_the_file(name):
+def test_source_is_shown_as_in_the_file(name):
     for function, steps in sides(name):
         lines, start = inspect.getsourcelines(function)
         for step in steps:
@@ -86,7 +86,7 @@ def test_source_is_shown_as_it_stands_in_the_file(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "gpt"])
-def test_each_statement_run_by_itself_makes_the_arrays_shown_under_it(name):
+def test_each_statement_computes_the_arrays_shown_under_it(name):
     """Statement after statement is executed outside of its function, on the same inputs."""
     subject = SUBJECTS[name]
     inputs = subject.inputs(subject.sizes, Draw(SEED))
@@ -115,7 +115,7 @@ def test_each_statement_run_by_itself_makes_the_arrays_shown_under_it(name):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_arrays_shown_at_the_end_are_what_the_layer_returns(name):
+def test_arrays_shown_last_are_the_results_of_the_layer(name):
     subject, e = SUBJECTS[name], explained(name)
     draw = Draw(SEED)
     inputs = subject.inputs(subject.sizes, draw)
@@ -198,7 +198,7 @@ def test_branches_loops_and_statements_of_several_lines_are_shown_as_they_ran(tm
     assert len(ranges) == 1
 
 
-def test_view_that_changes_with_its_base_is_seen(tmp_path):
+def test_change_of_a_view_through_its_base_is_shown(tmp_path):
     source = '''
         def f(x):
             y = x.copy()
@@ -233,14 +233,14 @@ def test_names_and_entries_that_disappear_are_shown(tmp_path):
     }
 
 
-def test_error_in_a_traced_function_comes_through_and_ends_the_tracing(tmp_path):
+def test_error_in_a_traced_function_is_raised_and_ends_the_tracing(tmp_path):
     before = sys.gettrace()
     with pytest.raises(ZeroDivisionError):
         traced("def f(x):\n    return x / 0, None\n", "f", 1, tmp_path=tmp_path)
     assert sys.gettrace() is before
 
 
-def test_layers_have_only_statements_that_the_tracer_knows():
+def test_layers_contain_only_statements_known_to_the_tracer():
     known = (ast.Assign, ast.AugAssign, ast.Delete, ast.Expr, ast.Return, ast.If, ast.For,
              ast.FunctionDef)
     for name in SUBJECTS:

@@ -1,5 +1,5 @@
-"""One entry of the gallery: a bug found in a public GPT with backward passes written by hand, the
-correct code, and the check that tells them apart."""
+"""One entry of the gallery: a bug found in a public GPT with hand-written backward passes, the
+correct code, and the check that distinguishes them."""
 
 import inspect
 from collections.abc import Callable

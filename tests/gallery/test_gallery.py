@@ -1,4 +1,4 @@
-"""Every bug of the gallery is caught by the check that is named, and passes the weaker check."""
+"""The named check catches every bug of the gallery, and the weaker check misses it."""
 
 import inspect
 
@@ -8,20 +8,20 @@ from tests.gallery.page import BUGS, page
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title)
-def test_check_tells_right_from_wrong(bug):
+def test_check_accepts_the_correct_code_and_rejects_the_bug(bug):
     bug.check(bug.correct)
     with pytest.raises(AssertionError):
         bug.check(bug.broken)
 
 
 @pytest.mark.parametrize("bug", [b for b in BUGS if b.blind], ids=lambda bug: bug.title)
-def test_weaker_check_lets_both_pass(bug):
+def test_weaker_check_accepts_both(bug):
     bug.blind(bug.correct)
     bug.blind(bug.broken)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title)
-def test_lines_that_are_shown_are_lines_of_the_code(bug):
+def test_displayed_lines_are_lines_of_the_code(bug):
     assert bug.right in inspect.getsource(bug.source or bug.correct)
     assert bug.wrong in inspect.getsource(bug.broken_source or bug.broken)
 

@@ -1,4 +1,4 @@
-"""The checker itself: it must reject what is wrong, and say which argument."""
+"""The checker must reject wrong gradients and name the argument."""
 
 import doctest
 
@@ -18,7 +18,7 @@ def product(a, b):
 
 
 @pytest.mark.parametrize("method", ["complex", "central"])
-def test_right_gradient_passes_and_its_error_is_reported(method):
+def test_correct_gradient_passes_and_its_error_is_reported(method):
     report = check_gradients(square, lambda dy, cache: 2 * cache[0] * dy, [np.ones(3)],
                              method=method)
     assert (report.examples, report.directions) == (1, 2)
@@ -29,39 +29,39 @@ def test_right_gradient_passes_and_its_error_is_reported(method):
 
 
 @pytest.mark.parametrize("method", ["complex", "central"])
-def test_wrong_factor_is_found_and_the_argument_named(method):
+def test_wrong_factor_is_detected_and_the_argument_is_named(method):
     with pytest.raises(GradientError, match=r"gradient of x \(3,\) is wrong: expected .* found"):
         check_gradients(square, lambda dy, cache: 3 * cache[0] * dy, [np.ones(3)], method=method)
 
 
-def test_complex_step_sees_one_part_in_ten_billion():
+def test_complex_step_detects_an_error_of_1e_10():
     with pytest.raises(GradientError):
         check_gradients(square, lambda dy, cache: (2 + 1e-10) * cache[0] * dy, [np.ones(3)])
 
 
-def test_gradients_in_the_wrong_order_are_found():
+def test_gradients_in_the_wrong_order_are_detected():
     a, b = np.array([1.0, 2.0]), np.array([3.0, 5.0])
     check_gradients(product, lambda dy, cache: (dy * cache[1], dy * cache[0]), [a, b])
     with pytest.raises(GradientError, match="gradient of a"):
         check_gradients(product, lambda dy, cache: (dy * cache[0], dy * cache[1]), [a, b])
 
 
-def test_gradient_that_is_no_number_is_found():
+def test_nan_gradient_is_detected():
     with pytest.raises(GradientError, match="nan"):
         check_gradients(square, lambda dy, cache: np.full(3, np.nan), [np.ones(3)])
 
 
-def test_gradient_of_zero_where_there_is_one_is_found():
+def test_zero_instead_of_a_gradient_is_detected():
     with pytest.raises(GradientError):
         check_gradients(square, lambda dy, cache: np.zeros(3), [np.ones(3)])
 
 
-def test_gradient_of_another_shape_is_found():
+def test_gradient_of_another_shape_is_detected():
     with pytest.raises(GradientError, match="has the shape"):
         check_gradients(square, lambda dy, cache: (2 * cache[0] * dy).sum(), [np.ones(3)])
 
 
-def test_missing_gradient_is_found():
+def test_missing_gradient_is_detected():
     with pytest.raises(GradientError, match="1 gradients for 2"):
         check_gradients(product, lambda dy, cache: dy * cache[1], [np.ones(2), np.ones(2)])
 
@@ -95,7 +95,7 @@ def test_two_mappings_may_share_a_name():
         check_gradients(forward, lambda dy, cache: backward(dy, cache)[::-1], inputs)
 
 
-def test_example_of_the_documentation_runs():
+def test_example_in_the_documentation_runs():
     assert doctest.testmod(checker, optionflags=doctest.ELLIPSIS).attempted > 0
     assert doctest.testmod(checker, optionflags=doctest.ELLIPSIS).failed == 0
 
@@ -112,7 +112,7 @@ def test_tuples_of_outputs_are_checked_together():
         check_gradients(forward, lambda dy, cache: 2 * dy[0], [np.arange(4.0)])
 
 
-def test_whole_numbers_are_left_out():
+def test_integer_inputs_are_skipped():
     def forward(idx, w):
         return w[idx], (idx, w.shape)
 
@@ -125,8 +125,8 @@ def test_whole_numbers_are_left_out():
     assert check_gradients(forward, backward, inputs).errors.keys() == {"w"}
 
 
-def test_gradient_that_is_zero_in_truth_passes():
-    """Softmax does not change when its logits move together."""
+def test_gradient_that_is_exactly_zero_passes():
+    """Adding a constant to all logits does not change the softmax."""
     def forward(shift):
         z = np.exp(np.arange(4.0) + shift)
         return z / z.sum(), ()

@@ -1,6 +1,6 @@
 import pytest
 
-REGISTERS = {}       # (kernel, architecture) -> registers of a thread
+REGISTERS = {}       # (kernel, architecture) -> registers per thread
 
 
 @pytest.fixture(scope="session")
@@ -9,12 +9,12 @@ def register_table():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Registers of a thread: a kernel a line, an architecture a column."""
+    """Registers per thread: one line per kernel, one column per architecture."""
     if not REGISTERS:
         return
     architectures = list(dict.fromkeys(architecture for _, architecture in REGISTERS))
     terminalreporter.write_line("")
-    terminalreporter.write_line(f"{'registers of a thread':32}" + "".join(
+    terminalreporter.write_line(f"{'registers per thread':32}" + "".join(
         f"{architecture:>8}" for architecture in architectures))
     for kernel in dict.fromkeys(kernel for kernel, _ in REGISTERS):
         terminalreporter.write_line(f"{kernel:32}" + "".join(

@@ -1,4 +1,4 @@
-"""Products of linear layers in bfloat16: what is rounded, and how much it may matter."""
+"""Products of linear layers in bfloat16: what is rounded, and how large the error is."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def both(device, x, w, b, dy):
 
 
 @pytest.mark.parametrize("b", [drawn(5), None])
-def test_products_are_rounded_to_bfloat16_and_nothing_else_is(device, b):
+def test_only_products_are_rounded_to_bfloat16(device, b):
     plain, found = both(device, drawn(2, 3, 40), drawn(40, 5), b, drawn(2, 3, 5))
     for exact, rounded in zip(plain[:3], found[:3]):
         assert rounded.dtype == np.float32 and rounded.shape == exact.shape
@@ -38,7 +38,7 @@ def test_products_are_rounded_to_bfloat16_and_nothing_else_is(device, b):
         np.testing.assert_allclose(found[3], plain[3], rtol=1e-6)
 
 
-def test_gradients_of_a_model_point_the_same_way(device):
+def test_gradients_of_a_model_have_nearly_the_same_direction(device):
     config = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
     idx = np.random.default_rng(0).integers(11, size=(4, 8))
     found = []

@@ -5,7 +5,7 @@ NVIDIA's compiler needs no GPU and no driver:
     pip install "cuda-toolkit[nvrtc,cudart]==12.*" cupy-cuda12x
     NPGPT_REQUIRE_CUDA_COMPILER=1 pytest tests/kernels/test_compile.py
 
-The registers that a thread takes end the run as a table. Where the compiler is missing these tests
+A table of the registers per thread is printed at the end. If the compiler is missing these tests
 are skipped, unless NPGPT_REQUIRE_CUDA_COMPILER is set: then they fail.
 """
 
@@ -36,7 +36,7 @@ def nvrtc():
 
 
 def compiled(nvrtc, architecture):
-    """-> what the compiler says, its PTX, kernel's name in C++ -> the name it has there."""
+    """-> the compiler's messages, its PTX, kernel's name in C++ -> its name in the PTX."""
     program = nvrtc.createProgram(source(), "layers.cu", (), ())
     try:
         for name in EXPRESSIONS.values():
@@ -66,7 +66,7 @@ def test_kernels_compile_without_a_warning_and_spill_nothing(nvrtc, architecture
 
 
 def test_float_kernels_never_compute_in_double(nvrtc):
-    """Where a literal lacks Real(...), most GPUs compute at a sixty-fourth of their speed."""
+    """A literal without Real(...) makes most GPUs 64 times slower."""
     _, ptx, names = compiled(nvrtc, "sm_90")
     bodies = {body.split("(")[0].strip(): body for body in ptx.split(".entry")[1:]}
     for kernel, lowered in names.items():

@@ -1,6 +1,6 @@
-"""The fused kernels compute what the plain layers do: on the test double, which runs the very text
-of layers.cu on the host. Each launch is watched for writes outside an array, for shuffles that a
-GPU leaves undefined and for arguments of the wrong type: see tests/double/raw_module.py.
+"""The fused kernels agree with the plain layers. The test double compiles layers.cu for the host
+and checks each launch for writes outside an array, undefined shuffles and arguments of the wrong
+type: see tests/double/raw_module.py.
 """
 
 import inspect
@@ -42,8 +42,8 @@ def device(request):
 
 @pytest.fixture(scope="module")
 def fused(device):
-    """-> name of a layer -> its fused pair, as functions of NumPy arrays. So whatever tests a layer
-    can test them."""
+    """-> name of a layer -> its fused pair, as functions of NumPy arrays, so that the tests of the
+    layers can use them."""
     records = kernels.fused_layers(device)
 
     def hosted(name):
@@ -64,8 +64,8 @@ def fused(device):
 
 
 def inputs_of(name, N, C, dtype, seed=0, shift=0.0):
-    """-> inputs of the layer, dy. The channels of a token are spread out, so that a rounding error
-    in one is none of the layer's making."""
+    """-> inputs of the layer, dy. The channels of a token differ widely, so that the layer does not
+    amplify rounding errors."""
     rng = np.random.default_rng(seed)
     x = rng.permuted(np.tile(np.arange(C), (N, 1)), axis=1) * (4 / C) - 2
     x = (x + 0.1 * rng.standard_normal((N, C)) + shift).astype(dtype)
@@ -82,7 +82,7 @@ def results(pair, inputs, dy):
 
 
 def assert_close(found, expected, ulps=64):
-    """Each within that many units in the last place of the largest number of its array, or of 1."""
+    """Each within this number of ulps of the largest number of its array, or of 1."""
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         scale = max(np.abs(b).max(initial=0), 1)
@@ -98,8 +98,8 @@ def test_fused_layer_equals_the_plain_one(name, fused, N, C, dtype, seed):
 
 
 @pytest.mark.parametrize("C", [1, 33])
-def test_groups_of_many_rows_add_up(fused, C):
-    """Beyond as many tokens as groups, a group of dw and db has more than one."""
+def test_groups_of_many_rows_are_summed(fused, C):
+    """With more tokens than groups, a group of dw and db has several."""
     for N in (fused_layernorm.GROUPS + 1, 2 * fused_layernorm.GROUPS + 88):
         inputs, dy = inputs_of("layernorm", N, C, "float64")
         assert_close(results(fused["layernorm"], inputs, dy),
@@ -108,7 +108,7 @@ def test_groups_of_many_rows_add_up(fused, C):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_variance_survives_a_large_mean(fused, dtype):
-    """In one pass, mean(x²) - mean², it would err by the square of the shift."""
+    """In one pass, mean(x²) - mean², the error would be of the order of the shift squared."""
     inputs, dy = inputs_of("layernorm", 3, 64, dtype, shift=1000)
     assert_close(results(fused["layernorm"], inputs, dy), results(PLAIN["layernorm"], inputs, dy),
                  ulps=64 * 100)
@@ -151,7 +151,7 @@ def test_same_input_gives_the_same_bits(name, fused, dtype):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_leading_axes_stay(name, fused):
+def test_leading_axes_are_kept(name, fused):
     inputs, dy = inputs_of(name, 12, 5, "float32")
     flat = results(fused[name], inputs, dy)
     inputs[0] = inputs[0].reshape(2, 3, 2, 5)
@@ -173,7 +173,7 @@ def test_arrays_with_gaps_are_made_contiguous(name, device):
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("kind", ["complex", "mixed", "empty"])
-def test_what_the_kernels_do_not_take_goes_to_the_plain_layer(name, kind, fused):
+def test_unsupported_arrays_use_the_plain_layer(name, kind, fused):
     inputs, dy = inputs_of(name, 4, 5, "float32")
     if kind == "complex":
         inputs = [a.astype(complex) * (1 + 0.1j) for a in inputs]
@@ -185,10 +185,10 @@ def test_what_the_kernels_do_not_take_goes_to_the_plain_layer(name, kind, fused)
     assert_close(results(fused[name], inputs, dy), results(PLAIN[name], inputs, dy))
 
 
-def test_shapes_that_do_not_fit_are_refused(fused):
+def test_mismatched_shapes_are_refused(fused):
     for name, (forward, backward) in fused.items():
         inputs, dy = inputs_of(name, 2, 5, "float32")
-        with pytest.raises(ValueError, match="dy must be like x"):
+        with pytest.raises(ValueError, match=r"dy must be .*, like x"):
             backward(dy[:, :3], forward(*inputs)[1])
     (x, w, b), _ = inputs_of("layernorm", 2, 5, "float32")
     for parameters in ((w[:3], b), (w, b[:3])):
@@ -200,12 +200,12 @@ def test_shapes_that_do_not_fit_are_refused(fused):
 def test_gradient_of_another_dtype_is_refused(name, fused):
     forward, backward = fused[name]
     inputs, dy = inputs_of(name, 4, 5, "float32")
-    with pytest.raises(ValueError, match="dy must be like x, float32"):
+    with pytest.raises(ValueError, match="dy must be float32"):
         backward(dy.astype("float64"), forward(*inputs)[1])
 
 
-def test_few_threads_take_many_elements_each(device):
-    """More elements than threads, as in a large model: each thread goes on to its next."""
+def test_each_thread_can_process_many_elements(device):
+    """More elements than threads, as in a large model."""
     module = device.xp.RawModule(code=source(), options=OPTIONS,
                                  name_expressions=list(EXPRESSIONS.values()))
     (x,), dy = inputs_of("gelu", 10, 100, "float64")
@@ -221,7 +221,7 @@ CONFIG = GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=8)
 
 
 def launches_of(model, device, monkeypatch):
-    """-> how many kernels a step of a model launches."""
+    """-> the number of kernels that a step of a model launches."""
     found = []
     function = type(device.xp.RawModule(code=source(), options=OPTIONS,
                                         name_expressions=list(EXPRESSIONS.values()))
@@ -232,7 +232,7 @@ def launches_of(model, device, monkeypatch):
     return len(found)
 
 
-def test_fused_layers_belong_to_the_model_that_asks_for_them(device, monkeypatch):
+def test_fused_layers_belong_to_their_model(device, monkeypatch):
     if device.xp is not double.cupy:
         pytest.skip("the double counts launches")
     fused, plain = (GPT(CONFIG, device=device, fused=fused) for fused in (True, False))

@@ -34,7 +34,7 @@ def test_gelu_slope_at_zero_is_one_half():
     assert gelu_backward(np.ones(1), cache)[0] == 0.5
 
 
-def test_gelu_has_its_minimum_where_it_should():
+def test_gelu_has_its_minimum_at_the_known_point():
     x = np.linspace(-1, -0.5, 100_001)
     y, _ = gelu_forward(x)
     assert x[y.argmin()] == pytest.approx(-0.7517, abs=3e-3)

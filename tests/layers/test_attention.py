@@ -11,7 +11,7 @@ def heads(seed=0, B=2, H=3, Tq=4, Tk=6, D=5):
 
 
 def plainly(q, k, v, mask):
-    """Attention as the paper writes it, one query at a time."""
+    """Attention by its definition, one query at a time."""
     y = np.zeros_like(q)
     for b, h, i in np.ndindex(q.shape[:3]):
         scores = np.array([q[b, h, i] @ key / len(key) ** 0.5 for key in k[b, h]])
@@ -26,12 +26,12 @@ def test_matches_the_definition():
     np.testing.assert_allclose(attention_forward(q, k, v, mask)[0], plainly(q, k, v, mask))
 
 
-def test_causal_mask_puts_the_queries_last():
+def test_causal_mask_aligns_queries_with_the_last_keys():
     assert causal_mask(np, 2, 4).astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert causal_mask(np, 3, 3).tolist() == np.tri(3, dtype=bool).tolist()
 
 
-def test_hidden_key_has_no_influence_at_all():
+def test_masked_key_has_no_influence():
     q, k, v = heads(Tq=6)
     mask = causal_mask(np, 6, 6)
     before, _ = attention_forward(q, k, v, mask)
@@ -41,7 +41,7 @@ def test_hidden_key_has_no_influence_at_all():
     assert not np.array_equal(before[:, :, 4:], after[:, :, 4:])
 
 
-def test_query_that_sees_nothing_gives_zero_and_no_gradient():
+def test_fully_masked_query_gives_zero_and_no_gradient():
     q, k, v = heads()
     mask = np.ones((4, 6), bool)
     mask[1] = False
@@ -59,13 +59,13 @@ def test_large_scores_do_not_overflow(size):
     assert all(np.isfinite(d).all() for d in (y, *attention_backward(np.ones_like(y), cache)))
 
 
-def test_scores_of_exactly_zero_are_not_taken_for_hidden():
+def test_scores_of_zero_are_not_treated_as_masked():
     _, k, v = heads(Tq=6)
     y, _ = attention_forward(np.zeros_like(k), k, v, causal_mask(np, 6, 6))
     np.testing.assert_allclose(y[:, :, 3], v[:, :, :4].mean(2))
 
 
-def test_each_head_and_sequence_is_on_its_own():
+def test_heads_and_sequences_are_independent():
     q, k, v = heads()
     y, _ = attention_forward(q, k, v)
     alone, _ = attention_forward(q[1:, 2:], k[1:, 2:], v[1:, 2:])
@@ -82,7 +82,7 @@ def test_dropout_drops_the_probabilities_not_the_values():
     q, k, v = heads(Tk=50)
     p = 0.5
     y, cache = attention_forward(q, k, np.ones_like(v), None, p, Key(1, 1))
-    # Of values that are all 1, what is left is the sum of the kept probabilities, scaled up.
+    # If all values are 1, the output is the scaled sum of the kept probabilities.
     att, kept = to_host(cache[4]), to_host(cache[5])
     np.testing.assert_allclose(y[..., 0], kept.sum(-1))
     assert set(np.unique((kept / att).round(9))) == {0.0, 2.0}

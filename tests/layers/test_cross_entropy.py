@@ -6,7 +6,7 @@ import pytest
 from npgpt.layers import cross_entropy_backward, cross_entropy_forward
 
 
-def test_uniform_guess_costs_the_logarithm_of_the_vocabulary():
+def test_loss_of_a_uniform_prediction_is_the_logarithm_of_the_vocabulary_size():
     loss, _ = cross_entropy_forward(np.zeros((2, 3, 65)), np.ones((2, 3), int))
     assert loss == pytest.approx(math.log(65))
 
@@ -19,7 +19,7 @@ def test_by_hand():
                                np.array([[-0.5, 0.25, 0.25], [0.1, -0.2, 0.1]]) / 2)
 
 
-def test_ignored_targets_count_neither_above_nor_below_the_line():
+def test_ignored_targets_count_in_neither_sum_nor_count():
     rng = np.random.default_rng(0)
     logits, targets = rng.standard_normal((5, 7)), np.array([3, -1, 0, -1, 6])
     loss, cache = cross_entropy_forward(logits, targets)
@@ -34,21 +34,21 @@ def test_single_target_counts_as_one():
     assert cross_entropy_backward(1.0, cache)[1].tolist() == [0.25, 0.25, -0.75, 0.25]
 
 
-def test_no_target_at_all_is_a_loss_of_zero():
+def test_loss_without_targets_is_zero():
     loss, cache = cross_entropy_forward(np.ones((2, 3)), np.full(2, -1))
     assert loss == 0
     assert cross_entropy_backward(1.0, cache).tolist() == [[0.0] * 3] * 2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_huge_logits_stay_finite(dtype):
+def test_huge_logits_give_a_finite_loss(dtype):
     logits = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 0]], dtype)
     loss, cache = cross_entropy_forward(logits, np.array([0, 0]))
     assert loss == pytest.approx(1e4)
     assert np.isfinite(cross_entropy_backward(1.0, cache)).all()
 
 
-def test_parts_with_the_count_of_the_whole_add_up():
+def test_parts_with_the_count_of_the_whole_sum_to_the_whole():
     rng = np.random.default_rng(0)
     logits, targets = rng.standard_normal((6, 4)), np.array([0, -1, 3, 2, -1, 1])
     whole, cache = cross_entropy_forward(logits, targets)

@@ -19,14 +19,14 @@ def test_without_a_key_or_a_probability_nothing_is_dropped(p, key):
     assert dropout_backward(x, cache) is x
 
 
-def test_what_is_kept_is_scaled_up_and_the_rest_is_zero():
+def test_kept_elements_are_scaled_up_and_the_others_are_zero():
     y, cache = dropout_forward(np.ones((8, 1000)), 0.2, KEY)
     assert sorted(set(y.ravel())) == [0.0, 1.25]
     np.testing.assert_array_equal(dropout_backward(np.ones((8, 1000)), cache), y)
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
-def test_share_dropped_is_p(p):
+def test_fraction_dropped_is_p(p):
     n = 2_000_000
     dropped = n - mask(KEY, p, (20, n // 20)).sum()
     assert abs(dropped - n * p) < 5 * (n * p * (1 - p)) ** 0.5
@@ -36,7 +36,7 @@ def test_share_dropped_is_p(p):
     KEY._replace(seed=2), KEY._replace(seed=1 + 2**32), KEY._replace(step=3), KEY._replace(row=4),
     KEY.at(0), KEY._replace(site=(4,)), KEY._replace(site=()),
 ])
-def test_each_part_of_the_key_makes_another_mask(other):
+def test_each_part_of_the_key_changes_the_mask(other):
     agree = (mask(KEY) == mask(other)).mean()
     assert abs(agree - 0.5) < 5 * 0.5 / 4000**0.5
 
@@ -56,7 +56,7 @@ def test_a_part_of_the_batch_gets_its_part_of_the_mask():
 
 
 def scrambled(z, salt=0):
-    """lowbias32 in Python's own integers."""
+    """lowbias32 with Python integers."""
     z ^= z >> 16
     z = z * 0x7FEB352D + salt & 0xFFFFFFFF
     z ^= z >> 15
@@ -65,7 +65,7 @@ def scrambled(z, salt=0):
 
 
 def bits(key, row, element):
-    """The hash that decides about one element, in Python's own integers."""
+    """The hash that decides whether an element is dropped, with Python integers."""
     words = [0x9E3779B9, 0x85EBCA6B]
     for part in (key.seed % 2**32, key.seed // 2**32, key.step, *key.site):
         words = [scrambled(word ^ part) for word in words]
@@ -76,8 +76,8 @@ def bits(key, row, element):
 @pytest.mark.parametrize("key", [
     Key(1337, 10, 1, (2, 0, 1)), Key(2**40 + 7, 0), Key(0, 2**32 - 1, 5, (3,)),
 ])
-def test_mask_is_the_hash_that_is_documented(key):
-    """With another hash no old run could be resumed."""
+def test_mask_follows_the_documented_hash(key):
+    """With another hash, resumed runs would differ from uninterrupted ones."""
     expected = [[bits(key, row, element) for element in range(12)] for row in range(3)]
     for p in (0.5, 0.1):
         kept = mask(key, p, (3, 3, 4)).reshape(3, 12)

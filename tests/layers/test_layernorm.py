@@ -28,7 +28,7 @@ def test_constant_row_gives_the_bias_and_a_finite_gradient():
 
 
 def test_eps_is_added_to_the_variance():
-    """Of two channels 2e-3 apart the variance is 1e-6, and eps ten times as much."""
+    """Two channels that differ by 2e-3 have a variance of 1e-6; eps is ten times as large."""
     y, _ = layernorm_forward(np.array([1e-3, -1e-3]), np.ones(2), np.zeros(2))
     np.testing.assert_allclose(y, np.array([1e-3, -1e-3]) / (1e-6 + 1e-5) ** 0.5, rtol=1e-12)
 
@@ -48,7 +48,7 @@ def test_a_shift_of_the_input_changes_nothing():
 
 @pytest.mark.parametrize("method", ["complex", "central"])
 def test_two_channels(method):
-    """xhat is (1, -1) but for eps: almost nothing of dx is left, and that must be right."""
+    """xhat is (1, -1) up to eps: dx is almost 0, and must be correct."""
     x = np.array([[1.0, 1.002], [-0.3, -0.301], [0.5, 0.4]])
     check_gradients(layernorm_forward, layernorm_backward, [x, np.array([0.5, 2.0]), np.ones(2)],
                     method=method, tolerance={"complex": 1e-10, "central": 1e-5}[method])

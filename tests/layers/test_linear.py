@@ -13,7 +13,7 @@ def test_one_token_by_hand():
     assert db.tolist() == [1.0, 0.0, 2.0]
 
 
-def test_without_bias_there_is_no_gradient_of_it():
+def test_without_bias_there_is_no_bias_gradient():
     y, cache = linear_forward(np.ones((2, 3)), np.ones((3, 4)))
     assert y.shape == (2, 4)
     assert linear_backward(y, cache)[2] is None
@@ -26,8 +26,8 @@ def test_leading_axes_are_tokens():
     np.testing.assert_allclose(linear_forward(x[0, 0], w, b)[0], x[0, 0] @ w + b)
 
 
-def test_gradient_lies_in_memory_as_the_weight_does(device):
-    """A tied head is the embedding transposed: adding dw to its gradient is then fast."""
+def test_gradient_has_the_memory_layout_of_the_weight(device):
+    """A tied head is the transposed embedding, and adding dw to its gradient is then fast."""
     for put in (np.asarray, device.to_device):
         x, w, wte = put(np.ones((2, 3, 4))), put(np.ones((4, 5))), put(np.ones((5, 4)))
         for weight in (w, wte.T):

@@ -1,4 +1,4 @@
-"""What holds for every layer: it is pure, keeps dtypes, accepts any strides and empty batches."""
+"""Properties of every layer: it is pure, keeps dtypes, accepts any strides and empty batches."""
 
 import copy
 
@@ -13,7 +13,7 @@ from tests.cases import CASES, USED_UP
 
 
 def arrays(value):
-    """Every array in a nest of tuples, lists and mappings, as one of NumPy."""
+    """Every array in nested tuples, lists and mappings, as a NumPy array."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple)):
@@ -38,7 +38,7 @@ def output_gradient(y, seed=0):
 
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
-def test_nothing_that_is_passed_in_changes(name, data):
+def test_arguments_are_not_modified(name, data):
     case = data.draw(CASES[name]())
     inputs = copy.deepcopy(case.inputs)
     y, cache = case.forward(*inputs)
@@ -87,7 +87,7 @@ def test_backward_is_linear_in_dy(name, data):
 @pytest.mark.parametrize("name", LAYERS)
 @given(data=st.data())
 def test_results_are_new_arrays(name, data):
-    """But for an identity, which answers with what it was given."""
+    """Except for an identity, which returns its input."""
     case = data.draw(CASES[name]())
     y, cache = case.forward(*case.inputs)
     dy = np.asarray(output_gradient(y))
@@ -102,7 +102,7 @@ def test_results_are_new_arrays(name, data):
 @pytest.mark.parametrize("scale", [1e-6, 1e3])
 @pytest.mark.parametrize("name", LAYERS)
 @given(data=st.data())
-def test_hostile_scales_stay_finite(name, scale, data):
+def test_extreme_scales_stay_finite(name, scale, data):
     case = data.draw(CASES[name]())
     inputs = [cast(x, np.float32) * np.float32(scale) if isinstance(x, np.ndarray)
               and x.dtype.kind == "f" else x for x in case.inputs]
@@ -117,7 +117,7 @@ def test_strides_do_not_matter(name, data):
     case = data.draw(CASES[name]())
 
     def strided(x):
-        """The same numbers, laid out backwards and with gaps."""
+        """The same numbers with negative strides and gaps."""
         if not isinstance(x, np.ndarray) or x.ndim == 0:
             return x
         wide = np.repeat(x.swapaxes(0, -1)[::-1], 2, axis=0)

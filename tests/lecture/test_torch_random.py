@@ -1,5 +1,5 @@
-"""PyTorch's random stream: the lecture's figures, which PyTorch printed, with no PyTorch here; and
-PyTorch itself where it is installed."""
+"""PyTorch's random stream, compared with numbers in the lecture, and with PyTorch itself if it is
+installed."""
 
 import math
 
@@ -29,11 +29,11 @@ def softmax(x):
 
 
 def printed(x, digits=4):
-    """What a print of four digits shows."""
+    """A number as printed with four digits."""
     return np.round(np.asarray(x, np.float64), digits).tolist()
 
 
-def test_batch_offsets_are_those_of_the_lecture():
+def test_batch_offsets_equal_those_of_the_lecture():
     offsets = TorchRandom(1337).randint(N_TRAIN - 8, (4,))
     assert offsets.tolist() == [76049, 234249, 934904, 560986]
     assert offsets.dtype == np.int64
@@ -57,11 +57,11 @@ def test_untrained_bigram_writes_the_text_of_the_lecture():
     )
 
 
-def test_small_whole_numbers_are_those_of_the_lecture():
+def test_small_integers_equal_those_of_the_lecture():
     assert TorchRandom(42).randint(10, (3, 2)).tolist() == [[2, 7], [6, 4], [6, 5]]
 
 
-def test_normal_numbers_are_those_of_the_lecture():
+def test_normal_numbers_equal_those_of_the_lecture():
     x = TorchRandom(1337).randn((4, 8, 2))
     assert x.dtype == np.float32
     assert printed(x[0]) == [
@@ -75,7 +75,7 @@ def test_normal_numbers_are_those_of_the_lecture():
     ]
 
 
-def test_one_head_and_the_variances_after_it_are_those_of_the_lecture():
+def test_one_head_and_the_variances_after_it_equal_those_of_the_lecture():
     random = TorchRandom(1337)
     x = random.randn((4, 8, 32))
     key, query, value = (x @ random.linear(32, 16, bias=False)[0] for _ in range(3))
@@ -101,12 +101,12 @@ def test_softmax_sharpens_as_in_the_lecture():
 
 
 @pytest.mark.parametrize("high", [0, -1, 2**28])
-def test_range_whose_numbers_are_drawn_otherwise_is_refused(high):
+def test_unsupported_range_is_refused(high):
     with pytest.raises(ValueError, match=f"less than .*, got {high}$"):
         TorchRandom(0).randint(high, (3,))
 
 
-def test_logarithm_sine_and_cosine_are_right_to_two_last_places():
+def test_logarithm_sine_and_cosine_are_within_two_ulps():
     x = TorchRandom(0).rand((100_000,))
     angle = np.float32(2 * np.pi) * x
     exact = angle.astype(np.float64)
@@ -123,7 +123,7 @@ def call(random, name, *arguments):
 
 
 def in_torch(torch, name, *arguments):
-    """The same call of PyTorch -> NumPy array."""
+    """The same call in PyTorch -> NumPy array."""
     calls = {
         "randint": lambda high, shape: torch.randint(high, shape),
         "rand": torch.rand,
@@ -154,7 +154,7 @@ CALLS = st.one_of(
 
 
 def is_same(torch, ours, theirs):
-    """Bit for bit; normal numbers on a processor without AVX2 to their last places."""
+    """Bit for bit; for normal numbers on a processor without AVX2, up to the last digits."""
     assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return np.allclose(ours, theirs, rtol=1e-6, atol=1e-6)
@@ -162,7 +162,7 @@ def is_same(torch, ours, theirs):
 
 
 @given(seed=SEEDS, calls=st.lists(CALLS, min_size=1, max_size=6))
-def test_any_calls_in_any_order_give_what_pytorch_gives(torch, seed, calls):
+def test_any_sequence_of_calls_agrees_with_pytorch(torch, seed, calls):
     random = TorchRandom(seed)
     torch.manual_seed(seed)
     for arguments in calls:
@@ -170,13 +170,13 @@ def test_any_calls_in_any_order_give_what_pytorch_gives(torch, seed, calls):
 
 
 @pytest.mark.parametrize("n", [16, 17, 31, 100_000, 1_000_003])
-def test_many_normal_numbers_are_those_of_pytorch(torch, n):
+def test_many_normal_numbers_agree_with_pytorch(torch, n):
     torch.manual_seed(n)
     assert is_same(torch, TorchRandom(n).randn((n,)), torch.randn(n).numpy())
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_initial_linear_layers_are_those_of_pytorch(torch, bias):
+def test_initial_linear_layers_agree_with_pytorch(torch, bias):
     random = TorchRandom(3)
     torch.manual_seed(3)
     for n_in in range(1, 200):

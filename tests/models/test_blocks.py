@@ -31,7 +31,7 @@ def test_defaults_are_gelu_no_mask_and_no_dropout(forward, p, given, explicit):
     np.testing.assert_array_equal(left_out, said)
 
 
-def test_heads_are_neighbouring_channels():
+def test_heads_are_contiguous_channels():
     q, k, v = split_heads(np.arange(2 * 5 * 18.0).reshape(2, 5, 18), 3, 2)
     assert q.shape == k.shape == v.shape == (2, 2, 5, 3)
     assert q[0, :, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -68,12 +68,12 @@ def test_cross_attention_attends_to_the_memory(key):
 
     scores = np.where(mask, q @ k.swapaxes(-1, -2) / 2, -np.inf)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    np.testing.assert_allclose(maps[0], weights, rtol=1e-12)        # nothing dropped in a picture
+    np.testing.assert_allclose(maps[0], weights, rtol=1e-12)        # no dropout in a plot
     q, k = q.astype("float32"), k.astype("float32")
     assert attention_weights(q, k).dtype == np.float32
 
 
-def test_cross_attention_drops_nothing_unless_told():
+def test_cross_attention_has_no_dropout_by_default():
     rng = np.random.default_rng(0)
     x, memory = rng.standard_normal((50, 9, 8)), rng.standard_normal((50, 9, 8))
     p = {name: rng.standard_normal(shape) for name, shape in {

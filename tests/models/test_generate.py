@@ -16,7 +16,7 @@ def gpt():
     return model
 
 
-def test_logits_with_the_cache_are_those_of_the_full_forward(gpt):
+def test_logits_with_the_cache_equal_those_of_the_full_forward(gpt):
     idx = np.random.default_rng(1).integers(13, size=(3, 8))
     full = gpt.logits(idx)
     for first in range(1, 8):
@@ -28,7 +28,7 @@ def test_logits_with_the_cache_are_those_of_the_full_forward(gpt):
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 12])     # of the prompt; the context holds 8
-def test_text_is_that_of_the_full_forward_across_the_edge_of_the_context(gpt, length):
+def test_text_equals_that_of_the_full_forward_beyond_the_context(gpt, length):
     prompt = np.random.default_rng(2).integers(13, size=(2, length))
     draws = [np.random.default_rng([5, row]) for row in range(2)]
     idx = prompt
@@ -40,14 +40,14 @@ def test_text_is_that_of_the_full_forward_across_the_edge_of_the_context(gpt, le
     assert written.tolist() == idx[:, length:].tolist()
 
 
-def test_temperature_zero_takes_the_likeliest(gpt):
+def test_temperature_zero_selects_the_most_likely_token(gpt):
     idx = np.array([[1, 2, 3]])
     for token in gpt.generate(idx, 5, temperature=0)[0]:
         assert token == gpt.logits(idx[:, -8:])[0, -1].argmax()
         idx = np.append(idx, [[token]], axis=1)
 
 
-def test_same_seed_same_text_and_none_for_another_each_time(gpt):
+def test_same_seed_gives_the_same_text_and_no_seed_a_random_one(gpt):
     idx = np.array([[1]])
     assert gpt.generate(idx, 30, seed=1).tolist() == gpt.generate(idx, 30, seed=1).tolist()
     assert gpt.generate(idx, 30, seed=1).tolist() != gpt.generate(idx, 30, seed=2).tolist()
@@ -66,21 +66,21 @@ def test_stream_yields_token_by_token(gpt):
     assert np.stack(steps, 1).tolist() == gpt.generate([[1, 2]], 6, seed=4).tolist()
 
 
-def test_nothing_to_write_is_an_empty_text(gpt):
+def test_zero_new_tokens_give_an_empty_text(gpt):
     assert gpt.generate([[1, 2]], 0).shape == (1, 0)
 
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]]))
 
 
-def test_without_options_the_distribution_is_the_models_own(gpt):
+def test_default_distribution_is_that_of_the_model(gpt):
     assert Sampling() == Sampling(500, 1.0, None, None, None)
     defaults = inspect.signature(GPT.generate).parameters
     assert [defaults[name].default for name in ("temperature", "top_k", "top_p", "seed")] == [
         1.0, None, None, None]
 
 
-def test_temperature_sharpens():
+def test_low_temperature_sharpens():
     np.testing.assert_allclose(probabilities(LOGITS), [[0.1, 0.4, 0.2, 0.3]])
     squares = np.array([[0.01, 0.16, 0.04, 0.09]])
     np.testing.assert_allclose(probabilities(LOGITS, 0.5), squares / squares.sum())
@@ -90,7 +90,7 @@ def test_tiny_temperature_is_finite():
     assert probabilities(LOGITS * 1e6, 1e-300).tolist() == [[0, 1, 0, 0]]
 
 
-def test_top_k_keeps_the_k_likeliest():
+def test_top_k_keeps_the_k_most_likely():
     np.testing.assert_allclose(probabilities(LOGITS, top_k=2), [[0, 4 / 7, 0, 3 / 7]])
     np.testing.assert_allclose(probabilities(LOGITS, top_k=99), [[0.1, 0.4, 0.2, 0.3]])
     assert (probabilities(np.zeros((1, 5)), top_k=3) > 0).sum() == 3         # of equals, too
@@ -106,17 +106,17 @@ def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
     assert probs.sum() == pytest.approx(1)
 
 
-def test_top_p_that_is_reached_exactly_is_reached():
+def test_top_p_may_be_reached_exactly():
     halves = np.log(np.array([[0.5, 0.25, 0.25]]))
     assert probabilities(halves, top_p=0.5).tolist() == [[1, 0, 0]]
 
 
-def test_top_k_comes_before_top_p():
+def test_top_k_is_applied_before_top_p():
     # Of the two likeliest, 4/7 and 3/7, the first alone reaches 0.5.
     assert probabilities(LOGITS, top_k=2, top_p=0.5).tolist() == [[0, 1, 0, 0]]
 
 
-def test_draws_follow_the_probabilities():
+def test_samples_follow_the_probabilities():
     probs = np.repeat([[0.1, 0.0, 0.6, 0.3]], 20_000, axis=0)
     drawn = _draw(probs, np.random.default_rng(0).random(20_000))
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, probs[0], atol=0.015)
@@ -130,7 +130,7 @@ def test_draws_follow_the_probabilities():
     ({"top_p": 0.0}, "top_p must be above 0, got 0"),
     ({"top_p": 1.1}, "top_p must be"), ({"max_new_tokens": -1}, "max_new_tokens must be"),
 ])
-def test_sampling_that_cannot_be_is_refused(gpt, option, message):
+def test_invalid_sampling_options_are_refused(gpt, option, message):
     with pytest.raises(UserError, match=message):
         gpt.generate([[1]], **{"max_new_tokens": 1} | option)
 

@@ -28,7 +28,7 @@ def batch(rows=4, seed=0):
 
 
 def apart(a, b):
-    """The largest difference, relative to the largest number."""
+    """The largest difference, relative to the largest element."""
     return np.abs(a - b).max() / np.abs(b).max()
 
 
@@ -42,7 +42,7 @@ def test_future_token_leaves_past_logits_unchanged():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_initial_loss_is_that_of_guessing(variant):
+def test_initial_loss_is_that_of_a_uniform_prediction(variant):
     gpt = GPT(GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64, **variant))
     rng = np.random.default_rng(0)
     loss = gpt.loss(rng.integers(65, size=(32, 32)), rng.integers(65, size=(32, 32)))
@@ -56,14 +56,14 @@ def train(gpt, steps, rate, idx, targets):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_batch_is_learnt_by_heart(variant):
+def test_one_batch_is_memorised(variant):
     gpt, (idx, targets) = model(**variant, n_embd=32), batch()
     train(gpt, 150, 1e-2, idx, targets)
     assert gpt.loss(idx, targets) < 0.05
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_moves_in_one_step(variant):
+def test_every_parameter_changes_in_one_step(variant):
     gpt, (idx, targets) = model(**variant), batch()
     before = {name: array.copy() for name, array in gpt.params.items()}
     train(gpt, 1, 1e-2, idx, targets)
@@ -71,7 +71,7 @@ def test_every_parameter_moves_in_one_step(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_gradients_bear_the_names_and_shapes_of_the_parameters(variant):
+def test_gradients_have_the_names_and_shapes_of_the_parameters(variant):
     gpt, (idx, targets) = model(**variant), batch()
     _, grads = gpt.loss_and_grads(idx, targets)
     assert {n: g.shape for n, g in grads.items()} == {n: w.shape for n, w in gpt.params.items()}
@@ -79,29 +79,29 @@ def test_gradients_bear_the_names_and_shapes_of_the_parameters(variant):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_dtype_of_the_parameters_is_that_of_everything(dtype):
+def test_everything_has_the_dtype_of_the_parameters(dtype):
     gpt, (idx, targets) = model(dtype, dropout=0.2), batch()
     loss, grads = gpt.loss_and_grads(idx, targets, Key(1, 2))
     assert {gpt.logits(idx).dtype, loss.dtype, grads.flat.dtype, gpt.params.flat.dtype} == {
         np.dtype(dtype)}
 
 
-def test_evaluation_drops_nothing():
+def test_evaluation_has_no_dropout():
     gpt, (idx, targets) = model(dropout=0.5), batch()
     without = GPT(GPTConfig(**SMALL), seed=1)
     assert gpt.loss(idx, targets) == gpt.loss(idx, targets) == without.loss(idx, targets)
     assert gpt.loss_and_grads(idx, targets, Key(1, 1))[0] != gpt.loss(idx, targets)
 
 
-def test_same_key_drops_the_same_and_another_step_drops_other():
+def test_same_key_gives_the_same_dropout_and_another_step_different_dropout():
     gpt, (idx, targets) = model(dropout=0.5), batch()
     first, again, other = (gpt.loss_and_grads(idx, targets, Key(1, step)) for step in (1, 1, 2))
     assert first[0] == again[0] and first[0] != other[0]
     np.testing.assert_array_equal(first[1].flat, again[1].flat)
 
 
-def test_every_dropout_has_a_mask_of_its_own(monkeypatch):
-    """One after the embeddings; in each block one of the attention, one of each projection."""
+def test_every_dropout_has_its_own_mask(monkeypatch):
+    """One after the embeddings; in each block one for the attention and one per projection."""
     sites = []
 
     def watched(xp, key, p, shape, original=dropout.keep_mask):
@@ -118,7 +118,7 @@ def test_every_dropout_has_a_mask_of_its_own(monkeypatch):
     assert shapes.count((4, 2, 8, 8)) == 2 and shapes.count((4, 8, 16)) == 5
 
 
-def test_gradient_that_is_passed_back_is_not_changed():
+def test_gradient_passed_to_the_backward_is_not_modified():
     gpt, (idx, _) = model("float64"), batch()
     logits, cache = gpt_forward(idx, gpt.params.tree, gpt.config)
     dlogits = np.random.default_rng(0).standard_normal(logits.shape)
@@ -129,7 +129,7 @@ def test_gradient_that_is_passed_back_is_not_changed():
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 @pytest.mark.parametrize(("dtype", "error"), [("float64", 1e-12), ("float32", 1e-5)])
-def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts, dtype, error):
+def test_gradients_of_parts_of_a_batch_sum_to_the_whole(parts, dtype, error):
     """With dropout, and with ignored targets spread unevenly over the parts."""
     gpt, (idx, targets) = model(dtype, dropout=0.3), batch(8)
     targets[:3, 2:] = -1
@@ -146,7 +146,7 @@ def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts, dtype, error):
     assert apart(grads.flat, expected.flat) < error
 
 
-def test_into_adds_to_what_is_there():
+def test_into_adds_to_existing_gradients():
     gpt, (idx, targets) = model("float64"), batch()
     _, once = gpt.loss_and_grads(idx, targets)
     twice = gpt.params.gradients(once.flat.copy())
@@ -155,7 +155,7 @@ def test_into_adds_to_what_is_there():
     assert apart(twice.flat, 2 * once.flat) < 1e-14
 
 
-def test_tied_head_is_the_embedding_itself():
+def test_tied_head_is_the_embedding():
     gpt, (idx, targets) = model("float64"), batch()
     assert "lm_head.weight" not in gpt.params
     untied = GPT(GPTConfig(**SMALL, tie_weights=False), dtype="float64",
@@ -168,7 +168,7 @@ def test_tied_head_is_the_embedding_itself():
     assert all(np.abs(grads_apart[n]).max() > 1e-3 for n in ("wte.weight", "lm_head.weight"))
 
 
-def test_initial_weights_depend_on_the_seed_alone():
+def test_initial_weights_depend_only_on_the_seed():
     assert np.array_equal(model().params.flat, model().params.flat)
     assert np.array_equal(GPT(GPTConfig(**SMALL)).params.flat, model(seed=1337).params.flat)
     assert not np.array_equal(model().params.flat, model(seed=2).params.flat)
@@ -176,7 +176,7 @@ def test_initial_weights_depend_on_the_seed_alone():
     assert all(np.array_equal(tied.params[n], untied.params[n]) for n in tied.params)
 
 
-def test_initial_weights_are_those_of_gpt2():
+def test_initial_weights_follow_gpt2():
     p = GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128)).params
     for name, array in p.items():
         if name.endswith("bias"):
@@ -194,7 +194,7 @@ def test_number_of_parameters_of_gpt2():
     assert sum(math.prod(shape) for shape in shapes.values()) == 124_439_808
 
 
-def test_lists_are_taken_as_token_ids():
+def test_lists_are_accepted_as_token_ids():
     assert model().logits([[1, 2, 3]]).shape == (1, 3, 11)
 
 
@@ -203,12 +203,12 @@ def test_lists_are_taken_as_token_ids():
     ([[0.5]], "whole numbers"), ([1, 2, 3], "whole numbers"),
     ([[0] * 9], "9 tokens do not fit into the context of 8"),
 ])
-def test_token_ids_that_cannot_be_are_refused(idx, message):
+def test_invalid_token_ids_are_refused(idx, message):
     with pytest.raises(UserError, match=message):
         model().logits(idx)
 
 
-def test_more_than_the_context_holds_is_refused_with_a_cache_too():
+def test_too_many_tokens_are_refused_with_a_cache_too():
     gpt, kv = model(), KVCache(2, 8)
     gpt.logits([[1] * 6], kv)
     with pytest.raises(UserError, match="9 tokens do not fit into the context of 8"):
@@ -228,7 +228,7 @@ def test_targets_of_another_shape_are_refused(targets):
     ([("wte.weight", np.zeros((3,)))], r"this architecture has no parameter wte\.weight \(3,\)"),
     ([("h.9", np.zeros(1))], r"this architecture has no parameter h\.9 \(1,\)"),
 ])
-def test_parameters_that_are_missing_or_do_not_fit_are_refused(values, message):
+def test_missing_or_mismatched_parameters_are_refused(values, message):
     with pytest.raises(UserError, match=message):
         GPT(GPTConfig(**SMALL), values=values)
 
@@ -247,7 +247,7 @@ def test_target_of_minus_two_is_refused():
     ({"dropout": math.nan}, "dropout must be a finite number"),
     ({"activation": "tanh"}, "activation must be gelu or relu, got .tanh."),
 ])
-def test_architecture_that_cannot_be_is_refused(option, message):
+def test_invalid_architecture_is_refused(option, message):
     with pytest.raises(UserError, match=message):
         GPTConfig(**SMALL | option)
 

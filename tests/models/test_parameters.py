@@ -37,7 +37,7 @@ def test_setting_a_name_writes_into_the_buffer():
     assert np.shares_memory(view, p.flat)
 
 
-def test_groups_stand_one_after_another():
+def test_groups_are_contiguous():
     p = GPT(CONFIG).params
     p.flat[...] = 0
     p.flat[:p.n_matrices] = 1
@@ -67,7 +67,7 @@ def test_nest_is_the_inverse_of_flatten():
     assert flatten(nest(flat)) == flat
 
 
-def test_frozen_parameters_stand_last_and_have_no_gradient():
+def test_frozen_parameters_are_last_and_have_no_gradient():
     architecture = flatten({"a": linear(3, 2), "t": table(4, 3), "n": norm(3)})
     architecture["t.weight"] = Param((4, 3), "table", trainable=False)
     p = Parameters(architecture, np.arange(26.0))
@@ -81,24 +81,24 @@ def test_first_gradient_is_assigned_and_later_ones_are_added():
     p = GPT(CONFIG).params
     grads = p.gradients(np.full(p.flat.size, 5.0))
     grads.add("wte.weight", np.ones((7, 4)))
-    assert (grads["wte.weight"] == 6).all()               # what was there counts until `zero`
+    assert (grads["wte.weight"] == 6).all()               # existing values count until `zero`
     grads.zero()
     grads.add("wte.weight", np.ones((7, 4)))
     assert (grads["wte.weight"] == 1).all()
     grads.add("wte.weight", np.ones((7, 4)))
     assert (grads["wte.weight"] == 2).all()
-    assert grads.flat.sum() == 2 * 28                     # and all that nothing was added to is 0
+    assert grads.flat.sum() == 2 * 28                     # gradients without additions are 0
 
 
 @pytest.mark.parametrize("name", ["ln_f.bias", "h.0.mlp.c_fc.weight"])
-def test_gradient_that_nothing_was_added_to_reads_as_zero(name):
+def test_gradient_without_additions_reads_as_zero(name):
     p = GPT(CONFIG).params
     grads = p.gradients(np.full(p.flat.size, 5.0))
     grads.zero()
     assert not grads[name].any()
 
 
-def test_tree_of_gradients_is_added_under_its_name_and_dropped():
+def test_tree_of_gradients_is_added_under_its_name_and_emptied():
     p = GPT(CONFIG).params
     grads = p.gradients(np.zeros(p.flat.size))
     tree = {"attn": {"c_proj.bias": np.ones(4)}, "ln_1.bias": np.full(4, 2.0)}
@@ -114,14 +114,14 @@ def test_tree_of_gradients_is_added_under_its_name_and_dropped():
     (TransformerConfig(n_layer=1, n_head=2, n_embd=4),
      {"attn.c_attn": (4, 4, 4), "crossattention.c_attn": (4, 4)}),
 ])
-def test_matrices_side_by_side_say_their_widths(config, parts):
+def test_matrices_side_by_side_have_their_widths(config, parts):
     for name, param in config.architecture().items():
         expected = [widths for part, widths in parts.items() if name.endswith(f".{part}.weight")]
         assert param.widths == (expected[0] if expected else param.shape[-1:]), name
         assert sum(param.widths) == param.shape[-1]
 
 
-def test_initial_values_follow_the_table_and_depend_on_seed_and_name_alone():
+def test_initial_values_follow_the_table_and_depend_only_on_seed_and_name():
     param = Param((300, 200), "table", std=0.5, mean=2.0)
     value = param.draw("a", 1)
     assert value.dtype == np.float32
@@ -136,3 +136,14 @@ def test_initial_values_follow_the_table_and_depend_on_seed_and_name_alone():
 def test_count_is_the_size_of_all():
     assert count(CONFIG.architecture()) == GPT(CONFIG).params.flat.size
     assert isinstance(GPT(CONFIG).gradients(), Gradients)
+
+
+def test_gradient_that_is_set_stays_and_its_shape_must_fit():
+    grads = GPT(CONFIG).gradients()
+    grads["ln_f.bias"] = np.ones(4)
+    assert (grads["ln_f.bias"] == 1).all() and grads.flat.sum() == 4
+    grads.zero()
+    assert not grads.tree["ln_f.bias"].any()
+    for wrong in (np.ones(()), np.ones(1), np.ones((2, 4))):
+        with pytest.raises(ValueError, match=r"the gradient of ln_f.bias \(4,\) has the shape"):
+            grads.add("ln_f.bias", wrong)

@@ -58,7 +58,7 @@ def test_padding_changes_no_gradient():
     np.testing.assert_allclose(more.flat, grads.flat, rtol=0, atol=1e-12)
 
 
-def test_what_a_padded_place_is_embedded_as_changes_nothing():
+def test_embedding_of_padding_has_no_influence():
     m, (source, idx, _) = model(tie_weights=False), batch()
     source[1, 6:] = idx[2, 4:] = PAD
     before = m.logits(source, idx)
@@ -69,7 +69,7 @@ def test_what_a_padded_place_is_embedded_as_changes_nothing():
     assert (after[idx == PAD] != before[idx == PAD]).any()
 
 
-def test_padding_that_stands_first_is_not_seen_either():
+def test_padding_at_the_start_is_masked_too():
     m, (source, idx, _) = model(tie_weights=False), batch()
     idx[:, :2] = PAD
     before = m.logits(source, idx)
@@ -77,7 +77,7 @@ def test_padding_that_stands_first_is_not_seen_either():
     np.testing.assert_array_equal(m.logits(source, idx)[:, 2:], before[:, 2:])
 
 
-def test_source_of_nothing_but_padding_gives_finite_gradients():
+def test_source_of_only_padding_gives_finite_gradients():
     m, (source, idx, targets) = model(), batch()
     source[1] = PAD
     loss, grads = m.loss_and_grads(source, idx, targets)
@@ -93,7 +93,7 @@ def test_future_target_token_leaves_past_logits_unchanged():
     assert (before[:, 4:] != after[:, 4:]).any(-1).all()
 
 
-def test_every_source_token_reaches_every_place_of_the_target():
+def test_every_source_token_influences_every_target_position():
     m, (source, idx, _) = model(), batch()
     before = m.logits(source, idx)
     for place in range(source.shape[1]):
@@ -102,13 +102,13 @@ def test_every_source_token_reaches_every_place_of_the_target():
         assert (m.logits(other, idx) != before).any(-1).all()
 
 
-def test_other_rows_of_the_batch_change_nothing():
+def test_rows_of_the_batch_are_independent():
     m, (source, idx, _) = model(), batch()
     np.testing.assert_allclose(m.logits(source[1:2], idx[1:2]), m.logits(source, idx)[1:2],
                                rtol=0, atol=1e-12)
 
 
-def test_encoder_without_positions_moves_with_its_tokens(monkeypatch):
+def test_encoder_without_positions_is_permutation_equivariant(monkeypatch):
     m, (source, _, _) = model(), batch()
     source[:, 2] = PAD
     order = np.random.default_rng(0).permutation(source.shape[1])
@@ -122,7 +122,7 @@ def test_encoder_without_positions_moves_with_its_tokens(monkeypatch):
                                atol=1e-12)
 
 
-def test_cross_attention_does_not_care_in_which_order_the_memory_stands():
+def test_cross_attention_does_not_depend_on_the_order_of_the_memory():
     p = decoder_block()["crossattention"]
     x, memory = (np.random.default_rng(1).standard_normal((2, T, 16)) for T in (5, 7))
     order = np.random.default_rng(2).permutation(7)
@@ -155,7 +155,7 @@ def test_model_is_of_float32_and_seed_1337_by_default():
     assert m.params.flat.dtype == np.float32
 
 
-def test_position_table_holds_the_sines_and_cosines_of_the_paper():
+def test_position_table_has_the_sines_and_cosines_of_the_paper():
     table = sinusoid(np, 101, 6)
     assert table.shape == (101, 6)
     assert table[0].tolist() == [0, 1, 0, 1, 0, 1]
@@ -165,18 +165,18 @@ def test_position_table_holds_the_sines_and_cosines_of_the_paper():
     np.testing.assert_allclose(table[1, :4], [0.841471, 0.540302, 0.046399, 0.998923], atol=5e-7)
 
 
-def test_embedding_is_scaled_and_its_place_added():
+def test_embedding_is_scaled_and_its_position_added():
     w = np.random.default_rng(0).standard_normal((5, 9))
     x, _ = embed_forward(np.array([[3, 3]]), w, 0.0, Key(1, 1))
     np.testing.assert_allclose(x[0], w[[3, 3]] * 3 + sinusoid(np, 2, 9), rtol=1e-12)
 
 
-def test_position_table_of_an_odd_width_is_that_of_the_next_width_but_one_column():
+def test_position_table_of_an_odd_width_is_that_of_the_next_width_without_its_last_column():
     assert sinusoid(np, 5, 3).shape == (5, 3)
     assert sinusoid(np, 5, 1)[:, 0] == pytest.approx(np.sin(np.arange(5)))
 
 
-def test_one_linear_map_leads_from_every_place_to_the_one_three_further_on():
+def test_one_linear_map_shifts_every_position_by_three():
     table = sinusoid(np, 50, 8)
     onward, *_ = np.linalg.lstsq(table[:20], table[3:23], rcond=None)
     np.testing.assert_allclose(table[:47] @ onward, table[3:], atol=1e-9)
@@ -189,7 +189,7 @@ def train(m, steps, rate, source, idx, targets):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_batch_is_learnt_by_heart_and_then_translated(variant):
+def test_one_batch_is_memorised_and_then_translated(variant):
     m, (source, answers, _) = model("float32", **variant, n_embd=32), batch()
     source[2, 5:] = PAD
     answers[:, -1] = END
@@ -201,13 +201,13 @@ def test_one_batch_is_learnt_by_heart_and_then_translated(variant):
     np.testing.assert_array_equal(m.translate(source, 2), answers[:, :2])
 
 
-def test_padding_of_the_source_changes_no_translation():
+def test_padding_of_the_source_does_not_change_the_translation():
     m, (source, _, _) = model(seed=3), batch(rows=20)
     m.params["encoder.wte.weight"][PAD] += 5
     np.testing.assert_array_equal(m.translate(wider(source, 9, PAD), 8), m.translate(source, 8))
 
 
-def test_translation_takes_the_likeliest_token_each_time():
+def test_translation_selects_the_most_likely_token():
     m, (source, _, _) = model(seed=3), batch()
     found = m.translate(source, 6)
     idx = np.concatenate([np.full((4, 1), START), found[:, :-1]], axis=1)
@@ -217,12 +217,12 @@ def test_translation_takes_the_likeliest_token_each_time():
     assert (found[~going_on] == PAD).all()
 
 
-def test_translation_of_nothing_is_nothing():
+def test_translation_of_an_empty_batch_is_empty():
     assert model().translate(np.empty((0, 4), int), 5).shape == (0, 0)
     assert model().translate([[3, 4]], 0).shape == (1, 0)
 
 
-def test_teacher_forcing_shows_the_answer_one_place_late():
+def test_teacher_forcing_shifts_the_answer_by_one_position():
     idx, targets = teacher_forced([[5, 6, END], [7, END, PAD]])
     assert idx.tolist() == [[START, 5, 6], [START, 7, END]]
     assert targets.tolist() == [[5, 6, END], [7, END, -1]]
@@ -237,7 +237,7 @@ def test_attention_weights_are_the_softmax_of_the_scores():
     np.testing.assert_allclose(attention_weights(q, k, mask > 0), weights, rtol=1e-12)
 
 
-def test_cross_attention_answers_a_distribution_over_the_source_from_every_block():
+def test_cross_attention_returns_a_distribution_over_the_source_for_every_block():
     m, (source, idx, _) = model(), batch()
     source[1, 6:] = PAD
     maps = m.cross_attention(source, idx)
@@ -249,14 +249,14 @@ def test_cross_attention_answers_a_distribution_over_the_source_from_every_block
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_moves_in_one_step(variant):
+def test_every_parameter_changes_in_one_step(variant):
     m = model(**variant)
     before = {name: array.copy() for name, array in m.params.items()}
     train(m, 1, 1e-2, *batch())
     assert [n for n in before if np.array_equal(before[n], m.params[n])] == []
 
 
-def test_gradient_that_is_passed_back_is_not_changed():
+def test_gradient_passed_to_the_backward_is_not_modified():
     m, (source, idx, _) = model(), batch()
     logits, cache = transformer_forward(source, idx, m.params.tree, m.config)
     dlogits = np.random.default_rng(0).standard_normal(logits.shape)
@@ -279,7 +279,7 @@ def test_tied_head_is_the_embedding_of_the_decoder():
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
+def test_gradients_of_parts_of_a_batch_sum_to_the_whole(parts):
     m, (source, idx, targets) = model(dropout=0.3), batch()
     targets[:2, 3:] = -1
     count = (targets >= 0).sum()
@@ -295,8 +295,8 @@ def test_parts_of_a_batch_make_the_gradients_of_the_whole(parts):
     np.testing.assert_allclose(grads.flat, expected.flat, rtol=0, atol=1e-12)
 
 
-def test_every_dropout_has_a_mask_of_its_own(monkeypatch):
-    """In each stack one after the embeddings; one of each attention and of each projection."""
+def test_every_dropout_has_its_own_mask(monkeypatch):
+    """In each stack one after the embeddings, one per attention and one per projection."""
     sites = []
 
     def watched(xp, key, p, shape, original=dropout.keep_mask):
@@ -313,14 +313,14 @@ def test_every_dropout_has_a_mask_of_its_own(monkeypatch):
     assert dict(sites)[1, 2, 1, 0] == (4, 2, 7, 9) and dict(sites)[1, 2, 1, 1] == (4, 7, 16)
 
 
-def test_evaluation_drops_nothing():
+def test_evaluation_has_no_dropout():
     m, without = model(dropout=0.5), model()
     assert m.loss(*batch()) == without.loss(*batch()) == m.loss_and_grads(*batch())[0]
     assert m.loss_and_grads(*batch(), Key(1, 1))[0] != m.loss(*batch())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_dtype_of_the_parameters_is_that_of_everything(dtype):
+def test_everything_has_the_dtype_of_the_parameters(dtype):
     m, (source, idx, targets) = model(dtype, dropout=0.2), batch()
     loss, grads = m.loss_and_grads(source, idx, targets, Key(1, 2))
     maps = m.cross_attention(source, idx)
@@ -340,7 +340,7 @@ def test_embeddings_decay_with_the_matrices_and_vectors_do_not():
                for name, group in groups.items() if name not in tables)
 
 
-def test_initial_weights_keep_the_size_of_what_goes_through_them():
+def test_initial_weights_keep_the_scale_of_activations():
     p = model("float32", n_embd=256, source_vocab_size=500, target_vocab_size=300).params
     stds = {"encoder.wte.weight": 1 / 16, "decoder.wte.weight": 1 / 16,
             "encoder.h.0.mlp.c_fc.weight": 1 / 16, "encoder.h.0.mlp.c_proj.weight": 1 / 32,
@@ -353,7 +353,7 @@ def test_initial_weights_keep_the_size_of_what_goes_through_them():
 
 
 def test_number_of_parameters_is_that_of_the_base_model():
-    """Counted by hand: 82 million, of which 19 are the second vocabulary's table."""
+    """Counted by hand: 82 million, 19 million of them in the second vocabulary's table."""
     attention, mlp, norm = 4 * 512 * 513, 513 * 2048 + 2049 * 512, 2 * 512
     blocks = 6 * (attention + mlp + 2 * norm) + 6 * (2 * attention + mlp + 3 * norm)
     shapes = TransformerConfig().shapes()
@@ -366,7 +366,7 @@ def test_number_of_parameters_is_that_of_the_base_model():
     ([1, 2], [[1]], "whole numbers"), (np.zeros((1, 0), int), [[1]], "at least one token"),
     ([[3], [3]], [[1]], "same number of rows, got 2 and 1"),
 ])
-def test_token_ids_that_cannot_be_are_refused(source, idx, message):
+def test_invalid_token_ids_are_refused(source, idx, message):
     with pytest.raises(UserError, match=message):
         model().logits(source, idx)
 
@@ -375,7 +375,7 @@ def test_token_ids_that_cannot_be_are_refused(source, idx, message):
     ([[1]], r"must have the same shape, got \(1, 2\) and \(1, 1\)"),
     ([[1, -2]], "targets must be token ids from -1 to 10, got -2"),
 ])
-def test_targets_that_do_not_fit_are_refused(targets, message):
+def test_invalid_targets_are_refused(targets, message):
     for method in (model().loss, model().loss_and_grads):
         with pytest.raises(UserError, match=message):
             method([[3, 4, 5]], [[1, 2]], targets)
@@ -387,7 +387,7 @@ def test_targets_that_do_not_fit_are_refused(targets, message):
     ({"source_vocab_size": 2}, "source_vocab_size must be at least 3, got 2"),
     ({"dropout": 1.0}, "dropout must be below 1, got 1"),
 ])
-def test_architecture_that_cannot_be_is_refused(option, message):
+def test_invalid_architecture_is_refused(option, message):
     with pytest.raises(UserError, match=message):
         TransformerConfig(**SMALL | option)
 

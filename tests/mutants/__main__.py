@@ -1,18 +1,18 @@
-"""The test of the tests: `python -m tests.mutants`, two processes, some minutes.
+"""Mutation testing: `python -m tests.mutants`, two processes, some minutes.
 
-Every line of the layers, the blocks, the model and the optimiser is broken in turn, in two ways: by
-mutmut, which changes operators, constants and arguments, and by the mathematical mutations of
-`operators.py`. The tests must fail for each. A mutant that survives is either a hole in the tests,
-or does the same as the code; those are listed in equivalent.toml with the reason.
+Every line of the layers, the blocks, the model and the optimiser is changed in turn, in two ways:
+by mutmut, which changes operators, constants and arguments, and by the mathematical mutations of
+`operators.py`. The tests must fail for each. A surviving mutant is either a gap in the tests or
+equivalent to the code; equivalent mutants are listed in equivalent.toml with the reason.
 
-Fails if a mutant survives that is not listed, if a listed one is gone, if the list exceeds 3 % of
-all, or if a public function has no mutants. Needs the extras `dev` and `mutants`.
+Fails if an unlisted mutant survives, if a listed one does not, if the list exceeds 3 % of all
+mutants, or if a public function has no mutants. Needs the extras `dev` and `mutants`.
 """
 
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"          # before NumPy is imported
-os.environ["HYPOTHESIS_PROFILE"] = "mutants"      # few examples, always the same, no shrinking
+os.environ["HYPOTHESIS_PROFILE"] = "mutants"      # few and fixed examples, no shrinking
 
 import contextlib
 import importlib
@@ -44,7 +44,7 @@ TESTS = ["tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim
 LEFT_OUT = "not transformer and not coder_block and not is_alive"     # as in pyproject.toml
 LIST = Path(__file__).with_name("equivalent.toml")
 LARGEST_SHARE = 0.03
-SECONDS = 120          # a mutant that runs longer than this is caught by that
+SECONDS = 120          # a mutant that runs longer counts as killed
 WORKERS = 2
 
 
@@ -62,7 +62,7 @@ def main():
     problems += [f"listed as equivalent, and did not survive: {function}: {mutant}"
                  for function, _, mutant in sorted(listed.keys() - survivors)]
     if len(listed) > LARGEST_SHARE * total:
-        problems.append(f"{len(listed)} listed of {total} are more than {LARGEST_SHARE:.0%}")
+        problems.append(f"{len(listed)} listed of {total} exceed {LARGEST_SHARE:.0%}")
     public = {f"{name}_{way}" for name in LAYERS for way in ("forward", "backward")}
     public |= {f"{name}_{way}" for name in ("mlp", "self_attention", "block", "gpt")
                for way in ("forward", "backward")}
@@ -78,7 +78,7 @@ def main():
 
 
 def run_mutmut():
-    """-> how many mutants each function has, the survivors as (function, line, mutant)."""
+    """-> the number of mutants of each function, the survivors as (function, line, mutant)."""
     shutil.rmtree("mutants", ignore_errors=True)
     command = [sys.executable, "-m", "mutmut"]
     run = subprocess.run([*command, "run", "--max-children", str(WORKERS)], capture_output=True,
@@ -110,7 +110,7 @@ def _code(line):
 
 
 def run_operators():
-    """-> how many mutants each function has, the survivors as (function, line, mutant)."""
+    """-> the number of mutants of each function, the survivors as (function, line, mutant)."""
     if _tests():
         raise SystemExit("the tests fail without any mutant")
     mutants = []
@@ -125,7 +125,7 @@ def run_operators():
 
 
 def _is_killed(mutant):
-    """In a process of its own: put the mutant in place and see whether the tests fail."""
+    """In a separate process: install the mutant and check whether the tests fail."""
     signal.signal(signal.SIGALRM, _give_up)
     signal.alarm(SECONDS)
     try:

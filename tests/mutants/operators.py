@@ -1,4 +1,4 @@
-"""Mutations of mathematics that mutmut does not make: each is a mistake that people do make.
+"""Mathematical mutations that mutmut does not make: common mistakes.
 
     a @ b        becomes  b @ a                    x.T, x.swapaxes(...)    becomes  x
     x.mean(...)  becomes  x.sum(...), and back     keepdims=True           is dropped
@@ -18,7 +18,7 @@ MILLIONTH = 1 + 1e-6
 
 @dataclass
 class Mutant:
-    """A module's tree with one change in it."""
+    """A module's syntax tree with one change."""
 
     module: str
     function: str        # or "constant"
@@ -39,8 +39,8 @@ def mutants_of(module, source):
 
 
 def install(mutant, module):
-    """Give the functions and constants of an imported module the code of the mutant. Whoever holds
-    one of the functions, runs the new code."""
+    """Replace the code of the functions and constants of an imported module by the mutant's.
+    Existing references to the functions run the new code too."""
     new = types.ModuleType(module.__name__)
     new.__dict__.update(module.__dict__)
     exec(compile(mutant.tree, module.__file__, "exec"), new.__dict__)
@@ -61,7 +61,7 @@ def _replace(old, new, module):
 
 
 class _Change(ast.NodeTransformer):
-    """Makes the change with a number, or only counts how many could be made."""
+    """Makes the change with a given number, or only counts the possible changes."""
 
     def __init__(self, number):
         self.number = number
@@ -96,7 +96,7 @@ class _Change(ast.NodeTransformer):
         return node
 
     def _changes(self, node):
-        """What a node can become."""
+        """The possible replacements of a node."""
         match node:
             case ast.BinOp(left, ast.MatMult(), right) if ast.dump(left) != ast.dump(right):
                 yield ast.BinOp(right, ast.MatMult(), left)
@@ -131,7 +131,7 @@ class _Change(ast.NodeTransformer):
 
 
 def _number(node):
-    """Whether a module's constant is arithmetic on numbers, and not all of them whole."""
+    """Whether a module's constant is arithmetic on numbers that are not all integers."""
     parts = list(ast.walk(node))
     return any(isinstance(p, ast.Constant) and isinstance(p.value, float) for p in parts) or any(
         isinstance(p, ast.Attribute) and p.attr in ("sqrt", "pi") for p in parts)

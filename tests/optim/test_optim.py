@@ -36,8 +36,8 @@ def one(x):
     return np.float64(x)
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-8])      # at 1e-8, ε is half of what is divided by
-def test_steps_follow_the_paper_number_by_number(size):
+@pytest.mark.parametrize("size", [1.0, 1e-8])      # at 1e-8, ε is half of the divisor
+def test_steps_follow_the_formula_of_the_paper(size):
     """One parameter, three steps, in Python's own numbers, once with decay and once without."""
     for name, decay in (("wte.weight", 0.1), ("ln_f.bias", 0.0)):
         p, grads = state()
@@ -54,7 +54,7 @@ def test_steps_follow_the_paper_number_by_number(size):
         assert p[name].ravel()[3] == pytest.approx(w, rel=1e-13)
 
 
-def test_ten_steps_are_those_of_pytorch(torch):
+def test_ten_steps_agree_with_pytorch(torch):
     p, grads = state()
     ours = AdamW(p, 0.9, 0.95, 0.1)
     theirs = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in p.items()}
@@ -81,7 +81,7 @@ def test_ten_steps_are_those_of_pytorch(torch):
         np.testing.assert_allclose(p[name], w.detach().numpy(), rtol=0, atol=1e-13)
 
 
-def test_matrices_and_embeddings_decay_and_nothing_else():
+def test_only_matrices_and_embeddings_decay():
     p, grads = state()
     grads.flat[...] = 0
     before = {name: array.copy() for name, array in p.items()}
@@ -99,7 +99,7 @@ def test_gradients_are_not_changed():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_not_finite_leave_the_parameters_alone(bad):
+def test_nonfinite_gradients_leave_the_parameters_unchanged(bad):
     p, grads = state("float32")
     optimizer = AdamW(p, 0.9, 0.99, 0.1)
     optimizer.step(grads.flat, 1e-2)
@@ -119,12 +119,12 @@ def test_gradients_that_are_not_finite_leave_the_parameters_alone(bad):
 
 @pytest.fixture
 def chunked():
-    """-> function that lets the CPU work on so many elements at a time."""
+    """-> function that sets the CPU's chunk size."""
     yield lambda chunk: register(replace(CPU, chunk=chunk))
     register(CPU)
 
 
-def test_chunks_do_not_matter(chunked):
+def test_results_do_not_depend_on_chunk_size(chunked):
     results = []
     for chunk in (10**9, 7, 1000):
         chunked(chunk)
@@ -136,7 +136,7 @@ def test_chunks_do_not_matter(chunked):
         assert norm == pytest.approx(results[0][1], rel=1e-14)
 
 
-def test_dtype_stays():
+def test_dtype_is_kept():
     p, grads = state("float32")
     optimizer = AdamW(p, 0.9, 0.99, 0.1)
     optimizer.step(grads.flat, 1e-2, one(0.5))
@@ -144,7 +144,7 @@ def test_dtype_stays():
     assert Muon(p, 0.95, 0.1, 1.0).m.dtype == np.float32
 
 
-def test_norm_is_that_of_all_gradients_together():
+def test_norm_is_over_all_gradients():
     _, grads = state()
     parts = [np.linalg.norm(g) for g in grads.values()]
     assert norm_of(grads) == pytest.approx(math.hypot(*parts), rel=1e-12)
@@ -161,7 +161,7 @@ def test_norm_of_huge_finite_gradients_is_finite():
     (0.0, 1.0, 1.0), (1e-6, 1e-7, 1e-7 / 2e-6),
     (math.inf, 1.0, 0.0), (math.nan, 1.0, 0.0), (math.nan, 0.0, 0.0),
 ])
-def test_clipping_keeps_the_norm_at_its_limit(norm, limit, scale):
+def test_clipping_limits_the_norm(norm, limit, scale):
     found = clip_scale(one(norm), limit)
     assert found.dtype == np.float64
     assert found == pytest.approx(scale, rel=1e-12)
@@ -169,7 +169,7 @@ def test_clipping_keeps_the_norm_at_its_limit(norm, limit, scale):
         assert found * norm <= limit
 
 
-def test_rate_rises_falls_and_stays():
+def test_rate_rises_decays_and_stays():
     c = TrainingConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=9, lr_decay_iters=109,
                        max_iters=200)
     assert learning_rate(0, c) == pytest.approx(0.1)
@@ -181,7 +181,7 @@ def test_rate_rises_falls_and_stays():
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
 
 
-def test_rate_after_a_warm_up_that_is_all_there_is():
+def test_rate_if_warm_up_lasts_until_the_decay_ends():
     c = TrainingConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=5, lr_decay_iters=5)
     assert learning_rate(4, c) == pytest.approx(5 / 6)
     assert learning_rate(5, c) == 0.1
@@ -195,7 +195,7 @@ def test_rate_without_warm_up_or_decay_is_constant():
 # --- Muon -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5), (1, 7), (7, 1)])
-def test_orthogonal_keeps_the_directions_and_evens_out_their_sizes(shape):
+def test_orthogonal_keeps_singular_vectors_and_equalises_singular_values(shape):
     g = np.random.default_rng(0).standard_normal(shape) * 1e-3
     left, sizes, right = np.linalg.svd(g, full_matrices=False)
     made = left.T @ orthogonal(g) @ right.T               # in the singular vectors of g: diagonal
@@ -208,7 +208,7 @@ def test_gradient_of_zero_stays_zero_and_finite():
     assert not orthogonal(np.zeros((3, 4), np.float32)).any()
 
 
-def test_muon_follows_its_formula_number_by_number():
+def test_muon_follows_its_formula():
     p, grads = state()
     muon = Muon(p, 0.95, 0.1, relative_lr=5.0)
     w, m = {n: p[n].copy() for n in p}, dict.fromkeys(p, 0.0)
@@ -229,7 +229,7 @@ def test_muon_follows_its_formula_number_by_number():
         np.testing.assert_allclose(p[name], w[name], rtol=1e-12, err_msg=name)
 
 
-def test_direction_of_muon_is_that_of_pytorch(torch):
+def test_muon_update_has_the_direction_of_pytorch(torch):
     """PyTorch's own computes in bfloat16."""
     g = np.random.default_rng(0).standard_normal((16, 48)).astype(np.float32)
     w = torch.nn.Parameter(torch.zeros(16, 48))
@@ -241,7 +241,7 @@ def test_direction_of_muon_is_that_of_pytorch(torch):
     assert cosine > 0.999
 
 
-def test_step_that_is_not_finite_leaves_matrices_and_momentum_finite():
+def test_nonfinite_step_leaves_matrices_and_momentum_finite():
     p, grads = state("float32")
     muon = Muon(p, 0.95, 0.1, 1.0)
     grads.flat[...] = np.inf
@@ -301,7 +301,7 @@ def test_shards_of_all_ranks_cover_every_parameter_once(name, size):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_of_all_ranks_together_are_the_whole_step(name):
+def test_steps_of_all_ranks_combine_to_the_whole_step(name):
     results = []
     for size in (1, 3):
         p, grads = state("float32")
@@ -332,7 +332,7 @@ def test_shards_of_the_state_are_what_a_step_of_that_rank_changes(name, size):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_state_brings_another_optimizer_to_the_same_point(name):
+def test_loaded_state_continues_identically(name):
     p, grads = state()
     first = OPTIMIZERS[name](p)
     first.step(grads.flat, 1e-2)
@@ -345,13 +345,13 @@ def test_state_brings_another_optimizer_to_the_same_point(name):
     np.testing.assert_array_equal(p.flat, other.flat)
 
 
-def test_state_has_the_names_that_checkpoints_have():
+def test_state_has_the_names_used_in_checkpoints():
     p, _ = state()
     assert OPTIMIZERS["adamw"](p).state.keys() == {"adamw.m", "adamw.v"}
     assert OPTIMIZERS["muon"](p).state.keys() == {"muon.m", "adamw.m", "adamw.v"}
 
 
-def test_state_can_lie_where_all_ranks_see_it():
+def test_state_can_be_in_shared_memory():
     p, shared = state()[0], []
 
     def share(array):
@@ -375,7 +375,7 @@ def test_rate_rises_holds_and_falls(decay, hold, expected):
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (3, 13), (13, 3)])
-def test_orthogonal_does_to_singular_values_what_five_rounds_do_to_numbers(shape):
+def test_orthogonal_maps_singular_values_by_five_iterations(shape):
     sizes = np.array([1e-3, 4e-4, 2e-5])
     s = sizes / (np.sqrt((sizes**2).sum()) + 1e-7)
     for _ in range(5):
@@ -389,7 +389,7 @@ def test_orthogonal_does_to_singular_values_what_five_rounds_do_to_numbers(shape
     (1, 2, [320, 448]), (1, 3, [256, 256, 256]), (2, 3, [512, 512, 512]),
     (3, 4, [512, 576, 576, 640]),
 ])
-def test_muon_gives_every_rank_about_as_much_to_do(n_layer, size, loads):
+def test_muon_balances_the_load_of_ranks(n_layer, size, loads):
     muon, found = Muon(GPT(replace(CONFIG, n_layer=n_layer)).params), []
     for rank in range(size):
         muon.set_rank(rank, size)
@@ -398,7 +398,7 @@ def test_muon_gives_every_rank_about_as_much_to_do(n_layer, size, loads):
 
 
 @pytest.mark.parametrize("start", [0, 100])
-def test_adamw_gives_every_rank_as_much_to_do(start):
+def test_adamw_divides_the_load_equally(start):
     p, _ = state()
     adamw = AdamW(p, start=start)
     assert all(mean.shape == (p.flat.size - start,) for mean in adamw.state.values())
@@ -410,7 +410,7 @@ def test_adamw_gives_every_rank_as_much_to_do(start):
     assert max(lengths) - min(lengths) <= 1 and sum(lengths) == p.flat.size - start
 
 
-def test_squares_of_shards_add_up_to_those_of_all():
+def test_squared_norms_of_shards_sum_to_the_whole():
     p, grads = state()
     adamw, parts = AdamW(p), []
     for rank in range(3):

@@ -1,4 +1,4 @@
-"""Processes that train together: what they compute, and that they end together."""
+"""Processes that train together: their results, and that they end together."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ CPU = get_device("cpu")
 
 
 def alive(pid):
-    """Whether a process is there and has not ended."""
+    """Whether a process exists and has not ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -29,7 +29,7 @@ def alive(pid):
 
 
 def gone(pids):
-    """Whether all of them end, within a time in which they should."""
+    """Whether all of them end in time."""
     deadline = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < deadline:
         os.sched_yield()
@@ -55,7 +55,8 @@ def test_every_rank_gets_the_same_sums_in_the_order_of_the_ranks(size):
 def gradients(comm, n):
     """-> for each rank, Gradients of one vector of n numbers."""
     architecture = {"a.bias": Param((n,), "vector")}
-    return [Gradients(architecture, flat) for flat in comm.buffers(np.zeros(n))]
+    return [Gradients(architecture, np.zeros(n) if flat is None else flat)
+            for flat in comm.buffers(np.zeros(n))]
 
 
 @pytest.mark.parametrize("computing", [3, 1])
@@ -79,7 +80,7 @@ def test_reduce_scatter_gives_each_rank_the_sum_in_its_shard(computing):
     np.testing.assert_array_equal(found.sum(0), expected)
 
 
-def test_gradients_that_nothing_was_added_to_are_sums_of_zeros():
+def test_gradients_without_additions_are_zero():
     comm = Processes(2)
     grads, found = gradients(comm, 4), comm.share(np.full((2, 4), 5.0))
 
@@ -93,7 +94,7 @@ def test_gradients_that_nothing_was_added_to_are_sums_of_zeros():
     assert not found.any()
 
 
-def test_norm_is_that_of_all_shards_together():
+def test_norm_is_over_all_shards():
     comm = Processes(3)
     flat, found = comm.share(np.arange(9.0)), comm.share(np.zeros(3))
 
@@ -118,7 +119,7 @@ def test_flag_of_one_rank_is_seen_by_all_at_the_same_call(raiser):
     assert [np.flatnonzero(of_rank).tolist() for of_rank in seen] == [[5]] * 3
 
 
-def test_rank_that_sleeps_is_woken_by_the_one_that_arrives(monkeypatch):
+def test_arriving_rank_wakes_a_sleeping_rank(monkeypatch):
     select = barrier.select.select
 
     def woken(*arguments):
@@ -150,7 +151,7 @@ def test_rank_that_sleeps_is_woken_by_the_one_that_arrives(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_rows_are_divided_without_gap_or_overlap(count):
+def test_rows_are_divided_without_gaps_or_overlap(count):
     comm, found = Processes(3), []
     for comm.rank in range(3):
         found += range(*comm.rows(count))
@@ -165,13 +166,13 @@ def test_ranks_that_only_update_compute_no_rows():
 
 
 @pytest.mark.parametrize(("size", "computing", "description"), [
-    (3, None, "3 processes"), (3, 1, "1 process that computes and 2 that help to update")])
-def test_ranks_say_what_they_are(size, computing, description):
+    (3, None, "3 processes"), (3, 1, "1 process that computes and 2 that only update")])
+def test_ranks_describe_themselves(size, computing, description):
     assert Processes(size, computing).description == description
     assert Single().description == ""
 
 
-def test_single_is_what_everything_comes_down_to_with_one_rank():
+def test_single_is_the_case_of_one_rank():
     comm, x = Single(), np.array([3.0, 4.0])
     assert comm.launch(lambda: 5) == 5 and comm.broadcast(lambda: 6) == 6
     assert comm.share(x) is x and comm.all_reduce(2.0) == 2.0 and comm.rows(7) == (0, 7)
@@ -183,9 +184,10 @@ def test_single_is_what_everything_comes_down_to_with_one_rank():
 
 @pytest.mark.parametrize(("end", "message"), [
     (lambda: 1 / 0, "worker 2 of 3 failed: ZeroDivisionError: division by zero"),
-    (lambda: os.kill(os.getpid(), signal.SIGKILL), "worker 2 of 3 was ended by signal 9"),
+    (lambda: os._exit(0), "worker 2 of 3 ended early, with status 0"),
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "worker 2 of 3 was killed by signal 9"),
 ])
-def test_worker_that_ends_ends_all_and_is_named(end, message):
+def test_failed_worker_ends_all_ranks_and_is_named(end, message):
     comm = Processes(3)
     pids = comm.share(np.zeros(3, np.int64))
 
@@ -201,7 +203,7 @@ def test_worker_that_ends_ends_all_and_is_named(end, message):
     assert gone(pids[1:])
 
 
-def test_error_of_the_first_rank_ends_all():
+def test_error_in_the_first_rank_ends_all_ranks():
     comm = Processes(3)
     pids = comm.share(np.zeros(3, np.int64))
 
@@ -217,7 +219,7 @@ def test_error_of_the_first_rank_ends_all():
     assert gone(pids[1:])
 
 
-def test_workers_do_not_outlive_a_first_rank_that_is_killed(tmp_path):
+def test_workers_end_if_the_first_rank_is_killed(tmp_path):
     script = """
 import os, pathlib, signal, sys
 from npgpt.parallel import Processes
@@ -249,6 +251,31 @@ def test_number_of_ranks_follows_a_fixed_rule():
     assert choose_ranks(4, 12, 10**6, Device("gpu", np, (), cores=4)) == (1, 1)
 
 
-def test_one_process_where_there_is_no_fork(monkeypatch):
+def test_one_process_without_fork(monkeypatch):
     monkeypatch.setattr(processes.sys, "platform", "darwin")
     assert choose_ranks(4, 12, 10**6, CPU) == (1, 1)
+
+
+def test_other_children_of_the_program_are_left_alone():
+    comm = Processes(2)
+    other = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+
+    def work():
+        if comm.rank == 1:
+            while alive(other.pid):
+                os.sched_yield()
+            time.sleep(3 * barrier.NAP)        # the first rank checks on its workers meanwhile
+        comm.barrier()
+
+    comm.launch(work)
+    assert other.wait() == 7
+
+
+def test_memory_that_is_shared_is_counted():
+    comm = Processes(3)
+    comm.share(np.zeros(1000))
+    comm.buffers(np.zeros(10, np.float32))
+    found = []
+    for comm.rank in range(3):
+        found.append(comm.shared_memory)
+    assert found == [0, 8120, 8120] and Single().shared_memory == 0

@@ -26,7 +26,7 @@ def test_metrics_are_read_line_by_line(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("{", "is damaged"), ("[1]\n", "not every line is an object with a step"),
-    (as_lines(LINES[:1]), "records no step"), ("", "records no step"),
+    (as_lines(LINES[:1]), "contains no training step"), ("", "contains no training step"),
 ])
 def test_metrics_that_are_damaged_or_empty_are_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=message):
@@ -53,5 +53,5 @@ def test_help_explains_the_arguments(capsys):
 def test_picture_is_drawn_in_a_known_format_only(tmp_path):
     draw_losses(LINES, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match="cannot be drawn"):
+    with pytest.raises(UserError, match="cannot be written"):
         draw_losses(LINES, tmp_path / "loss.xyz")

@@ -8,14 +8,14 @@ from npgpt.text.source import TokenSource
 
 CPU = get_device("cpu")
 ALPHABET = "".join(chr(ord("a") + i % 26) for i in range(1000))
-FIRST_TOKENS = [20, 17, 19]        # of three windows, as the first edition drew them
+FIRST_TOKENS = [20, 17, 19]        # of three windows, as in the first version
 
 
 def dataset(text, block_size=8):
     return Dataset(TokenSource.from_text(text), block_size, CPU)
 
 
-def test_targets_are_the_tokens_one_place_later():
+def test_targets_are_the_tokens_one_position_later():
     d = dataset(ALPHABET)
     idx, targets = d.batch(seed=1, step=0, rows=50)
     assert idx.shape == targets.shape == (50, 8)
@@ -32,26 +32,26 @@ def test_batch_is_a_function_of_seed_and_step():
     np.testing.assert_array_equal(first[4:9], d.batch(1, 5, 16, 4, 9)[0])
 
 
-def test_batches_of_a_seed_and_step_stay_the_same_from_version_to_version():
-    """Else a run that is resumed by a newer npgpt would not be the uninterrupted one."""
+def test_batches_of_a_seed_and_step_are_the_same_in_every_version():
+    """Otherwise a run resumed by a newer npgpt would differ from the uninterrupted one."""
     idx, targets = dataset(ALPHABET).batch(seed=1337, step=7, rows=3)
     assert idx[:, 0].tolist() == FIRST_TOKENS and idx.dtype == targets.dtype == np.uint8
 
 
-def test_batches_reach_the_first_and_the_last_token_and_stay_inside():
-    d = dataset("".join(map(chr, range(100, 200))))       # every character another
+def test_batches_cover_the_first_and_last_token_and_stay_inside():
+    d = dataset("".join(map(chr, range(100, 200))))       # all characters distinct
     idx, targets = d.batch(0, 0, 20_000)
     assert idx.min() == 0 and targets.max() == 89
 
 
-def test_windows_follow_one_another_through_the_split():
+def test_windows_are_consecutive():
     d = dataset(ALPHABET)
     idx, targets = d.windows(d.val, d.offsets(d.val))
     np.testing.assert_array_equal(idx.ravel(), d.val[:96])
     np.testing.assert_array_equal(targets.ravel(), d.val[1:97])
 
 
-def test_fixed_windows_are_spread_over_the_split():
+def test_windows_are_evenly_spaced():
     d = dataset(ALPHABET)
     some = d.offsets(d.train, 10)
     assert len(set(some)) == 10 and some[0] == 0 and some[-1] == d.offsets(d.train)[-1]

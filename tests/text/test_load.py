@@ -11,7 +11,7 @@ from npgpt.text.load import load_text, sha256
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """An empty directory to stand in, and no network."""
+    """An empty working directory, and no network."""
     def refuse(*arguments, **options):
         raise urllib.error.URLError("no network")
 
@@ -19,7 +19,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-def test_without_a_network_the_default_is_pythons_manual(offline):
+def test_default_without_a_network_is_the_python_manual(offline):
     text = load_text()
     assert text.name == "pydocs"
     assert len(text.text) > 300_000
@@ -27,7 +27,7 @@ def test_without_a_network_the_default_is_pythons_manual(offline):
                          "; using pydocs, Python's own manual, instead")
 
 
-def test_without_a_network_shakespeare_asked_for_by_name_fails(offline):
+def test_shakespeare_by_name_fails_without_a_network(offline):
     with pytest.raises(UserError) as error:
         load_text("shakespeare")
     assert error.value.message == (
@@ -49,7 +49,7 @@ class Answer:
         return self.content
 
 
-def test_download_is_checked_and_kept(offline, monkeypatch):
+def test_download_is_verified_and_stored(offline, monkeypatch):
     content = b"To be, or not to be"
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **o: Answer(content))
     with pytest.raises(UserError, match="is not Tiny Shakespeare; "):
@@ -62,7 +62,7 @@ def test_download_is_checked_and_kept(offline, monkeypatch):
     assert [path.name for path in load.SHAKESPEARE.parent.iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_shakespeare_that_was_changed_is_not_taken_for_it(offline):
+def test_modified_shakespeare_is_refused(offline):
     load.SHAKESPEARE.parent.mkdir()
     load.SHAKESPEARE.write_text("something else")
     for name in (None, "shakespeare"):
@@ -70,7 +70,7 @@ def test_shakespeare_that_was_changed_is_not_taken_for_it(offline):
             load_text(name)
 
 
-def test_text_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):
+def test_text_is_read_unchanged_without_its_byte_order_mark(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\x00\n")
     text = load_text(str(path))
@@ -85,13 +85,13 @@ def test_text_is_read_as_it_is_but_for_a_byte_order_mark(tmp_path):
     (b"caf\xc3", r"is not UTF-8 \(byte 3 is 0xc3\)"),
     (b"\xff\xfea\x00", r"is not UTF-8 \(byte 0 is 0xff\); .* iconv -f utf-16 -t utf-8$"),
 ])
-def test_file_that_is_no_text_is_refused(content, message, tmp_path):
+def test_file_that_is_not_utf_8_is_refused(content, message, tmp_path):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_text(tmp_path / "a.txt")
 
 
-def test_directory_pipe_and_nothing_are_refused(tmp_path):
+def test_directory_pipe_and_missing_file_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in (("", "is a directory"), ("pipe", "is not a regular file"),
                           ("nothing", "there is no file"), ("a\x00b", "cannot be read"),
@@ -101,7 +101,7 @@ def test_directory_pipe_and_nothing_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["http://a.b//c", "https://a.b/c.txt", "S3://bucket/c"])
-def test_address_is_refused_as_it_was_given(address):
+def test_address_is_refused_and_quoted(address):
     with pytest.raises(UserError) as error:
         load_text(address)
     assert error.value.message == (
@@ -120,7 +120,7 @@ def test_empty_name_is_refused():
     ("bok.txt", "; did you mean 'book.txt'? "), ("texts/poem", "; did you mean 'texts/poems'? "),
     ("texts/shakespear", "; "), ("no/shakespear", "; "), ("zzz", "; "),
 ])
-def test_missing_file_is_refused_with_what_was_probably_meant(name, hint, tmp_path, monkeypatch):
+def test_missing_file_is_refused_with_a_suggestion(name, hint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts").mkdir()
     for path in ("book.txt", "texts/poems"):

@@ -19,12 +19,12 @@ def test_splits_are_the_first_nine_tenths_and_the_rest():
 @pytest.mark.parametrize(("V", "dtype"), [
     (1, np.uint8), (256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32),
 ])
-def test_ids_are_of_the_smallest_type_that_holds_the_vocabulary(V, dtype):
+def test_ids_have_the_smallest_dtype_that_fits_the_vocabulary(V, dtype):
     text = "".join(map(chr, range(100_000, 100_000 + V)))
     source = TokenSource.from_text(text)
     assert source.train.dtype == source.val.dtype == dtype
     assert source.val[-1] == V - 1
-    # The type follows from the tokenizer, whatever the text uses of it.
+    # The dtype depends on the tokenizer, not on the text.
     some = TokenSource.from_text(text[:1], tokenizer=source.tokenizer)
     assert some.val.dtype == dtype and some.tokenizer is source.tokenizer
 
@@ -35,14 +35,14 @@ def test_fingerprint_is_the_sha256_of_the_text_in_utf_8():
     assert TokenSource.from_text(text).fingerprint == expected
 
 
-def test_summary_counts_characters_and_those_that_differ():
+def test_summary_counts_characters_and_distinct_characters():
     text = "the quick brown fox jumps over the lazy dog\n" * 40
     assert TokenSource.from_text(text).summary == "1,760 characters, 28 of them distinct"
     larger = CharTokenizer(text + "XYZ")
     assert TokenSource.from_text(text, tokenizer=larger).summary.endswith(" 28 of them distinct")
 
 
-def test_source_is_loaded_by_the_path_of_a_text(tmp_path):
+def test_source_is_loaded_from_the_path_of_a_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(ALPHABET)
     source = load_source(str(path))

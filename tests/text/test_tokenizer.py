@@ -16,7 +16,7 @@ def test_decoding_undoes_encoding(text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_ids_are_places_in_the_sorted_alphabet():
+def test_ids_are_positions_in_the_sorted_alphabet():
     tokenizer = CharTokenizer("hello\n")
     assert tokenizer.characters == "\nehlo"
     assert tokenizer.encode("hole").tolist() == [2, 4, 3, 1]
@@ -24,7 +24,7 @@ def test_ids_are_places_in_the_sorted_alphabet():
 
 
 @pytest.mark.parametrize("unknown", ["é", "a", "\U0001f600", "\x00"])
-def test_unknown_character_is_named_with_its_place(unknown):
+def test_unknown_character_is_named_with_its_position(unknown):
     with pytest.raises(UserError) as error:
         CharTokenizer("bcd").encode(f"cb{unknown}d")
     assert f"{unknown!r}, character 3 of the text" in str(error.value)
@@ -44,7 +44,7 @@ def test_text_starts_from_a_line_break_if_there_is_one():
 
 
 @given(st.text(min_size=1, max_size=30))
-def test_file_brings_the_same_tokenizer_back(tmp_path_factory, text):
+def test_saved_tokenizer_is_loaded_unchanged(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("tokenizer")
     CharTokenizer(text).save(folder)
     tokenizer = load_tokenizer(folder)
@@ -70,7 +70,7 @@ def test_hugging_face_reads_the_file_and_gets_the_same_ids(tmp_path, transformer
     json.dumps({"model": {"vocab": {"ab": 0}, "merges": []}}),
     json.dumps({"model": {"vocab": {"a": "0"}, "merges": []}}),
 ])
-def test_file_that_is_no_tokenizer_of_characters_is_refused(content, tmp_path):
+def test_file_that_is_not_a_character_tokenizer_is_refused(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
@@ -81,5 +81,5 @@ def test_missing_file_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_ids_are_whole_numbers_of_the_host():
+def test_ids_are_numpy_integers():
     assert CharTokenizer("abc").encode("cab").dtype == np.int64

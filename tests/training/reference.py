@@ -1,7 +1,7 @@
-"""A trainer in a few lines that shares nothing with npgpt's: it exists to disagree.
+"""An independent reference trainer in a few lines.
 
-Only the model's gradients are npgpt's. Batches, schedule, clipping, AdamW and Muon are written down
-again, as plainly as possible and parameter by parameter. Nothing here may come from npgpt.optim,
+Only the model's gradients are npgpt's. Batches, schedule, clipping, AdamW and Muon are implemented
+again, as simply as possible and for one parameter at a time. Nothing is imported from npgpt.optim,
 npgpt.training or npgpt.parallel.
 """
 
@@ -13,7 +13,7 @@ from npgpt.layers import Key
 
 
 def train(model, ids, c, steps):
-    """Train a GPT on token ids by a configuration, which has the names of train.py's options."""
+    """Train a GPT on token ids. config: has the names of train.py's options."""
     state = {name: [np.zeros(w.shape), np.zeros(w.shape)] for name, w in model.params.items()}
     rows, T = c["batch_size"] * c["grad_accum"], model.config.block_size
     train_ids = ids[:int(0.9 * len(ids))]
@@ -38,7 +38,7 @@ def train(model, ids, c, steps):
 
 
 def learning_rate(step, c):
-    """Up along a line, flat, then down along a cosine or a line."""
+    """Linear warm-up, a plateau, then cosine or linear decay."""
     top, bottom, end = c["learning_rate"], c["min_lr"], c["lr_decay_iters"]
     if step < c["warmup_iters"]:
         return top * (step + 1) / (c["warmup_iters"] + 1)
@@ -67,7 +67,7 @@ def muon(g, state, c):
 
 
 def newton_schulz(x):
-    """Five rounds on the matrix itself."""
+    """Five iterations on the matrix itself."""
     x = x / (np.linalg.norm(x) + 1e-7)
     for _ in range(5):
         square = x @ x.T

@@ -25,7 +25,7 @@ def test_every_field_is_a_flag_in_the_help(capsys):
     assert "[64]" in text and "[128]" in text       # laptop's context and channels
 
 
-def test_laptop_is_the_default_and_says_every_value_of_the_model():
+def test_laptop_is_the_default_and_sets_every_value_of_the_model():
     request = read()
     assert request.config_name == "laptop"
     model, training = request.model(65), request.training()
@@ -34,7 +34,7 @@ def test_laptop_is_the_default_and_says_every_value_of_the_model():
     assert training.eval_iters * training.batch_size >= 100
 
 
-def test_device_chooses_the_default_and_config_overrules_it():
+def test_device_selects_the_default_and_config_overrides_it():
     baby = read(default="baby")
     model, training = baby.model(65), baby.training()
     assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (6, 6, 384, 256)
@@ -42,7 +42,7 @@ def test_device_chooses_the_default_and_config_overrules_it():
     assert read("--config", "lecture", default="baby").config_name == "lecture"
 
 
-def test_lecture_is_the_model_of_the_lecture():
+def test_lecture_configuration_is_the_model_of_the_lecture():
     request = read("--config", "lecture")
     model, training = request.model(65), request.training()
     assert sum(_size(shape) for shape in model.shapes().values()) == 10_788_929
@@ -57,14 +57,14 @@ def _size(shape):
 
 
 @pytest.mark.parametrize("name", ["laptop", "baby", "lecture"])
-def test_configurations_that_npgpt_brings_can_be_used(name):
+def test_bundled_configurations_can_be_used(name):
     request = read("--config", name)
     request.model(65), request.training()
     found = tomllib.loads((bundled("configs") / f"{name}.toml").read_text())
     assert found.items() <= request.values.items()
 
 
-def test_flags_win_over_the_file_and_the_file_over_laptop(tmp_path):
+def test_flags_override_the_file_and_the_file_overrides_laptop(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("n_layer = 3\nlearning_rate = 1\ndata = 'book.txt'\ntie_weights = false\n")
     request = read("--config", str(path), "--n-layer", "5", "--tie-weights", "--seed=7")
@@ -75,7 +75,7 @@ def test_flags_win_over_the_file_and_the_file_over_laptop(tmp_path):
     assert request.flags == {"n_layer": 5, "tie_weights": True, "seed": 7}
 
 
-def test_what_follows_from_other_values():
+def test_derived_defaults():
     assert read().training().lr_decay_iters == 4200
     assert read("--max-iters", "40").training().lr_decay_iters == 40
     assert read("--max-iters", "40").training().warmup_iters == 2
@@ -130,7 +130,7 @@ def test_invalid_flags_are_refused_in_one_line(words, message):
     ("--warmup-iters 5000", "warmup_iters must be at most lr_decay_iters, which is 4200, "
      "got 5000"),
 ])
-def test_values_that_contradict_each_other_are_refused(words, message):
+def test_contradictory_values_are_refused(words, message):
     request = read(*words.split())
     with pytest.raises(UserError, match=message):
         request.model(65), request.training()
@@ -162,7 +162,7 @@ def test_directory_as_configuration_is_refused(tmp_path):
             read("--config", name)
 
 
-def test_resumed_run_keeps_its_values_but_for_those_that_may_change():
+def test_resumed_run_keeps_its_values_except_those_that_may_change():
     saved = read("--seed", "5").values | dataclasses.asdict(read("--seed", "5").training())
     request = read("--max-iters", "9000", "--seed", "5", "--log-interval", "3").resumed(saved)
     assert request.training().max_iters == 9000 and request.training().log_interval == 3
@@ -181,7 +181,7 @@ def test_resumed_run_keeps_its_values_but_for_those_that_may_change():
     ("--config lecture --optimizer adamw", (3e-4, 3e-4), False),
     ("--config lecture --optimizer muon", (3e-4, 3e-4), False),
 ])
-def test_adamw_does_not_take_over_the_rates_of_muon(words, rates, noted):
+def test_adamw_does_not_inherit_the_rates_of_muon(words, rates, noted):
     request = read(*words.split())
     training = request.training()
     assert (training.learning_rate, training.min_lr) == rates
@@ -189,7 +189,7 @@ def test_adamw_does_not_take_over_the_rates_of_muon(words, rates, noted):
                               "for Muon"] if noted else [])
 
 
-def test_file_that_changes_to_adamw_gets_its_default_rates_too(tmp_path):
+def test_file_that_changes_to_adamw_gets_the_default_rates(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("optimizer = 'adamw'")
     request = read("--config", str(path))
@@ -198,7 +198,7 @@ def test_file_that_changes_to_adamw_gets_its_default_rates_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["muon_lr", "muon_momentum"])
-def test_options_of_muon_are_refused_beside_adamw(name, tmp_path):
+def test_options_of_muon_are_refused_with_adamw(name, tmp_path):
     message = f"{name} has no effect with optimizer adamw; leave it out"
     for words in (["--optimizer=adamw"], ["--config=lecture"]):
         with pytest.raises(UserError, match=f"^{message}$"):
@@ -212,7 +212,7 @@ def test_options_of_muon_are_refused_beside_adamw(name, tmp_path):
     assert read("--config", str(path), "--optimizer=adamw").training().optimizer == "adamw"
 
 
-def test_resumed_run_with_adamw_goes_on_with_its_rates_and_all_its_values():
+def test_resumed_run_with_adamw_keeps_its_rates_and_all_its_values():
     saved = {name: field.default for name, field in FIELDS.items()}
     saved |= {"optimizer": "adamw", "learning_rate": 0.5, "min_lr": 0.25, "muon_lr": 0.75}
     for words in ((), ("--optimizer=adamw",), ("--muon-lr=0.75", "--optimizer=adamw")):
@@ -222,7 +222,7 @@ def test_resumed_run_with_adamw_goes_on_with_its_rates_and_all_its_values():
         assert request.notes == []
 
 
-def test_checkpoint_that_lacks_a_value_is_taken_to_have_its_default():
+def test_value_missing_in_a_checkpoint_is_its_default():
     saved = {name: field.default for name, field in FIELDS.items() if name != "hold"}
     assert read("--resume", "--hold=0").resumed(saved).training().hold == 0
     with pytest.raises(UserError, match=r"a resumed run keeps its hold of 0\.0, got 0\.5; to "
@@ -230,11 +230,11 @@ def test_checkpoint_that_lacks_a_value_is_taken_to_have_its_default():
         read("--resume", "--hold=0.5").resumed(saved)
 
 
-def test_more_processes_than_cores_are_kept_as_asked_for():
+def test_more_workers_than_cores_are_allowed():
     assert read("--workers=1000").training().workers == 1000
 
 
-def test_help_says_what_a_path_is_and_spells_options_as_flags(capsys):
+def test_help_shows_paths_as_file_and_options_as_flags(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     text = capsys.readouterr().out

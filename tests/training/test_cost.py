@@ -1,8 +1,8 @@
-"""What a step of training costs, counted: a guard against getting slower that no machine disturbs.
+"""The cost of a training step in counts, which do not depend on the machine.
 
-Counted on the double of CuPy: operations on arrays, bytes of new memory that their results take,
-and calls of Python functions. A step that costs more than what is written here fails. `pytest -s
-tests/training/test_cost.py` shows the figures; lower these when a change has lowered those.
+Counted on the double of CuPy: array operations, bytes allocated for their results, and calls of
+Python functions. The test fails if a step costs more than the limits below. `pytest -s
+tests/training/test_cost.py` shows the current counts; lower the limits when a change lowers them.
 """
 
 import sys
@@ -27,7 +27,7 @@ COST = {
 
 
 @pytest.mark.parametrize("name", COST)
-def test_step_costs_no_more_than_it_did(name, device):
+def test_step_costs_no_more_than_before(name, device):
     gpt = GPT(GPTConfig(**WORK, dropout=0.1 if "dropout" in name else 0.0), device=device)
     p, grads = gpt.params, gpt.gradients()
     optimizer = (OptimizerGroup([Muon(p), AdamW(p, start=p.n_matrices)]) if "muon" in name

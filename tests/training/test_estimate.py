@@ -32,7 +32,7 @@ CPU = get_device("cpu")
     {"tie_weights": False, "n_head": 8},
 ])
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_memory_is_what_a_step_takes(options, name):
+def test_estimated_memory_is_that_of_a_step(options, name):
     """Measured: the peak of everything NumPy allocates, for the model and one step. The GPU is the
     double, whose arrays are NumPy's."""
     with double.installed() as gpu:
@@ -64,7 +64,7 @@ def test_memory_grows_with_the_batch_and_not_with_accumulation():
     assert many == pytest.approx(small, rel=1e-3)
 
 
-def test_more_memory_than_there_is_is_refused_with_the_knobs():
+def test_too_little_memory_is_refused_and_the_message_names_options_to_lower():
     with pytest.raises(UserError, match=r"about 1e\+06 TB .* batch_size .* block_size"):
         check_memory(10**18, get_device("cpu"))
     check_memory(10**6, get_device("cpu"))
@@ -84,7 +84,7 @@ def test_trial_changes_nothing():
     np.testing.assert_array_equal(gpt.params.flat, before)
 
 
-def test_sizes_and_times_for_a_person():
+def test_sizes_and_durations_as_text():
     assert [size(n) for n in (0, 999, 1500, 54_500_000, 2.5e9, 3e12)] == [
         "0 bytes", "999 bytes", "1.5 KB", "54.5 MB", "2.5 GB", "3 TB"]
     assert [duration(s) for s in (0.4, 59.4, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]

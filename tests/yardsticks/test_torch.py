@@ -1,6 +1,7 @@
 """npgpt against PyTorch's autograd and against transformers, in float64.
 
-Where both are right they agree to rounding; where one is wrong, finite differences say which.
+Two correct implementations agree up to rounding; if they do not, finite differences show which is
+wrong.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ TOLERANCE = 1e-10
 
 
 def apart(ours, theirs):
-    """Relative distance of two arrays; where both are nothing but rounding, they agree."""
+    """The relative distance of two arrays; 0 if both are only rounding errors."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     assert ours.shape == theirs.shape
     return np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-3)
@@ -35,7 +36,7 @@ def masked_attention(torch, q, k, v, mask, p, key):
 
 
 def dropped(torch, x, p, key):
-    """Dropout with npgpt's mask, which is a function of the key and no random number."""
+    """Dropout with npgpt's mask, which is a function of the key."""
     from npgpt.layers.dropout import keep_mask
 
     return x * torch.tensor(keep_mask(np, key, p, tuple(x.shape))) / (1 - p) if p else x
@@ -91,7 +92,7 @@ def test_layer_agrees_with_autograd(name, torch):
 
 
 def odd_model(seed=0, **options):
-    """A model none of whose dimensions are equal, with no parameter at its initial value."""
+    """A model with pairwise distinct dimensions, and no parameter at its initial value."""
     sizes = {"vocab_size": 23, "block_size": 11, "n_layer": 2, "n_head": 3, "n_embd": 15}
     gpt = GPT(GPTConfig(**sizes | options), dtype="float64")
     draw = np.random.default_rng(seed).standard_normal
@@ -113,7 +114,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_model_agrees_with_the_same_in_pytorch(variant, torch):
+def test_model_agrees_with_pytorch(variant, torch):
     from benchmarks.torch_gpt import TorchGPT
 
     gpt = odd_model(**variant)
@@ -149,7 +150,7 @@ def test_model_agrees_with_transformers(variant, torch, transformers, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS[:3])
 def test_ten_steps_of_training_agree_with_pytorch(variant, torch):
-    """Gradients, clipping, schedule and AdamW together."""
+    """Gradients, clipping, schedule and AdamW combined."""
     from benchmarks.torch_gpt import TorchGPT
 
     gpt = odd_model(**variant)

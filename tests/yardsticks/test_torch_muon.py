@@ -1,4 +1,4 @@
-"""The optimiser that benchmarks.time_to_loss runs in PyTorch is npgpt's, in float64."""
+"""The PyTorch optimiser of benchmarks.time_to_loss agrees with npgpt's, in float64."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def npgpt_optimizer(gpt):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_three_steps_of_the_benchmarks_optimizer_agree_with_npgpt(variant, torch):
+def test_three_steps_of_the_optimizer_in_benchmarks_agree_with_npgpt(variant, torch):
     from benchmarks.torch_gpt import TorchGPT
     from benchmarks.torch_muon import MuonAndAdamW
 

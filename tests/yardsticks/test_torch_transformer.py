@@ -14,7 +14,7 @@ VARIANTS = [{}, {"tie_weights": False}, {"n_layer": 3, "n_head": 1, "n_embd": 7}
 
 
 def odd_model(**options):
-    """A model none of whose dimensions are equal, with no parameter at its initial value."""
+    """A model with pairwise distinct dimensions, and no parameter at its initial value."""
     sizes = {"source_vocab_size": 19, "target_vocab_size": 23, "n_layer": 2, "n_head": 3,
              "n_embd": 15}
     model = Transformer(TransformerConfig(**sizes | options), dtype="float64")
@@ -24,7 +24,7 @@ def odd_model(**options):
 
 
 def batch(model, B=5, S=13, T=8):
-    """Padding at the end of some rows; a target here and there that is not asked for."""
+    """Padding at the end of some rows; some ignored targets."""
     rng = np.random.default_rng(1)
     V = model.config.target_vocab_size
     source = rng.integers(1, model.config.source_vocab_size, (B, S))
@@ -34,8 +34,8 @@ def batch(model, B=5, S=13, T=8):
 
 
 def packed(p):
-    """The parameters of a block, or their gradients, as torch.nn's layers name and hold them: a
-    weight is (out, in), and one matrix makes queries, keys and values. p: nested."""
+    """The parameters of a block, or their gradients, in the format of torch.nn's layers: a weight
+    is (out, in), and one matrix computes queries, keys and values. p: nested."""
     p = flatten(p)
     is_decoder = "ln_cross_attn.weight" in p
     names = {"attn.c_attn.": "self_attn.in_proj_", "attn.c_proj.": "self_attn.out_proj.",
