@@ -31,7 +31,7 @@ def load_model(directory, family, **options):
     """Read a model directory -> a model of the family. options: as for a new model."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise UserError(f"there is no model directory {directory}")
+        raise UserError(f"the model directory {directory} does not exist")
     runs = sorted(path.parent for path in directory.glob("checkpoint-*/" + CONFIG))
     if runs and not (directory / CONFIG).exists():
         raise UserError(f"{directory} is a run, not a model; its models are its checkpoints: "
