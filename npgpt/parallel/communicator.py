@@ -57,7 +57,8 @@ class Communicator:
         return array
 
     def buffers(self, like):
-        """rank -> zeros like this array, for that rank's gradients; at least for this rank."""
+        """rank -> zeros like this array, for that rank's gradients, or None if it computes none. Has
+        at least this rank's."""
         return [array_module(like).zeros_like(like)]
 
     def launch(self, work):
