@@ -200,7 +200,7 @@ def test_invalid_weights_file_is_refused(data, tmp_path):
 
 
 def test_missing_directory_is_named(tmp_path):
-    with pytest.raises(UserError, match="the model directory .*nowhere does not exist"):
+    with pytest.raises(UserError, match=r"the model directory .*nowhere does not exist"):
         GPT.from_pretrained(tmp_path / "nowhere")
 
 
