@@ -57,8 +57,8 @@ class Communicator:
         return array
 
     def buffers(self, like):
-        """rank -> zeros like this array, for that rank's gradients, or None if it computes none. Has
-        at least this rank's."""
+        """rank -> zeros like this array, for that rank's gradients; None if it computes none. At
+        least for this rank."""
         return [array_module(like).zeros_like(like)]
 
     def launch(self, work):
