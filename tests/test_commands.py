@@ -143,7 +143,7 @@ def test_processes_that_only_update_change_only_rounding(home, optimizer):
 
 
 MUON = {"optimizer": "muon", "learning_rate": 0.015, "min_lr": 3e-4, "hold": 0.0, "decay": "linear",
-        "muon_lr": 0.015, "muon_momentum": 0.9}       # as in laptop.toml
+        "muon_lr": 0.02, "muon_momentum": 0.9}
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3, "min_lr": 1e-4, "hold": 0.3,
          "decay": "cosine"}
 

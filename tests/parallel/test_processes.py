@@ -86,9 +86,12 @@ def test_gradients_without_additions_are_zero():
 
     def work():
         own, shard = grads[comm.rank], [slice(2 * comm.rank, 2 * comm.rank + 2)]
-        own.zero()
-        found[comm.rank] = 0
-        found[comm.rank, shard[0]] = comm.reduce_scatter(own, shard)[shard[0]]
+        for d in (np.ones(4), None):
+            own.zero()
+            own.add("a.bias", d)
+            found[comm.rank] = 0
+            found[comm.rank, shard[0]] = comm.reduce_scatter(own, shard)[shard[0]]
+            comm.barrier()
 
     comm.launch(work)
     assert not found.any()
