@@ -1,8 +1,8 @@
 """Settings for the whole suite.
 
-The yardsticks, torch and transformers, are optional. Tests that need them are skipped if they are
-missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The same applies to g++,
-which runs the CUDA kernels on the host.
+The yardsticks, torch and transformers, and matplotlib are optional. Tests that need them are
+skipped if they are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The
+same applies to g++, which runs the CUDA kernels on the host.
 """
 
 import importlib
@@ -81,23 +81,28 @@ def pytest_collection_modifyitems(items):
             item.add_marker("yardstick")
 
 
-def _yardstick(name):
+def _from_extra(name, extra):
     try:
         return importlib.import_module(name)
     except ImportError:
         if os.environ.get("NPGPT_REQUIRE_YARDSTICKS"):
             raise
-        pytest.skip(f"{name} is not installed: pip install -e '.[reference]'")
+        pytest.skip(f"{name} is not installed: pip install -e '.[{extra}]'")
 
 
 @pytest.fixture(scope="session")
 def torch():
-    return _yardstick("torch")
+    return _from_extra("torch", "reference")
 
 
 @pytest.fixture(scope="session")
 def transformers(torch):
-    return _yardstick("transformers")
+    return _from_extra("transformers", "reference")
+
+
+@pytest.fixture(scope="session")
+def matplotlib():
+    return _from_extra("matplotlib", "plot")
 
 
 @pytest.fixture(scope="session")

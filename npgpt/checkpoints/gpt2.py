@@ -4,6 +4,8 @@ An option that GPT-2 does not have is converted if that is exact (attn_bias = fa
 zeros), and marked otherwise (head_bias = true has a model_type of its own).
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from npgpt.backend import to_host
@@ -12,7 +14,6 @@ from npgpt.durable import read_json
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
 
-C_ATTN, C_ATTN_BIAS = "attn.c_attn.weight", "attn.c_attn.bias"
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 
 # Options of GPT2Config that npgpt does not have, with the values that it supports.
@@ -51,9 +52,9 @@ def write_config(config):
 def write_weights(model):
     """-> name in the file -> array."""
     tensors = {name: to_host(array) for name, array in model.params.items()}
-    if not model.config.attn_bias:                     # GPT-2 has one: zeros are equivalent
-        for name in [name for name in tensors if name.endswith(C_ATTN)]:
-            tensors[name.replace(C_ATTN, C_ATTN_BIAS)] = np.zeros_like(tensors[name][0])
+    for name, shape in replace(model.config, attn_bias=True).shapes().items():
+        if name not in tensors:                        # a bias of GPT-2: zeros are equivalent
+            tensors[name] = np.zeros(shape, model.params.flat.dtype)
     return tensors
 
 
@@ -70,15 +71,16 @@ def read(config_path, weights_path):
             return None
         return name
 
-    shapes = GPTConfig(**values | {"attn_bias": True}).shapes()
-    tensors = read_tensors(weights_path, shapes, canonical)
-    if not values["attn_bias"]:
-        biases = [name for name in tensors if name.endswith(C_ATTN_BIAS)]
-        if any(tensors[name].any() for name in biases):           # trained by another program
-            values["attn_bias"] = True
-        else:
-            tensors = {name: tensors[name] for name in tensors if name not in biases}
-    return GPTConfig(**values), tensors.items()
+    try:
+        config = GPTConfig(**values)
+    except UserError as error:
+        raise UserError(f"{config_path}: {error}") from None
+    full = replace(config, attn_bias=True)
+    tensors = read_tensors(weights_path, full.shapes(), canonical)
+    biases = tensors.keys() - config.shapes().keys()
+    if any(tensors[name].any() for name in biases):               # trained by another program
+        config = full
+    return config, [(name, tensors[name]) for name in config.shapes()]
 
 
 def _read_config(path):

@@ -174,7 +174,8 @@ def edited(tmp_path, **changes):
     ({"n_layer": 3}, r"h\.2\..* is missing"),
     ({"n_layer": 1}, r"h\.1\..* is unknown"),
     ({"vocab_size": 12}, r"wte.weight has the shape \(11, 16\), expected \(12, 16\)"),
-    ({"n_embd": "wide"}, "n_embd"), ({"n_head": 0}, "n_head must be"),
+    ({"n_embd": "wide"}, "n_embd"),
+    ({"n_head": 0}, r"config\.json: n_head must be at least 1, got 0"),
     ({"n_layer": 10**12}, "n_layer must be"),
     ({"tie_word_embeddings": False}, r"lm_head\.weight .* is missing"),
 ])

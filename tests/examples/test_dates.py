@@ -80,8 +80,7 @@ def test_same_seed_gives_the_same_answers(few, capsys):
     assert "of all 20 held-out dates right" in first
 
 
-def test_cross_attention_is_plotted(few, capsys, tmp_path):
-    pytest.importorskip("matplotlib")
+def test_cross_attention_is_plotted(few, matplotlib, capsys, tmp_path):
     path = tmp_path / "attention.png"
     assert str(path) in output_of(["--steps", "1", "--plot", str(path)], capsys)
     assert path.read_bytes().startswith(b"\x89PNG")

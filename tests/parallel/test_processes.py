@@ -185,39 +185,29 @@ def test_single_is_the_case_of_one_rank():
     assert comm.any(True) and not comm.any(False) and comm.is_first and comm.computes
 
 
-@pytest.mark.parametrize(("end", "message"), [
-    (lambda: 1 / 0, "worker 2 of 3 failed: ZeroDivisionError: division by zero"),
-    (lambda: os._exit(0), "worker 2 of 3 ended early, with status 0"),
-    (lambda: os.kill(os.getpid(), signal.SIGKILL), "worker 2 of 3 was killed by signal 9"),
-])
-def test_failed_worker_ends_all_ranks_and_is_named(end, message):
+def fail():
+    raise KeyError("mine")
+
+
+@pytest.mark.parametrize(("rank", "end", "error", "message"), [
+    (2, fail, RunError, "worker 2 of 3 failed: KeyError: 'mine'"),
+    (2, lambda: os._exit(0), RunError, "worker 2 of 3 ended early, with status 0"),
+    (2, lambda: os.kill(os.getpid(), signal.SIGKILL), RunError,
+     "worker 2 of 3 was killed by signal 9"),
+    (0, fail, KeyError, "mine"),
+], ids=["error", "exit", "kill", "first rank"])
+def test_rank_that_fails_ends_all_ranks_and_is_named(rank, end, error, message):
     comm = Processes(3)
     pids = comm.share(np.zeros(3, np.int64))
 
     def work():
         pids[comm.rank] = os.getpid()
         comm.barrier()
-        if comm.rank == 2:
+        if comm.rank == rank:
             end()
         comm.barrier()
 
-    with pytest.raises(RunError, match=message):
-        comm.launch(work)
-    assert gone(pids[1:])
-
-
-def test_error_in_the_first_rank_ends_all_ranks():
-    comm = Processes(3)
-    pids = comm.share(np.zeros(3, np.int64))
-
-    def work():
-        pids[comm.rank] = os.getpid()
-        comm.barrier()
-        if comm.rank == 0:
-            raise KeyError("mine")
-        comm.barrier()
-
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(error, match=message):
         comm.launch(work)
     assert gone(pids[1:])
 

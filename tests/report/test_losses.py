@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import pytest
@@ -49,8 +48,7 @@ def test_help_explains_the_arguments(capsys):
     assert stop.value.code == 0 and "directory of a run" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs [plot]")
-def test_picture_is_drawn_in_a_known_format_only(tmp_path):
+def test_picture_is_drawn_in_a_known_format_only(matplotlib, tmp_path):
     draw_losses(LINES, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="cannot be written"):
