@@ -54,7 +54,7 @@ def device(request):
         on_device.move_every_layer(backend.get_device("gpu"))
 
 
-GRADIENTS = {}       # (layer, method) -> examples, largest relative error
+GRADIENTS = {}       # layer -> Report
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +66,10 @@ def pytest_terminal_summary(terminalreporter):
     """Print the table in docs/gradients.md."""
     if GRADIENTS:
         terminalreporter.write_line("")
-    methods = sorted({method for _, method in GRADIENTS})
-    for name in dict.fromkeys(name for name, _ in GRADIENTS):
-        found = ((method, *GRADIENTS[name, method]) for method in methods
-                 if (name, method) in GRADIENTS)
-        columns = [f"{method}: {examples:5} examples, largest error {error:.1e}"
-                   for method, examples, error in found]
-        terminalreporter.write_line(f"{name:15} " + "   ".join(columns))
+    for name, report in GRADIENTS.items():
+        largest = "   ".join(f"{method} {error:.1e}" for method, error in report.of_method.items())
+        terminalreporter.write_line(
+            f"{name:15} {report.examples:5} examples, largest errors: {largest}")
 
 
 def pytest_collection_modifyitems(items):

@@ -31,7 +31,7 @@ class Explanation:
     gradients: list[str]        # the names of the backward's results
     step: float                 # h of the finite differences
     checks: list[Check]
-    error: float                # the largest that npgpt.gradcheck found with the complex step
+    error: float                # the largest that npgpt.gradcheck found
     message: str                # its error message; "" if the gradients are right
 
     @property

@@ -80,8 +80,8 @@ def outcome(check):
 def verdict(e):
     """The result of all checks together."""
     if e.right:
-        return (f"✓ Every gradient is right. npgpt.gradcheck also verified them with the complex "
-                f"step: the largest relative error is {e.error:.1e}.")
+        return ("✓ Every gradient is right. npgpt.gradcheck also verified them in random "
+                f"directions: the largest relative error is {e.error:.1e}.")
     wrong = ", ".join(check.name for check in e.checks if not check.right)
     sentence = f"✗ The backward is not the derivative of the forward: {wrong or 'see below'}."
     return f"{sentence} npgpt.gradcheck: {e.message}." if e.message else sentence

@@ -6,26 +6,46 @@ of x and a random dy. Two numbers must agree:
     <J u, dy>     the derivative of <y, dy> along u: from the forward alone
     <u, dx>       the same by the chain rule: from the backward
 
-J u is computed in one of two ways, in float64:
+J u is measured in two ways, in float64: by the complex step, which is exact but blind to operations
+that are not analytic, and by central differences, which work for any forward but lose half of the
+digits (derivative.py). Where the two agree, the complex step decides, and otherwise the other.
 
-    "complex"   Im f(x + i h u) / h, h = 1e-20      no subtraction, so no cancellation: exact to
-                                                    rounding (Squire and Trapp 1998)
-    "central"   four points around x, h = 1e-5      works for any function; error of order h⁴
-
-The complex step needs a forward that works with complex numbers: no abs, no casts to float, no
-comparison that depends on the imaginary part.
+Limits. A random direction weighs all elements of x at once, so an error is detected only if it
+changes <u, dx> by more than the tolerance times the norms of u and dx. One wrong element of a
+million changes it by about a millionth of that, times the element's own relative error. The complex
+step detects it if it is wrong by a thousandth of its size; central differences alone may miss it
+even if it is 0. directions="all" moves each element by itself, and detects it in both ways.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-TOLERANCES = {"complex": 1e-12, "central": 1e-7}
-STEPS = {"complex": (1e-20,), "central": (1e-5, 1e-6, 1e-4)}     # if one fails, the next is tried:
-                 # a smaller step is better at high curvature, a larger one elsewhere
-FLOOR = 1e-3     # smallest scale of an error, relative to u and dy: a gradient that is exactly zero
-                 # is computed as a rounding error
+from npgpt.gradcheck.derivative import (
+    FLOOR,
+    STEPS,
+    TOLERANCES,
+    central_differences,
+    complex_step,
+    dot,
+    kinks,
+    like,
+    norm,
+    parts,
+    rounding,
+)
+from npgpt.gradcheck.leaves import cast, flat, has_gradient, leaves
+
+METHODS = {"both": ("complex", "central"), "complex": ("complex",), "central": ("central",)}
+DERIVATIVES = {"complex": complex_step, "central": central_differences}
+DISAGREE = (
+    "the complex step and central differences disagree about the forward: it is not analytic (look "
+    "for abs, std, var, norm, .real, a comparison, or a cast to float)"
+)
 
 
 class GradientError(AssertionError):
@@ -34,28 +54,50 @@ class GradientError(AssertionError):
 
 @dataclass
 class Report:
-    """What was checked, and the largest differences found."""
+    """What was checked, the largest differences found, and what was left out."""
 
-    method: str
     examples: int = 1        # number of points checked
-    directions: int = 0      # random directions in total
-    errors: dict[str, float] = field(default_factory=dict)     # argument -> largest relative error
+    directions: int = 0      # directions of each array
+    errors: dict = field(default_factory=dict)    # argument -> method -> largest relative error
+    notes: list = field(default_factory=list)     # sentences: what was left out, and why
 
     @property
     def error(self):
-        """The largest relative error over all arguments."""
-        return max(self.errors.values(), default=0.0)
+        """The largest relative error of all."""
+        return max(self.of_method.values(), default=0.0)
+
+    @property
+    def of_method(self):
+        """method -> its largest relative error."""
+        largest = {}
+        for errors in self.errors.values():
+            for method, error in errors.items():
+                largest[method] = max(error, largest.get(method, 0.0))
+        return largest
 
     def __add__(self, other):
-        """Combine two reports of the same method."""
-        names = self.errors | other.errors
-        return Report(
-            self.method, self.examples + other.examples, self.directions + other.directions,
-            {name: max(self.errors.get(name, 0.0), other.errors.get(name, 0.0)) for name in names},
-        )
+        """Combine two reports."""
+        total = Report(self.examples + other.examples, self.directions + other.directions)
+        for report in (self, other):
+            for name, errors in report.errors.items():
+                for method, error in errors.items():
+                    total.record(name, method, error)
+            for sentence in report.notes:
+                total.note(sentence)
+        return total
+
+    def record(self, name, method, error):
+        """Keep an error if it is the largest of its argument and method."""
+        errors = self.errors.setdefault(name, {})
+        errors[method] = max(error, errors.get(method, 0.0))
+
+    def note(self, sentence):
+        """Keep a sentence, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
 
-def check_gradients(forward, backward, inputs, *, method="complex", names=None, tolerance=None,
+def check_gradients(forward, backward, inputs, *, method="both", names=None, tolerance=None,
                     seed=0, directions=2):
     """Check backward against forward at `inputs` -> Report, or raise GradientError.
 
@@ -64,9 +106,15 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
         tuple if y is.
     inputs: arrays, or mappings of names to arrays for composites, nested to any depth. Float arrays
         are differentiated; everything else (token ids, masks, options) is passed on unchanged.
-    method: "complex" or "central", see above.
+    method: "both", "central", or "complex", which alone is blind to operations such as abs.
     names: names of the inputs for messages. Default: the argument names of `forward`, if known.
-    tolerance: largest relative error. Default: 1e-12 for "complex", 1e-7 for "central".
+    tolerance: largest relative error. Default: 1e-12 for the complex step, 1e-7 for central
+        differences.
+    directions: the number of random directions, or "all": each element by itself.
+
+    Outputs at a kink, as of ReLU at 0, have no derivative: they are left out, and the report notes
+    it. It also notes if the forward is not analytic or does not accept complex numbers. Raises
+    ValueError for an invalid option, and if there is nothing to check.
 
         >>> import numpy as np
         >>> def forward(x): return x * x, (x,)
@@ -77,155 +125,177 @@ def check_gradients(forward, backward, inputs, *, method="complex", names=None, 
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    tolerance = TOLERANCES[method] if tolerance is None else tolerance
-    rng = np.random.default_rng(seed)
-    inputs = [_as_float64(x) for x in inputs]
-    names = names or _argument_names(forward, len(inputs))
-    report = Report(method)
+    every_element = directions == "all"
+    if not every_element and directions < 1:
+        raise ValueError(f'directions must be at least 1 or "all", got {directions}')
+    inputs = cast(list(inputs), np.float64)
+    arrays = leaves(inputs, names or _argument_names(forward, len(inputs)))
+    if not arrays:
+        raise ValueError("there is nothing to check: no input is an array of floats")
+    rng, report = np.random.default_rng(seed), Report()
+    tolerances = {m: TOLERANCES[m] if tolerance is None else tolerance for m in METHODS[method]}
+    if method == "both" and (reason := _refuses_complex(forward, inputs)):
+        report.note(f"the forward does not accept complex numbers ({reason}): its derivative was "
+                    "measured by central differences alone")
+        tolerances.pop("complex")
 
-    for _ in range(directions):
-        y, cache = forward(*inputs)
-        dy = _like(y, lambda a: rng.standard_normal(a.shape))
-        gradients = _gradients_by_leaf(backward(dy, cache), inputs)
-
-        for i, name, path in _leaves(inputs, names):
-            x, dx = _leaf(inputs, i, path), gradients[i, path]
-            if dx.shape != x.shape:
-                raise GradientError(f"the gradient of {name} {x.shape} has the shape {dx.shape}")
-            u = rng.standard_normal(x.shape)
-            found = float(np.vdot(u, dx))
-            for h in STEPS[method]:
-                ju = METHODS[method](_along(u, forward, inputs, i, path), h)
-                expected = _dot(ju, dy)
-                scale = max(_norm(ju) * _norm(dy), _norm(u) * _norm(dx),
-                            FLOOR * _norm(u) * _norm(dy))
-                error = abs(expected - found) / scale if scale else 0.0
-                if error <= tolerance:
-                    break
-            else:                               # also if the error is NaN
-                raise GradientError(
-                    f"the gradient of {name} {x.shape} is wrong: expected a directional derivative "
-                    f"of {expected:.9g}, found {found:.9g}, relative error {error:.1e} > "
-                    f"{tolerance:.0e} ({method})"
-                )
-            report.errors[name] = max(report.errors.get(name, 0.0), error)
-        report.directions += 1
+    for _ in range(1 if every_element else directions):
+        y, _ = _called(forward, cast(inputs, np.float64))
+        dy = like(y, lambda a: rng.standard_normal(a.shape))
+        point = _Point(forward, backward, inputs, arrays, y, dy)
+        for array in arrays:
+            shape = array.of(inputs).shape
+            for u in _unit_vectors(shape) if every_element else [rng.standard_normal(shape)]:
+                _check_direction(point, array, u, tolerances, report)
+                report.directions += array is arrays[0]
     return report
 
 
-def _along(u, forward, inputs, i, path):
-    """-> function of a step that returns y with one of the inputs moved by step * u."""
-    return lambda step: forward(*_moved(inputs, i, path, step * u))[0]
+@dataclass
+class _Point:
+    """A forward at some inputs with a dy, and the gradients that the backward returns for it. Every
+    call gets copies: a function that changes its arguments cannot change what is compared."""
+
+    forward: Callable
+    backward: Callable
+    inputs: list
+    arrays: list             # of Leaf
+    y: object
+    dy: object
+
+    def __post_init__(self):
+        _, cache = _called(self.forward, cast(self.inputs, np.float64))
+        gradients = self.backward(like(self.y, np.copy, self.dy), cache)
+        self.gradients = _by_leaf(gradients, self.inputs, self.arrays)
+
+    def along(self, array, u):
+        """-> t -> y, with one array moved by t u."""
+        return lambda t: _called(self.forward, array.moved(self.inputs, t * u))[0]
+
+    def without(self, outputs):
+        """The same point with a dy of 0 for some outputs. outputs: bool, of the form of y."""
+        dy = like(self.y, lambda a, out: np.where(out, 0.0, a), self.dy, outputs)
+        return replace(self, dy=dy)
 
 
-def _complex_step(along, h):
-    """along: step -> f(x + step u). Without a subtraction the step can be this small."""
-    return _like(along(1j * h), lambda a: a.imag / h)
+class _Comparison(NamedTuple):
+    """The derivative along a direction as the forward and as the backward have it."""
+
+    ju: object
+    expected: float
+    found: float
+    error: float             # relative
+    agrees: bool
 
 
-def _central_differences(along, h):
-    """The four-point stencil: its error is of order h⁴, that of two points of order h²."""
-    far_left, left, right, far_right = (_arrays(along(step * h)) for step in (-2, -1, 1, 2))
-    return tuple(
-        ((c - b) * 8 - (d - a)) / (12 * h)
-        for a, b, c, d in zip(far_left, left, right, far_right)
-    )
+def _check_direction(point, array, u, tolerances, report):
+    """Compare along u, if necessary without the outputs at a kink. Raises GradientError."""
+    along = point.along(array, u)
+    found = {m: _compare(m, point, array, u, along, tolerances[m]) for m in tolerances}
+    if not all(c.agrees for c in found.values()):
+        at_kinks = kinks(along, point.y)
+        if any(out.any() for out in parts(at_kinks)):
+            point = point.without(at_kinks)
+            found = {m: _compare(m, point, array, u, along, tolerances[m]) for m in tolerances}
+            report.note(f"{array.name}: outputs at a kink of the forward, as of ReLU, max or abs, "
+                        "were left out; move the inputs to check them")
+
+    hint = ""
+    if len(found) == 2 and not _same_derivative(found, point, u, tolerances["central"]):
+        from_complex = found.pop("complex")
+        if found["central"].agrees:
+            report.note(f"{array.name}: {DISAGREE}; the gradient agrees with central differences")
+        else:
+            hint = f"; {DISAGREE}"
+            hint += ", or too curved here for central differences" if from_complex.agrees else ""
+    for method, c in found.items():
+        if not c.agrees:
+            raise GradientError(
+                f"the gradient of {array.name} {u.shape} is wrong: expected a directional "
+                f"derivative of {c.expected:.9g}, found {c.found:.9g}, relative error "
+                f"{c.error:.1e} > {tolerances[method]:.0e} ({method}){hint}"
+            )
+        report.record(array.name, method, c.error)
 
 
-METHODS = {"complex": _complex_step, "central": _central_differences}
+def _compare(method, point, array, u, along, tolerance):
+    """-> _Comparison by one method: of the first step that agrees, or else of the first."""
+    dy, first = point.dy, None
+    dx = np.where(u == 0, 0.0, point.gradients[array])         # of the elements that u moves
+    found = dot(u, dx)
+    for h in STEPS[method]:
+        ju = DERIVATIVES[method](along, h)
+        expected = dot(ju, dy)
+        scale = max(norm(ju) * norm(dy), norm(u) * norm(dx), FLOOR * norm(u) * norm(dy),
+                    rounding(method, ju, point.y) * norm(dy))
+        error = abs(expected - found) / scale if scale else 0.0
+        comparison = _Comparison(ju, expected, found, error, error <= tolerance)
+        if comparison.agrees:
+            return comparison
+        first = first or comparison
+    return first
 
 
-def _is_differentiable(x):
-    return isinstance(x, np.ndarray) and x.dtype.kind == "f"
+def _same_derivative(found, point, u, tolerance):
+    """Whether both methods find the same derivative of the forward, where dy is not 0."""
+    a, b = (like(point.y, lambda d, dy: np.where(dy == 0, 0.0, d), c.ju, point.dy)
+            for c in (found["complex"], found["central"]))
+    apart = like(point.y, np.subtract, a, b)
+    return norm(apart) <= tolerance * max(norm(a), norm(b), FLOOR * norm(u),
+                                          rounding("central", b, point.y))
 
 
-def _as_float64(x):
-    if isinstance(x, Mapping):
-        return {name: _as_float64(a) for name, a in x.items()}
-    return x.astype(np.float64) if _is_differentiable(x) else x
+def _refuses_complex(forward, inputs):
+    """-> why the forward does not accept complex numbers, or ""."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            _called(forward, cast(inputs, np.complex128))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
-def _leaves(inputs, names):
-    """-> (index of the input, displayed name, path in the mapping) for each array."""
-    for i, x in enumerate(inputs):
-        if isinstance(x, Mapping):
-            yield from ((i, ".".join(map(str, path)), path) for path, a in _flat(x).items()
-                        if _is_differentiable(a))
-        elif _is_differentiable(x):
-            yield i, names[i], ()
+def _called(forward, inputs):
+    """-> y, cache."""
+    result = forward(*inputs)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError("forward must return a tuple of y and the cache")
+    return result
 
 
-def _flat(mapping, path=()):
-    """A nested mapping -> mapping of paths, tuples of keys, to what lies there."""
-    found = {}
-    for key, x in mapping.items():
-        found |= _flat(x, (*path, key)) if isinstance(x, Mapping) else {(*path, key): x}
-    return found
+def _unit_vectors(shape):
+    for i in range(math.prod(shape)):
+        u = np.zeros(shape)
+        u.flat[i] = 1
+        yield u
 
 
-def _leaf(inputs, i, path):
-    x = inputs[i]
-    for key in path:
-        x = x[key]
-    return x
-
-
-def _moved(inputs, i, path, step):
-    """The inputs with one array moved by step. If the step is complex, all become complex."""
-    dtype = np.result_type(step.dtype, np.float64)
-
-    def copied(x):
-        if isinstance(x, Mapping):
-            return {key: copied(part) for key, part in x.items()}
-        return x.astype(dtype) if _is_differentiable(x) else x
-
-    inputs = [copied(x) for x in inputs]
-    *branch, last = i, *path
-    _leaf([inputs], 0, branch)[last] = _leaf(inputs, i, path) + step
-    return inputs
-
-
-def _gradients_by_leaf(gradients, inputs):
-    """The result of a backward -> mapping of (index of the input, path) to gradient."""
-    if not isinstance(gradients, tuple):
-        gradients = (gradients,)
+def _by_leaf(gradients, inputs, arrays):
+    """What a backward returned -> the gradient of each of the arrays, by Leaf. Raises GradientError
+    unless the number, the names and the shapes of the gradients are those of the inputs."""
+    gradients = list(gradients) if isinstance(gradients, (tuple, list)) else [gradients]
     gradients = [g for g in gradients if g is not None]
-    owners = [(i, x) for i, x in enumerate(inputs)
-              if isinstance(x, Mapping) or _is_differentiable(x)]
+    owners = [i for i, x in enumerate(inputs) if has_gradient(x)]
     if len(gradients) != len(owners):
         raise GradientError(f"{len(gradients)} gradients for {len(owners)} differentiable inputs")
-    by_leaf = {}
-    for (i, x), gradient in zip(owners, gradients):
-        if isinstance(x, Mapping):
-            found = _flat(gradient)
-            if found.keys() != _flat(x).keys():
-                paths = found.keys() ^ _flat(x).keys()
-                different = sorted(".".join(map(str, path)) for path in paths)
-                raise GradientError("gradients and parameters differ in their names: "
-                                    + ", ".join(different))
-            by_leaf.update({(i, path): a for path, a in found.items()})
-        else:
-            by_leaf[i, ()] = gradient
-    return by_leaf
+    paths = {i: flat(gradient) for i, gradient in zip(owners, gradients)}
+    for i in owners:
+        different = paths[i].keys() ^ flat(inputs[i]).keys()
+        if different:
+            names = sorted(".".join(map(str, path)) for path in different)
+            raise GradientError(f"gradients and parameters differ in their names: "
+                                f"{', '.join(names)}")
+    found = {}
+    for array in arrays:
+        dx, shape = np.asarray(paths[array.i][array.path]), array.of(inputs).shape
+        if dx.shape != shape:
+            raise GradientError(f"the gradient of {array.name} {shape} has the shape {dx.shape}")
+        found[array] = dx
+    return found
 
 
 def _argument_names(forward, count):
     code = getattr(getattr(forward, "__wrapped__", forward), "__code__", None)
     found = code.co_varnames[:code.co_argcount] if code else ()
     return found if len(found) >= count else [f"input {i}" for i in range(count)]
-
-
-def _arrays(y):
-    return y if isinstance(y, tuple) else (y,)
-
-
-def _like(y, make):
-    return tuple(make(np.asarray(a)) for a in y) if isinstance(y, tuple) else make(np.asarray(y))
-
-
-def _dot(a, b):
-    return float(sum(np.vdot(p, q) for p, q in zip(_arrays(a), _arrays(b))))
-
-
-def _norm(a):
-    return float(np.sqrt(_dot(a, a)))

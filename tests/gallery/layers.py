@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+import npgpt.gradcheck.check
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.layers import (
     Key,
@@ -423,8 +424,8 @@ BUGS.append(Bug(
     "A test uses `np.allclose` with an absolute tolerance that was raised until the test passed. "
     "The gradients of a mean over a batch are smaller than that, so zero would pass too. The error "
     "must be relative to the gradient, and the gradient must not be tiny.",
-    right="if error <= tolerance:",
+    right="error = abs(expected - found) / scale if scale else 0.0",
     wrong="assert np.allclose(found, numeric, atol=1e-2)",
-    correct=relative_to_the_gradient, broken=within_a_tolerance, source=check_gradients,
+    correct=relative_to_the_gradient, broken=within_a_tolerance, source=npgpt.gradcheck.check,
     check=zero_is_rejected, blind=right_is_accepted,
 ))
