@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from npgpt.layers import LAYERS
-from tests.mutants.__main__ import MODULES
+from tests.mutants.groups import MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "npgpt"

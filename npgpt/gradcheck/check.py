@@ -201,7 +201,7 @@ def _check_direction(point, array, u, tolerances, report):
                         "were left out; move the inputs to check them")
 
     hint = ""
-    if len(found) == 2 and not _same_derivative(found, point, u, tolerances["central"]):
+    if len(found) == 2 and not _same_derivative(found, point, tolerances["central"]):
         from_complex = found.pop("complex")
         if found["central"].agrees:
             report.note(f"{array.name}: {DISAGREE}; the gradient agrees with central differences")
@@ -236,13 +236,12 @@ def _compare(method, point, array, u, along, tolerance):
     return first
 
 
-def _same_derivative(found, point, u, tolerance):
+def _same_derivative(found, point, tolerance):
     """Whether both methods find the same derivative of the forward, where dy is not 0."""
-    a, b = (like(point.y, lambda d, dy: np.where(dy == 0, 0.0, d), c.ju, point.dy)
-            for c in (found["complex"], found["central"]))
-    apart = like(point.y, np.subtract, a, b)
-    return norm(apart) <= tolerance * max(norm(a), norm(b), FLOOR * norm(u),
-                                          rounding("central", b, point.y))
+    exact, central = (like(point.y, lambda d, dy: d * (dy != 0), found[m].ju, point.dy)
+                      for m in ("complex", "central"))
+    apart = like(point.y, np.subtract, exact, central)
+    return norm(apart) <= tolerance * (norm(central) + rounding("central", central, point.y))
 
 
 def _refuses_complex(forward, inputs):

@@ -19,8 +19,8 @@ import numpy as np
 TOLERANCES = {"complex": 1e-12, "central": 1e-7}     # of a relative error
 FLOOR = 1e-3     # smallest scale of an error, relative to u: a gradient that is exactly zero is
                  # computed as a rounding error
-ROUNDING = 1e-4  # the same for central differences, relative to the parts of y that change: they
-                 # subtract numbers of this size
+ROUNDING = {"complex": 0.0, "central": 1e-4}     # the same, relative to the part of y that changes:
+                 # central differences subtract numbers of this size
 STEPS = {"complex": (1e-20,), "central": (1e-5, 1e-6, 1e-4)}     # if one fails, the next is tried:
                  # a smaller step is better at high curvature, a larger one elsewhere
 
@@ -53,10 +53,8 @@ def kinks(along, y):
 
 
 def rounding(method, ju, y):
-    """The smallest scale of an error in J u that is not only rounding."""
-    if method == "complex":
-        return 0.0
-    return ROUNDING * norm(like(y, lambda a, slope: np.where(slope == 0, 0.0, a), y, ju))
+    """The smallest scale of an error in J u, if rounding errors of y are not to count."""
+    return ROUNDING[method] * norm(like(y, lambda a, slope: np.where(slope == 0, 0.0, a), y, ju))
 
 
 def like(y, function, *arguments):

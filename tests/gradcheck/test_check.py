@@ -1,7 +1,9 @@
 """The checker must reject wrong gradients and name the argument, and accept correct ones."""
 
 import doctest
+import functools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -40,7 +42,9 @@ BOTH_METHODS = pytest.mark.parametrize("method", ["both", "complex", "central"])
 
 @BOTH_METHODS
 def test_wrong_factor_is_detected_and_the_argument_is_named(method):
-    with pytest.raises(GradientError, match=r"gradient of x \(3,\) is wrong: expected .* found"):
+    with pytest.raises(GradientError, match=r"^the gradient of x \(3,\) is wrong: expected a "
+                       r"directional derivative of \S+, found \S+, relative error \S+ > 1e-\d+ "
+                       r"\((complex|central)\)$"):
         check_gradients(square, off_by(0.5), [X], method=method)
 
 
@@ -129,6 +133,19 @@ def test_given_tolerance_is_used(method):
 
 
 @BOTH_METHODS
+@pytest.mark.parametrize("wrong", [-0.5, 1.0])
+def test_error_is_relative_to_the_larger_of_both_derivatives(method, wrong):
+    report = check_gradients(square, off_by(wrong), [ONE], method=method, tolerance=1)
+    assert report.errors["x"][method if method != "both" else "complex"] == pytest.approx(0.5)
+
+
+@BOTH_METHODS
+def test_tolerance_of_zero_accepts_exact_agreement(method):
+    check_gradients(lambda x: (0 * x, ()), lambda dy, cache: 0 * dy, [X], method=method,
+                    tolerance=0)
+
+
+@BOTH_METHODS
 def test_small_functions_are_checked_relative_to_their_size(method):
     def forward(x):
         return 1e-8 * x * x, (x,)
@@ -160,7 +177,21 @@ def test_gradient_that_is_exactly_zero_passes(method):
 
 def test_large_constant_beside_a_small_derivative_passes():
     """The digits of y limit what central differences can measure."""
-    check_gradients(lambda x: (1e6 + x, ()), lambda dy, cache: dy, [X])
+    assert check_gradients(lambda x: (1e6 + x, ()), lambda dy, cache: dy, [X]).notes == []
+
+
+def test_large_derivative_passes():
+    report = check_gradients(lambda x: (1e9 * x, ()), lambda dy, cache: 1e9 * dy, [X])
+    assert report.notes == []
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_rounding_errors_are_not_mistaken_for_kinks(scale):
+    """The slope of a linear function changes only by rounding errors."""
+    for seed in range(50):
+        with pytest.raises(GradientError):
+            check_gradients(lambda x: (x * scale, ()), lambda dy, cache: dy * scale * 1.001, [ONE],
+                            method="central", seed=seed)
 
 
 def test_inputs_are_cast_to_float64():
@@ -190,7 +221,7 @@ def test_one_wrong_element_of_a_million_is_detected():
 @pytest.mark.parametrize("method", ["both", "central"])
 def test_each_element_by_itself_shows_a_wrong_one_that_is_tiny_beside_the_others(method):
     w = np.full((30, 40), 1e4)
-    w[7, 9] = 1e-2
+    w[7, 9] = 1e-6
 
     def forward(x):
         return x * w, ()
@@ -240,7 +271,9 @@ def test_backward_that_forgets_what_is_not_analytic_is_detected(name):
     forward, backward = BLIND[name]
     check_gradients(forward, backward, [X], method="complex")        # the documented blind spot
     for options in ({}, {"directions": 1}, {"directions": "all"}):
-        with pytest.raises(GradientError, match=r"\(central\); .* not analytic \(look for abs"):
+        with pytest.raises(GradientError, match=r"\(central\); the complex step and central .* not "
+                           r"analytic \(look for abs, .*\), or too curved here for central "
+                           "differences$"):
             check_gradients(forward, backward, [X], **options)
 
 
@@ -250,8 +283,21 @@ def test_correct_backward_of_a_forward_that_is_not_analytic_passes_with_a_note()
     assert report.notes[0].startswith("x: the complex step and central differences disagree")
     assert report.notes[0].endswith("the gradient agrees with central differences")
     assert report.errors["x"].keys() == {"central"}
-    with pytest.raises(GradientError, match="not analytic"):
+    with pytest.raises(GradientError, match=r"\(central\); .* a cast to float\)$"):
         check_gradients(standardise, lambda dy, cache: 1.001 * standardise_backward(dy, cache), [X])
+
+
+def test_outputs_of_a_tuple_need_not_be_analytic():
+    def forward(x):
+        y, cache = standardise(x)
+        return (x * 3, y), cache
+
+    def backward(dy, cache):
+        return 3 * dy[0] + standardise_backward(dy[1], cache)
+
+    assert "not analytic" in check_gradients(forward, backward, [X]).notes[0]
+    with pytest.raises(GradientError, match="not analytic"):
+        check_gradients(forward, lambda dy, cache: 3 * dy[0] + BLIND["std"][1](dy[1], cache), [X])
 
 
 def test_analytic_forward_leaves_no_note():
@@ -275,6 +321,21 @@ def test_forward_that_refuses_complex_numbers_is_checked_by_central_differences(
     assert f"does not accept complex numbers ({reason}: " in report.notes[0]
     with pytest.raises(GradientError, match="central"):
         check_gradients(REFUSING[reason], lambda dy, x: backward(dy, x, 1.001), [X])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lost_imaginary_parts_are_noticed_if_warnings_are_ignored():
+    report = check_gradients(REFUSING["ComplexWarning"], lambda dy, x: dy / (1 + np.exp(-x)), [X])
+    assert "does not accept complex numbers" in report.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_warnings_of_a_forward_are_no_refusal():
+    def forward(x):
+        warnings.warn("slow", stacklevel=1)
+        return square(x)
+
+    assert check_gradients(forward, square_backward, [X]).notes == []
 
 
 # --- kinks ----------------------------------------------------------------------------------------
@@ -305,6 +366,24 @@ def test_outputs_at_a_kink_are_noted_and_the_others_are_checked(method):
     with pytest.raises(GradientError):
         check_gradients(relu, lambda dy, cache: 1.001 * relu_backward(dy, cache), [KINKED],
                         method=method)
+
+
+@pytest.mark.parametrize("method", ["both", "central"])
+def test_kink_is_recognised_beside_curvature(method):
+    def forward(x):
+        return np.where(x > 0, x + 100 * x**3, 0), x
+
+    def backward(dy, x):
+        return dy * (x > 0) * (1 + 300 * x * x)
+
+    assert "kink" in check_gradients(forward, backward, [KINKED], method=method).notes[0]
+
+
+def test_complex_numbers_at_a_kink_are_not_compared():
+    """np.maximum compares their imaginary parts, too."""
+    report = check_gradients(lambda x: (np.maximum(x, 0), (x > 0,)), relu_backward, [KINKED])
+    assert ["kink" in note for note in report.notes] == [True]
+    assert report.errors["x"].keys() == {"complex", "central"}
 
 
 @pytest.mark.parametrize("directions", [5, "all"])
@@ -367,6 +446,12 @@ def test_nested_mappings_are_named_by_their_paths_and_keep_what_is_not_an_array_
     with pytest.raises(GradientError, match=r"gradient of a\.w \(3,\)"):
         check_gradients(forward, broken, inputs)
 
+    def incomplete(dy, p):
+        return backward(dy, p) | {"a": {}}
+
+    with pytest.raises(GradientError, match=r"differ in their names: a\.w$"):
+        check_gradients(forward, incomplete, inputs)
+
 
 def test_two_mappings_may_share_a_name():
     def forward(p, q):
@@ -425,6 +510,17 @@ def test_names_of_inputs_can_be_given():
                         lambda dy, cache: (dy * cache[1], dy), [X, X])
 
 
+def test_names_of_inputs_are_those_of_a_decorated_function():
+    @functools.wraps(product)
+    def decorated(*inputs, **options):
+        return product(*inputs, **options)
+
+    assert check_gradients(decorated, product_backward, [X, X]).errors.keys() == {"a", "b"}
+    partial = functools.partial(product)          # it has no argument names
+    assert check_gradients(partial, product_backward, [X, X]).errors.keys() == {"input 0",
+                                                                                "input 1"}
+
+
 # --- the report -----------------------------------------------------------------------------------
 
 def test_report_counts_and_has_the_largest_errors():
@@ -438,6 +534,7 @@ def test_report_counts_and_has_the_largest_errors():
     assert (both.examples, both.directions) == (2, 5)
     assert both.errors.keys() == {"x", "a", "b"}
     assert both.error == max(report.error, other.error)
+    assert both.errors == report.errors | other.errors
     assert (both + both).errors == both.errors
 
 

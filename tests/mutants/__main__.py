@@ -1,12 +1,19 @@
-"""Mutation testing: `python -m tests.mutants`, two processes, some minutes.
+"""Mutation testing: `python -m tests.mutants`, two processes, up to 20 minutes.
 
-Every line of the layers, the blocks, the model and the optimiser is changed in turn, in two ways:
-by mutmut, which changes operators, constants and arguments, and by the mathematical mutations of
-`operators.py`. The tests must fail for each. A surviving mutant is either a gap in the tests or
-equivalent to the code; equivalent mutants are listed in equivalent.toml with the reason.
+Lines of the modules in `groups.py` are changed, one at a time, in two ways: by mutmut, which
+changes operators, constants and arguments, and by the mutations of `operators.py`. The tests must
+fail for each. A surviving mutant is either a gap in the tests or equivalent to the code; equivalent
+mutants are listed in equivalent.toml with the reason. A change of a string with a space is a change
+of wording; if it survives, it is not counted.
 
-Fails if an unlisted mutant survives, if a listed one does not, if the list exceeds 3 % of all
-mutants, or if a public function has no mutants. Needs the extras `dev` and `mutants`.
+    python -m tests.mutants                    the mathematics whole, a share of everything else
+    python -m tests.mutants --full             everything, an hour and more
+    python -m tests.mutants --full gradcheck   one group whole
+    python -m tests.mutants --seed 7           another share; by default the commit chooses
+
+Fails if an unlisted mutant survives, if a listed one that was tried does not, if the list exceeds
+3 % of all mutants tried, or if a public function of the mathematics has no mutants. Needs the
+extras `dev` and `mutants`.
 """
 
 import os
@@ -14,135 +21,124 @@ import os
 os.environ["OPENBLAS_NUM_THREADS"] = "1"          # before NumPy is imported
 os.environ["HYPOTHESIS_PROFILE"] = "mutants"      # few and fixed examples, no shrinking
 
-import contextlib
-import importlib
-import io
-import multiprocessing
+import argparse
+import random
 import re
-import shutil
-import signal
 import subprocess
-import sys
+import tempfile
 import time
 import tomllib
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
-from npgpt import optim
 from npgpt.layers import LAYERS
-from tests.mutants.operators import install, mutants_of
+from tests.mutants.by_mutmut import Mutmut
+from tests.mutants.by_operators import all_mutants, try_mutants
+from tests.mutants.groups import GROUPS, ROOT
 
-MODULES = [
-    *dict.fromkeys(layer.forward.__module__ for layer in LAYERS.values()),
-    "npgpt.models.blocks", "npgpt.models.gpt",
-    *(f"npgpt.optim.{path.stem}" for path in sorted(Path(optim.__file__).parent.glob("[a-z]*.py"))),
-    "npgpt.parallel.norm",
-]
-TESTS = ["tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"]
-LEFT_OUT = "not transformer and not coder_block and not is_alive"     # as in pyproject.toml
 LIST = Path(__file__).with_name("equivalent.toml")
 LARGEST_SHARE = 0.03
-SECONDS = 120          # a mutant that runs longer counts as killed
+PROBLEM = "{}:\n    {}\n  - {}\n  + {}"
 WORKERS = 2
+PUBLIC = {f"{name}_{way}" for name in (*LAYERS, "mlp", "self_attention", "block", "gpt")
+          for way in ("forward", "backward")}
 
 
 def main():
-    began = time.monotonic()
-    listed = {(e["function"], e["line"], e["mutant"]): e["reason"]
+    parser = argparse.ArgumentParser(description="Break the code and see the tests fail.")
+    parser.add_argument("groups", nargs="*", metavar="GROUP",
+                        help=f"of {', '.join(group.name for group in GROUPS)} [all]")
+    parser.add_argument("--full", action="store_true", help="try every mutant")
+    parser.add_argument("--seed", type=int, default=None, help="which mutants to try")
+    c = parser.parse_args()
+    unknown = set(c.groups) - {group.name for group in GROUPS}
+    if unknown:
+        parser.error(f"there is no group {', '.join(sorted(unknown))}")
+    seed = commit() if c.seed is None else c.seed
+    listed = {(e["function"], e["line"], e["mutant"])
               for e in tomllib.loads(LIST.read_text(encoding="utf-8"))["equivalent"]}
-    by_mutmut, survivors = run_mutmut()
-    ours, more = run_operators()
-    survivors |= more
-    total = by_mutmut.total() + ours.total()
 
-    problems = [f"survived, and is not listed:\n    {function}\n  - {line}\n  + {mutant}"
-                for function, line, mutant in sorted(survivors - listed.keys())]
-    problems += [f"listed as equivalent, and did not survive: {function}: {mutant}"
-                 for function, _, mutant in sorted(listed.keys() - survivors)]
-    if len(listed) > LARGEST_SHARE * total:
-        problems.append(f"{len(listed)} listed of {total} exceed {LARGEST_SHARE:.0%}")
-    public = {f"{name}_{way}" for name in LAYERS for way in ("forward", "backward")}
-    public |= {f"{name}_{way}" for name in ("mlp", "self_attention", "block", "gpt")
-               for way in ("forward", "backward")}
-    problems += [f"{name} has no mutants"
-                 for name in sorted(public - by_mutmut.keys() - ours.keys())]
-
+    results = []
+    for group in GROUPS:
+        if not c.groups or group.name in c.groups:
+            results.append(Result(group, 1.0 if c.full else group.share, seed, listed))
+            print(results[-1].table(), flush=True)
+    problems = [problem for result in results for problem in result.problems]
+    tried = sum(sum(result.tried.values()) for result in results)
+    equivalent = sum(sum(result.equivalent.values()) for result in results)
+    if equivalent > LARGEST_SHARE * tried:
+        problems.append(f"{equivalent} equivalents of {tried} exceed {LARGEST_SHARE:.0%}")
     print("\n".join(problems))
-    equivalent = len(survivors & listed.keys())
-    print(f"{total} mutants ({by_mutmut.total()} by mutmut, {ours.total()} of mathematics): "
-          f"{total - len(survivors)} killed, {equivalent} equivalent, "
-          f"{len(survivors) - equivalent} survived; {time.monotonic() - began:.0f} s")
+    survived = sum(sum(result.survived.values()) for result in results)
+    print(f"{tried} mutants, seed {seed}: {tried - equivalent - survived} killed, "
+          f"{equivalent} equivalent, {survived} survived")
     return bool(problems)
 
 
-def run_mutmut():
-    """-> the number of mutants of each function, the survivors as (function, line, mutant)."""
-    shutil.rmtree("mutants", ignore_errors=True)
-    command = [sys.executable, "-m", "mutmut"]
-    run = subprocess.run([*command, "run", "--max-children", str(WORKERS)], capture_output=True,
-                         text=True)
-    results = subprocess.run([*command, "results", "--all", "true"], capture_output=True, text=True)
-    found = re.findall(r"^\s*(\S+__mutmut_\d+): (.+)$", results.stdout, re.MULTILINE)
-    if run.returncode or not found:
-        raise SystemExit(f"mutmut failed:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
-    names = Counter(_plain(name).rpartition(".")[2] for name, _ in found)
-    survivors = set()
-    for name, result in found:
-        if result not in ("killed", "timeout"):
-            shown = subprocess.run([*command, "show", name], capture_output=True, text=True).stdout
-            lines = re.findall(r"^[-+](?![-+]{2} )(.*)$", shown, re.MULTILINE)
-            line, mutant = (_code(text) for text in (lines[0], lines[-1]))
-            survivors.add((_plain(name), line, mutant))
-    return names, survivors
+def commit():
+    """A number that each commit has for itself; 0 outside a git repository."""
+    head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True,
+                          text=True)
+    return 0 if head.returncode else int(head.stdout, 16)
 
 
-def _plain(name):
-    """"npgpt.layers.linear.x_linear_forward__mutmut_7" -> "npgpt.layers.linear.linear_forward"."""
-    name = re.sub(r"__mutmut_\d+$", "", name)
-    return re.sub(r"\.xǁ(\w+)ǁ", r".\1.", re.sub(r"\.x_", ".", name))
+def is_wording(line, mutant):
+    """Whether two lines differ only in what a string with a space says."""
+    line, mutant = (re.sub(r'"[^"]* [^"]*"', "...", text) for text in (line, mutant))
+    return line == mutant
 
 
-def _code(line):
-    """A line of a diff without its indentation and its comment."""
-    return re.sub(r"\s+# .*$", "", line.strip())
+class Result:
+    """The mutants of a group that were tried: counts for each module, and what is wrong."""
 
+    def __init__(self, group, share, seed, listed):
+        began = time.monotonic()
+        self.group, self.share = group, share
+        self.tried, self.equivalent, self.survived = Counter(), Counter(), Counter()
+        self.problems = []
+        functions = self._try_both(random.Random(seed), listed)
+        if group.name == "mathematics":
+            self.problems += [f"{name} has no mutants" for name in sorted(PUBLIC - functions)]
+        self.seconds = time.monotonic() - began
 
-def run_operators():
-    """-> the number of mutants of each function, the survivors as (function, line, mutant)."""
-    if _tests():
-        raise SystemExit("the tests fail without any mutant")
-    mutants = []
-    for name in MODULES:
-        source = Path(importlib.import_module(name).__file__).read_text(encoding="utf-8")
-        mutants += mutants_of(name, source)
-    with multiprocessing.get_context("fork").Pool(WORKERS, maxtasksperchild=1) as pool:
-        killed = pool.map(_is_killed, mutants, chunksize=1)
-    survivors = {(f"{m.module}.{m.function}", m.line, m.changed)
-                 for m, dead in zip(mutants, killed) if not dead}
-    return Counter(m.function for m in mutants), survivors
+    def table(self):
+        """One line for each module."""
+        lines = [f"{self.group.name}: {self.share:.0%} of the mutants, {self.seconds:.0f} s"]
+        for module in self.group.modules:
+            tried, equal, alive = (c[module] for c in (self.tried, self.equivalent, self.survived))
+            lines.append(f"| {module} | {tried} | {tried - equal - alive} | {equal} | {alive} |")
+        return "\n".join(lines)
 
+    def _try_both(self, rng, listed):
+        """-> the names of the functions that have mutants."""
+        with tempfile.TemporaryDirectory() as folder:
+            mutmut = Mutmut(self.group, folder)
+            by_mutmut = mutmut.run(rng.sample("0123456789", round(10 * self.share)), WORKERS)
+            has_listed = {function for function, _, _ in listed}
+            for m in by_mutmut:
+                key = None
+                if m.survived or f"{m.module}.{m.function}" in has_listed:
+                    key = (f"{m.module}.{m.function}", *mutmut.shown(m))
+                self._count(m.module, key, m.survived, listed)
+            reached = mutmut.reached
+        ours = all_mutants(self.group)
+        ours = rng.sample(ours, round(self.share * len(ours)))
+        for m, survived in zip(ours, try_mutants(ours, reached, WORKERS)):
+            key = f"{m.module}.{m.function}", m.line, m.changed
+            self._count(m.module, key, survived, listed)
+        return {m.function for m in (*by_mutmut, *ours)}
 
-def _is_killed(mutant):
-    """In a separate process: install the mutant and check whether the tests fail."""
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.alarm(SECONDS)
-    try:
-        install(mutant, importlib.import_module(mutant.module))
-        return bool(_tests())
-    except BaseException:
-        return True
-
-
-def _give_up(number, frame):
-    raise TimeoutError
-
-
-def _tests():
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return pytest.main(["-x", "-p", "no:cacheprovider", "-m", "not yardstick",
-                            "-k", LEFT_OUT, *TESTS])
+    def _count(self, module, key, survived, listed):
+        if survived and is_wording(*key[1:]):
+            return
+        self.tried[module] += 1
+        if survived and key in listed:
+            self.equivalent[module] += 1
+        elif survived:
+            self.survived[module] += 1
+            self.problems.append(PROBLEM.format("survived, and is not listed", *key))
+        elif key in listed:
+            self.problems.append(PROBLEM.format("listed as equivalent, and killed", *key))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""What is mutated, and the tests that must notice: a group for each subject.
+
+The mathematics is tried whole in every run. Of the other groups a run tries a share, which the
+commit chooses, so that every mutant has its turn; `--full` tries all.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules and their tests."""
+
+    name: str
+    files: tuple[str, ...]       # patterns of paths
+    tests: tuple[str, ...]
+    share: float = 1.0           # of the mutants that a run without --full tries
+    left_out: str = ""           # tests that add nothing here and take long, as for pytest -k
+    constants: bool = False      # whether a constant that is wrong by a millionth must be noticed
+
+    @property
+    def paths(self):
+        """The paths of the modules, relative to the root."""
+        return [str(path.relative_to(ROOT)) for pattern in self.files
+                for path in sorted(ROOT.glob(pattern)) if path.name != "__init__.py"]
+
+    @property
+    def modules(self):
+        """The names of the modules."""
+        return [path.removesuffix(".py").replace("/", ".") for path in self.paths]
+
+
+GROUPS = [
+    Group(
+        "mathematics",
+        ("npgpt/layers/*.py", "npgpt/models/blocks.py", "npgpt/models/gpt.py", "npgpt/optim/*.py",
+         "npgpt/parallel/norm.py"),
+        ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"),
+        # What is composed of blocks adds nothing to the checks of the blocks.
+        left_out="transformer or coder_block or every_element",
+        constants=True,
+    ),
+    Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
+    Group("files", ("npgpt/checkpoints/*.py", "npgpt/text/*.py", "npgpt/durable.py"),
+          ("tests/checkpoints", "tests/text", "tests/test_durable.py"), share=0.2),
+    Group("generation", ("npgpt/models/generate.py", "sample.py"),
+          ("tests/models/test_generate.py", "tests/commands"), share=0.2),
+    Group("training",
+          ("train.py", "npgpt/cli/options.py",
+           *(f"npgpt/training/{name}.py" for name in (
+               "config", "request", "setup", "run", "step", "evaluation"))),
+          ("tests/training", "tests/commands", "tests/cli", "tests/text"), share=0.1),
+    Group("explain", ("npgpt/explain/measure.py",), ("tests/explain",), share=0.2),
+]
+MODULES = [module for group in GROUPS for module in group.modules]
