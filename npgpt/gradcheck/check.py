@@ -38,7 +38,7 @@ from npgpt.gradcheck.derivative import (
     parts,
     rounding,
 )
-from npgpt.gradcheck.leaves import cast, flat, has_gradient, leaves
+from npgpt.gradcheck.leaves import copied, flat, has_gradient, leaves
 
 METHODS = {"both": ("complex", "central"), "complex": ("complex",), "central": ("central",)}
 DERIVATIVES = {"complex": complex_step, "central": central_differences}
@@ -128,7 +128,7 @@ def check_gradients(forward, backward, inputs, *, method="both", names=None, tol
     every_element = directions == "all"
     if not every_element and directions < 1:
         raise ValueError(f'directions must be at least 1 or "all", got {directions}')
-    inputs = cast(list(inputs), np.float64)
+    inputs = copied(list(inputs))
     arrays = leaves(inputs, names or _argument_names(forward, len(inputs)))
     if not arrays:
         raise ValueError("there is nothing to check: no input is an array of floats")
@@ -140,7 +140,7 @@ def check_gradients(forward, backward, inputs, *, method="both", names=None, tol
         tolerances.pop("complex")
 
     for _ in range(1 if every_element else directions):
-        y, _ = _called(forward, cast(inputs, np.float64))
+        y, _ = _called(forward, copied(inputs))
         dy = like(y, lambda a: rng.standard_normal(a.shape))
         point = _Point(forward, backward, inputs, arrays, y, dy)
         for array in arrays:
@@ -164,7 +164,7 @@ class _Point:
     dy: object
 
     def __post_init__(self):
-        _, cache = _called(self.forward, cast(self.inputs, np.float64))
+        _, cache = _called(self.forward, copied(self.inputs))
         gradients = self.backward(like(self.y, np.copy, self.dy), cache)
         self.gradients = _by_leaf(gradients, self.inputs, self.arrays)
 
@@ -249,7 +249,7 @@ def _refuses_complex(forward, inputs):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
-            _called(forward, cast(inputs, np.complex128))
+            _called(forward, copied(inputs, np.complex128))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -54,7 +54,7 @@ def kinks(along, y):
 
 def rounding(method, ju, y):
     """The smallest scale of an error in J u, if rounding errors of y are not to count."""
-    return ROUNDING[method] * norm(like(y, lambda a, slope: np.where(slope == 0, 0.0, a), y, ju))
+    return ROUNDING[method] * norm(like(y, lambda a, slope: a * (slope != 0), y, ju))
 
 
 def like(y, function, *arguments):

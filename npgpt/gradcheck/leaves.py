@@ -21,7 +21,7 @@ class Leaf(NamedTuple):
     def moved(self, inputs, step):
         """A copy of the inputs with this array moved by step. If the step is complex, all arrays of
         floats become complex."""
-        inputs = cast(inputs, np.result_type(step.dtype, np.float64))
+        inputs = copied(inputs, step.dtype)
         *branch, last = self.i, *self.path
         _at(inputs, *branch)[last] += step
         return inputs
@@ -54,12 +54,12 @@ def is_floats(x):
     return isinstance(x, np.ndarray) and x.dtype.kind == "f"
 
 
-def cast(x, dtype):
+def copied(x, dtype=np.float64):
     """A copy of a list or mapping of inputs with its arrays of floats in this dtype."""
     if isinstance(x, Mapping):
-        return {key: cast(part, dtype) for key, part in x.items()}
+        return {key: copied(part, dtype) for key, part in x.items()}
     if isinstance(x, list):
-        return [cast(part, dtype) for part in x]
+        return [copied(part, dtype) for part in x]
     return x.astype(dtype) if is_floats(x) else x
 
 
