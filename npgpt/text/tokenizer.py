@@ -95,14 +95,14 @@ class CharTokenizer:
                     "clean_up_tokenization_spaces": False}
         for name, content in ((FILE, value), (CONFIG, settings)):
             text = json.dumps(content, ensure_ascii=False, indent=1)
-            (Path(folder) / name).write_text(text + "\n", encoding="utf-8")
+            (Path(folder) / name).write_bytes((text + "\n").encode())
 
     @classmethod
     def load(cls, folder):
         """Read what `save` wrote. Raises UserError if the file is missing or of another kind."""
         path = Path(folder) / FILE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_bytes())
             vocab, merges = found["model"]["vocab"], found["model"]["merges"]
             characters = sorted(vocab, key=vocab.get)
             ids = [vocab[character] for character in characters]
