@@ -15,8 +15,8 @@ from npgpt.errors import UserError
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 FILES = {FILE, CONFIG}
-# Parts of a tokenizer.json that change the ids of a text, and that a character tokenizer lacks.
-OTHER_STEPS = "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "truncation"
+# Parts of a tokenizer.json that divide or change a text, and that a character tokenizer lacks.
+OTHER_STEPS = "added_tokens", "normalizer", "pre_tokenizer"
 SHOWN = 100      # characters listed in a message
 
 

@@ -124,7 +124,6 @@ def test_file_that_is_not_a_character_tokenizer_is_refused(content, tmp_path):
 
 @pytest.mark.parametrize(("part", "value"), [
     ("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", {"type": "Whitespace"}),
-    ("post_processor", {"type": "TemplateProcessing"}), ("truncation", {"max_length": 2}),
     ("added_tokens", [{"id": 0, "content": "a"}]),
 ])
 def test_tokenizer_that_does_more_than_look_up_characters_is_refused(part, value, tmp_path):
