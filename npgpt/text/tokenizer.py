@@ -104,7 +104,7 @@ class CharTokenizer:
         try:
             found = json.loads(path.read_bytes())
             vocab, merges = found["model"]["vocab"], found["model"]["merges"]
-            characters = sorted(vocab, key=vocab.get)
+            characters = sorted(vocab)
             ids = [vocab[character] for character in characters]
             tokenizer = cls("".join(characters))
         except FileNotFoundError:

@@ -212,6 +212,15 @@ def test_unsupported_configuration_is_refused(change, message, tmp_path):
         GPT.from_pretrained(edited(tmp_path, **change))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_array_is_written_in_the_dtype_of_the_model(dtype, tmp_path):
+    config = random_model(attn_bias=False).config
+    GPT(config, dtype=dtype).save_pretrained(tmp_path / "m")
+    arrays = load_file(tmp_path / "m" / "model.safetensors")
+    assert {array.dtype.name for array in arrays.values()} == {dtype}
+    assert not arrays["h.1.attn.c_attn.bias"].any()        # zeros, since GPT-2 has this bias
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_configuration_file_says_what_a_gpt2_is(tied, tmp_path):
     model = random_model(dropout=0.25, tie_weights=tied, attn_bias=False)

@@ -29,9 +29,9 @@ def test_array_that_is_not_contiguous_is_written_as_it_reads(path):
     np.testing.assert_array_equal(load_file(path)["b"], [2, 1])
 
 
-def test_file_says_that_it_is_meant_for_pytorch_as_transformers_demands(path):
+def test_file_says_that_it_is_meant_for_pytorch(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata() == {"format": "pt"}         # transformers refuses it without
 
 
 def test_file_that_cannot_be_written_is_named(tmp_path):

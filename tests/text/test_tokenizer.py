@@ -69,7 +69,7 @@ def test_saved_tokenizer_is_loaded_unchanged(tmp_path_factory, text):
 def test_files_say_what_hugging_face_needs_to_know(tmp_path):
     CharTokenizer("é\n").save(tmp_path)
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
-    assert text.endswith("}\n") and "é" in text
+    assert text.startswith('{\n "version"') and text.endswith("}\n") and "é" in text
     assert json.loads(text) == {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
         "normalizer": None, "pre_tokenizer": None, "post_processor": None,
@@ -112,6 +112,7 @@ def test_half_of_a_surrogate_pair_is_refused_before_anything_is_trained(half):
     json.dumps({"model": {"vocab": {"a": 1, "b": 2}, "merges": []}}),
     json.dumps({"model": {"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}),
     json.dumps({"model": {"vocab": {"a": 0, "\ud800": 1}, "merges": []}}),
+    json.dumps({"model": {"vocab": ["a"], "merges": []}}),
     "[" * 100_000,
     b"\xff",
 ])
