@@ -21,15 +21,14 @@ def tree(folder):
 
 
 def test_directory_contains_its_files_and_hashes_only(tmp_path):
-    write(tmp_path / "deep" / "m", "one")
-    assert tree(tmp_path) == ["deep", "deep/m", "deep/m/SHA256SUMS", "deep/m/a.json"]
-    verify(tmp_path / "deep" / "m")
-    assert (tmp_path / "deep" / "m").stat().st_mode & 0o055 == 0o055     # others may read it
-    for path in (tmp_path / "deep" / "m").iterdir():
-        assert path.stat().st_mode & 0o777 == 0o644
+    target = tmp_path / "deep" / "er" / "m"
+    write(target, "one")
+    assert tree(tmp_path / "deep") == ["er", "er/m", "er/m/SHA256SUMS", "er/m/a.json"]
+    verify(target)
+    assert target.stat().st_mode & 0o055 == 0o055          # others may read it
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {0o644}
     digest = hashlib.sha256(b"one").hexdigest()
-    sums = (tmp_path / "deep" / "m" / "SHA256SUMS").read_text()
-    assert sums == f"{digest}  a.json\n"
+    assert (target / "SHA256SUMS").read_text() == f"{digest}  a.json\n"
 
 
 def test_names_and_texts_are_utf_8(tmp_path):
@@ -161,7 +160,8 @@ def test_failure_at_any_point_keeps_the_old_directory(tmp_path, monkeypatch, fai
 def test_directory_with_other_files_is_not_replaced(tmp_path):
     write(tmp_path / "m", "old")
     (tmp_path / "m" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"contains 'thesis\.txt', which npgpt did not write"):
+    with pytest.raises(UserError, match=r"contains 'thesis\.txt', which npgpt did not write; "
+                                        "choose another directory$"):
         write(tmp_path / "m", "new")
     assert (tmp_path / "m" / "thesis.txt").read_text() == "mine"
     assert (tmp_path / "m" / "a.json").read_text() == "old"
