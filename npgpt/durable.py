@@ -59,7 +59,7 @@ def verify(directory):
     directory = Path(directory)
     if not (directory / SUMS).exists():
         return
-    lines = (directory / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = (directory / SUMS).read_bytes().decode(errors="replace").splitlines()
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for path in directory.iterdir():
         if path.suffix in (".json", ".safetensors") and path.name not in recorded:
@@ -75,7 +75,7 @@ def write_text(path, text):
     """Write a text file, or replace it atomically."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(text.encode())
     _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)
@@ -83,15 +83,17 @@ def write_text(path, text):
 
 def write_json(path, value):
     """Write a JSON object into an `atomic_directory`."""
-    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    Path(path).write_bytes((json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path):
     """Read a JSON object. Raises UserError if there is none."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except OSError as error:                            # it is a directory, or not readable
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -103,7 +105,7 @@ def _seal(folder):
     """Record the hash of every file and flush all of it to disk."""
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
     lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    (folder / SUMS).write_bytes("".join(lines).encode())
     for path in (*files, folder / SUMS):
         path.chmod(0o644)                  # safetensors creates files that only the owner can read
         _flush(path)
@@ -112,7 +114,7 @@ def _seal(folder):
 
 def _sha256(path):
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, hashlib.sha256).hexdigest()
 
 
 def _flush(path):

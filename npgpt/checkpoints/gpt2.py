@@ -1,9 +1,11 @@
 """The format of Hugging Face's GPT-2: names of transformers' GPT2Config, weights (in, out).
 
 An option that GPT-2 does not have is converted if that is exact (attn_bias = false is stored as
-zeros), and marked otherwise (head_bias = true has a model_type of its own).
+zeros), and marked otherwise (head_bias = true has a model_type of its own). A file that npgpt would
+compute differently than transformers is refused.
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,29 @@ from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
 
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
+TABLE, HEAD = "wte.weight", "lm_head.weight"
+
+# Key of config.json -> field of GPTConfig, value if the key is absent: GPT2Config's default.
+KEYS = {
+    "vocab_size": ("vocab_size", 50257),
+    "n_positions": ("block_size", 1024),
+    "n_layer": ("n_layer", 12),
+    "n_head": ("n_head", 12),
+    "n_embd": ("n_embd", 768),
+    "resid_pdrop": ("dropout", 0.1),
+    "activation_function": ("activation", "gelu_new"),
+    "tie_word_embeddings": ("tie_weights", True),
+    "npgpt_attn_bias": ("attn_bias", True),
+    "npgpt_head_bias": ("head_bias", False),
+}
+
+# GPT2Config.attribute_map. n_ctx of older files is not in it: the length of the causal mask.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 # Options of GPT2Config that npgpt does not have, with the values that it supports.
 FIXED = {
@@ -22,6 +47,19 @@ FIXED = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
+    "pruned_heads": ({}, None),
+}
+
+# Pattern of a file's name -> what it is, arguments with which transformers reads it.
+OTHER_WEIGHTS = {
+    r"model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?": ("one of several shards", ""),
+    r"model\.([\w-]+?)(?:-\d+-of-\d+)?\.safetensors": ("a variant", ", variant='{}'"),
+    r"model-\d+-of-\d+\.([\w-]+)\.safetensors": ("a shard of a variant", ", variant='{}'"),
+    r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?": ("PyTorch's pickle format", ""),
+    r"pytorch_model\.([\w-]+)\.bin": ("a variant in PyTorch's pickle format", ", variant='{}'"),
+    r"(.+\.gguf)": ("GGUF", ", gguf_file='{}'"),
+    r"tf_model\.h5": ("TensorFlow's format, which transformers 4 reads", ", from_tf=True"),
+    r"flax_model\.msgpack": ("Flax's format, which transformers 4 reads", ", from_flax=True"),
 }
 
 
@@ -61,52 +99,68 @@ def write_weights(model):
 def read(config_path, weights_path):
     """-> GPTConfig, pairs of names and arrays. Raises UserError that says what is missing, unknown,
     damaged or not supported."""
-    values = _read_config(config_path)
-
-    def canonical(name):
-        name = name.removeprefix("transformer.")
-        if name.endswith((".attn.bias", ".attn.masked_bias")):    # the causal mask, in old files
-            return None
-        if name == "lm_head.weight" and values["tie_weights"]:    # the same as wte.weight
-            return None
-        return name
-
-    try:
-        config = GPTConfig(**values)
-    except UserError as error:
-        raise UserError(f"{config_path}: {error}") from None
+    if not weights_path.exists():
+        _refuse_other_weights(weights_path.parent)
+    config = _read_config(config_path)
     full = replace(config, attn_bias=True)
-    tensors = read_tensors(weights_path, full.shapes(), canonical)
-    biases = tensors.keys() - config.shapes().keys()
+    shapes = full.shapes()
+    tensors = read_tensors(weights_path, shapes | {HEAD: shapes[TABLE]}, _canonical,
+                           optional={HEAD} if config.tie_weights else ())
+    # transformers uses both arrays in this case, and so would not compute the same.
+    if config.tie_weights and not np.array_equal(tensors.get(HEAD, tensors[TABLE]), tensors[TABLE],
+                                                 equal_nan=True):
+        raise UserError(f"{weights_path}: {HEAD} differs from {TABLE}, but {config_path} says "
+                        "that they are one matrix; if both are meant, set tie_word_embeddings to "
+                        "false there")
+    biases = shapes.keys() - config.shapes().keys()
     if any(tensors[name].any() for name in biases):               # trained by another program
         config = full
     return config, [(name, tensors[name]) for name in config.shapes()]
 
 
+def _canonical(name):
+    """A name in the file -> the parameter's, or None for the causal mask in old files."""
+    if name.endswith((".attn.bias", ".attn.masked_bias")):
+        return None
+    return name.removeprefix("transformer.")
+
+
 def _read_config(path):
-    """config.json -> values for GPTConfig. Raises UserError for what npgpt does not support. GPT-2
-    has three dropout rates, which matter only in training; npgpt uses resid_pdrop for all."""
+    """config.json -> GPTConfig. Raises UserError for what npgpt does not support. GPT-2 has three
+    dropout rates, which matter only in training; npgpt uses resid_pdrop for all."""
     found = read_json(path)
     if found.get("model_type") not in ("gpt2", "npgpt"):
         raise UserError(f"{path}: model_type is {found.get('model_type')!r}, expected gpt2")
     for name, known in FIXED.items():
         if found.get(name, known[0]) not in known:
             raise UserError(f"{path}: npgpt does not support {name} = {found[name]}")
-    n_embd, n_inner = found.get("n_embd", 768), found.get("n_inner")
-    if n_inner is not None and not (isinstance(n_embd, int) and n_inner == 4 * n_embd):
-        raise UserError(f"{path}: n_inner must be 4 * n_embd, got {n_inner}")
-    activation = found.get("activation_function", "gelu_new")
+    for alias, name in ALIASES.items():
+        if alias in found and found.setdefault(name, found[alias]) != found[alias]:
+            raise UserError(f"{path}: {name} is {found[name]!r}, but {alias}, which means the "
+                            f"same, is {found[alias]!r}; remove the one that is wrong")
+    values = {field: found.get(key, default) for key, (field, default) in KEYS.items()}
+    activation = values["activation"]
     if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
         raise UserError(f"{path}: npgpt does not support the activation {activation!r}")
-    return {
-        "vocab_size": found.get("vocab_size", 50257),
-        "block_size": found.get("n_positions", 1024),
-        "n_layer": found.get("n_layer", 12),
-        "n_head": found.get("n_head", 12),
-        "n_embd": n_embd,
-        "dropout": found.get("resid_pdrop", 0.1),
-        "activation": ACTIVATION_NAMES[activation],
-        "tie_weights": found.get("tie_word_embeddings", True),
-        "attn_bias": found.get("npgpt_attn_bias", True),
-        "head_bias": found.get("npgpt_head_bias", False),
-    }
+    try:
+        config = GPTConfig(**values | {"activation": ACTIVATION_NAMES[activation]})
+    except UserError as error:
+        message = error.message
+        for key, (field, _) in KEYS.items():
+            message = message.replace(f"`{field}`", key)
+        raise UserError(f"{path}: {message}") from None
+    if found.get("n_inner") not in (None, 4 * config.n_embd):
+        raise UserError(f"{path}: n_inner must be 4 * n_embd, got {found['n_inner']}")
+    return config
+
+
+def _refuse_other_weights(directory):
+    """Raise UserError if the directory has the weights in a format that npgpt does not read."""
+    for pattern, (kind, options) in OTHER_WEIGHTS.items():
+        for path in sorted(directory.iterdir()):
+            if match := re.fullmatch(pattern, path.name):
+                options = options.format(*match.groups())
+                raise UserError(
+                    f"{directory} has no model.safetensors, but {path.name} ({kind}); convert it "
+                    f"with transformers: GPT2LMHeadModel.from_pretrained({str(directory)!r}"
+                    f"{options}).float().save_pretrained('NEW', max_shard_size='1TB')")

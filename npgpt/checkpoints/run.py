@@ -3,7 +3,7 @@
     checkpoint-500/    a model directory, and beside the model
         training.json           step, configuration, data, best validation loss so far
         training.safetensors    the optimiser's state
-        tokenizer.json
+        tokenizer.json          and tokenizer_config.json, the tokenizer
     latest, best       one line each: the name of a checkpoint
     metrics.jsonl      one JSON object per line
 
@@ -27,7 +27,7 @@ from npgpt.text.tokenizer import load_tokenizer
 
 OUT = Path("out")
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
-FILES = models.FILES | {STATE, TENSORS, tokenizer.FILE}
+FILES = models.FILES | tokenizer.FILES | {STATE, TENSORS}
 
 
 class RunDirectory:

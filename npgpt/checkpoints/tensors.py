@@ -20,31 +20,38 @@ def write_tensors(path, arrays):
         raise RunError(f"{path.name} cannot be written: {error}") from None
 
 
-def read_tensors(path, shapes, canonical=lambda name: name):
+def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
     """Read a safetensors file that must contain arrays of these shapes -> name -> array.
 
     canonical: name in the file -> name in `shapes`, or None for an array that is not needed.
-    Names, shapes and dtypes are checked before any array is read. Raises UserError if they differ.
+    optional: names that may be missing. Names, shapes and dtypes are checked before any array is
+    read. Raises UserError if they differ.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             stored = {}
             for name in file.keys():  # noqa: SIM118
-                if canonical(name) in stored:
-                    raise UserError(f"{path} contains {canonical(name)} twice")
-                if canonical(name):
-                    stored[canonical(name)] = name
+                parameter = canonical(name)
+                if parameter in stored:
+                    raise UserError(f"{path} contains {parameter} twice")
+                if parameter:
+                    stored[parameter] = name
             headers = {name: file.get_slice(stored[name]) for name in stored}
-            _compare(path, {name: tuple(h.get_shape()) for name, h in headers.items()}, shapes)
+            found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+            needed = {name: shape for name, shape in shapes.items()
+                      if name in found or name not in optional}
+            _compare(path, found, needed)
             for name, header in headers.items():
                 if header.get_dtype() not in ("F64", "F32", "F16"):
                     raise UserError(f"{path}: {name} has the dtype {header.get_dtype()}; npgpt "
                                     "reads F64, F32 and F16")
-            return {name: file.get_tensor(stored[name]) for name in shapes}
+            return {name: file.get_tensor(stored[name]) for name in needed}
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except OSError as error:                            # it is a directory, or not readable
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def _compare(path, found, expected):

@@ -1,7 +1,9 @@
 """Text to token ids and back, with one token for each distinct character, as in the lecture.
 
 A tokenizer is saved as tokenizer.json in the format of Hugging Face's `tokenizers`, which reads it
-as byte-pair encoding without merges: the ids are the same.
+as byte-pair encoding without merges: the ids are the same. tokenizer_config.json tells transformers
+to read that file as it is. Without it, transformers takes the tokenizer of a GPT-2 for GPT-2's own,
+and drops spaces and line breaks.
 """
 
 import json
@@ -11,7 +13,10 @@ import numpy as np
 
 from npgpt.errors import UserError
 
-FILE = "tokenizer.json"
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILES = {FILE, CONFIG}
+# Parts of a tokenizer.json that divide or change a text, and that a character tokenizer lacks.
+OTHER_STEPS = "added_tokens", "normalizer", "pre_tokenizer"
 SHOWN = 100      # characters listed in a message
 
 
@@ -25,8 +30,13 @@ class CharTokenizer:
     """Characters <-> token ids: the id of a character is its position in the sorted alphabet."""
 
     def __init__(self, alphabet):
-        """alphabet: a text that contains every character, in any order and any number of times."""
+        """alphabet: a text that contains every character, in any order and any number of times.
+        Raises UserError if a character is half of a surrogate pair, which no file can contain."""
         self.characters = "".join(sorted(set(alphabet)))
+        halves = [character for character in self.characters if "\ud800" <= character <= "\udfff"]
+        if halves:
+            raise UserError(f"the text contains {halves[0]!r}, half of a surrogate pair, which "
+                            "UTF-8 cannot represent; remove it")
         self._codes = _codes(self.characters)                     # (V,), sorted
 
     @property
@@ -58,7 +68,8 @@ class CharTokenizer:
         return "".join(self.characters[i] for i in ids)
 
     def save(self, folder):
-        """Write tokenizer.json, for this class and for Hugging Face's PreTrainedTokenizerFast."""
+        """Write tokenizer.json and tokenizer_config.json, for this class and for transformers'
+        AutoTokenizer."""
         value = {
             "version": "1.0",
             "truncation": None,
@@ -71,7 +82,7 @@ class CharTokenizer:
             "model": {
                 "type": "BPE",
                 "dropout": None,
-                "unk_token": None,
+                "unk_token": "<unk>",      # is no token: so unknown characters raise an error there
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
@@ -80,25 +91,31 @@ class CharTokenizer:
                 "merges": [],
             },
         }
-        text = json.dumps(value, ensure_ascii=False, indent=1)
-        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast",
+                    "clean_up_tokenization_spaces": False}
+        for name, content in ((FILE, value), (CONFIG, settings)):
+            text = json.dumps(content, ensure_ascii=False, indent=1)
+            (Path(folder) / name).write_bytes((text + "\n").encode())
 
     @classmethod
     def load(cls, folder):
         """Read what `save` wrote. Raises UserError if the file is missing or of another kind."""
         path = Path(folder) / FILE
         try:
-            model = json.loads(path.read_text(encoding="utf-8"))["model"]
-            vocab, merges = model["vocab"], model["merges"]
-            characters = sorted(vocab, key=vocab.get)
+            found = json.loads(path.read_bytes())
+            vocab, merges = found["model"]["vocab"], found["model"]["merges"]
+            characters = sorted(vocab)
             ids = [vocab[character] for character in characters]
+            tokenizer = cls("".join(characters))
         except FileNotFoundError:
             raise UserError(f"{path} is missing; token ids cannot be decoded without it") from None
+        except OSError as error:                        # it is a directory, or not readable
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not a valid tokenizer: {error!r}") from error
-        tokenizer = cls("".join(characters))
         is_ours = list(tokenizer.characters) == characters and ids == list(range(len(ids)))
-        if merges or not ids or not is_ours:
+        more = any(found.get(step) for step in OTHER_STEPS)
+        if merges or more or not ids or not is_ours:
             raise UserError(f"{path} is not a character tokenizer; npgpt reads no other kind yet")
         return tokenizer
 

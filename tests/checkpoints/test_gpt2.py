@@ -78,6 +78,7 @@ def test_masks_in_old_files_are_ignored(tmp_path):
     tensors = {f"transformer.{name}": array for name, array in load_file(path).items()}
     mask = np.tril(np.ones((1, 1, 8, 8), np.float32))
     save_file(tensors | {"transformer.h.0.attn.bias": mask,
+                         "transformer.h.1.attn.masked_bias": np.float32([-1e4]),
                          "lm_head.weight": tensors["transformer.wte.weight"]}, path)
     (tmp_path / "old" / "SHA256SUMS").unlink()
     np.testing.assert_array_equal(GPT.from_pretrained(tmp_path / "old").params.flat,
@@ -155,13 +156,22 @@ def test_missing_file_is_named(name, tmp_path):
         GPT.from_pretrained(tmp_path / "m")
 
 
-def edited(tmp_path, **changes):
-    """A saved model whose config.json was edited; a change to None removes the key."""
-    random_model().save_pretrained(tmp_path / "m")
-    (tmp_path / "m" / "SHA256SUMS").unlink()
-    path = tmp_path / "m" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return tmp_path / "m"
+ABSENT = object()
+
+
+def edited(tmp_path, *, variant=(), tensors=(), **changes):
+    """A saved model whose config.json and arrays were edited; a change to ABSENT removes."""
+    path = tmp_path / "m"
+    random_model(**dict(variant)).save_pretrained(path)
+    (path / "SHA256SUMS").unlink()
+    values = json.loads((path / "config.json").read_text()) | changes
+    values = {name: value for name, value in values.items() if value is not ABSENT}
+    (path / "config.json").write_text(json.dumps(values))
+    if tensors:
+        arrays = load_file(path / "model.safetensors") | tensors
+        arrays = {name: array for name, array in arrays.items() if array is not ABSENT}
+        save_file(arrays, path / "model.safetensors")
+    return path
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -174,14 +184,204 @@ def edited(tmp_path, **changes):
     ({"n_layer": 3}, r"h\.2\..* is missing"),
     ({"n_layer": 1}, r"h\.1\..* is unknown"),
     ({"vocab_size": 12}, r"wte.weight has the shape \(11, 16\), expected \(12, 16\)"),
-    ({"n_embd": "wide"}, "n_embd"),
+    ({"scale_attn_weights": False}, "does not support scale_attn_weights = False"),
+    ({"add_cross_attention": True}, "does not support add_cross_attention = True"),
+    ({"pruned_heads": {"0": [1]}}, r"does not support pruned_heads = \{'0': \[1\]\}"),
+    ({"activation_function": None}, "the activation None"),
+    ({"activation_function": ["relu"]}, r"the activation \['relu'\]"),
+    ({"n_embd": "wide"}, "n_embd must be a whole number, got 'wide'"),
     ({"n_head": 0}, r"config\.json: n_head must be at least 1, got 0"),
+    ({"n_head": "2"}, "n_head must be a whole number, got '2'"),
+    ({"n_head": 2.0}, "n_head must be a whole number, got 2.0"),
+    ({"n_head": True}, "n_head must be a whole number, got True"),
+    ({"n_head": None}, "n_head must be a whole number, got None"),
+    ({"n_head": 3}, "n_embd must be a multiple of n_head, got 16 and 3"),
+    ({"n_positions": 0}, r"config\.json: n_positions must be at least 1, got 0"),
+    ({"resid_pdrop": 1}, r"config\.json: resid_pdrop must be below 1, got 1"),
+    ({"tie_word_embeddings": 0}, "tie_word_embeddings must be true or false, got 0"),
+    ({"tie_word_embeddings": None}, "tie_word_embeddings must be true or false, got None"),
+    ({"npgpt_attn_bias": 1}, "npgpt_attn_bias must be true or false, got 1"),
+    ({"npgpt_head_bias": 1}, "npgpt_head_bias must be true or false, got 1"),
+    ({"npgpt_head_bias": True}, r"lm_head\.bias .* is missing"),
+    ({"model_type": ABSENT}, "model_type is None, expected gpt2"),
     ({"n_layer": 10**12}, "n_layer must be"),
     ({"tie_word_embeddings": False}, r"lm_head\.weight .* is missing"),
 ])
 def test_unsupported_configuration_is_refused(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         GPT.from_pretrained(edited(tmp_path, **change))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_array_is_written_in_the_dtype_of_the_model(dtype, tmp_path):
+    config = random_model(attn_bias=False).config
+    GPT(config, dtype=dtype).save_pretrained(tmp_path / "m")
+    arrays = load_file(tmp_path / "m" / "model.safetensors")
+    assert {array.dtype.name for array in arrays.values()} == {dtype}
+    assert not arrays["h.1.attn.c_attn.bias"].any()        # zeros, since GPT-2 has this bias
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_configuration_file_says_what_a_gpt2_is(tied, tmp_path):
+    model = random_model(dropout=0.25, tie_weights=tied, attn_bias=False)
+    model.save_pretrained(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text()) == {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 16,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.25, "embd_pdrop": 0.25, "attn_pdrop": 0.25,
+        "tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": None,
+        "npgpt_attn_bias": False, "npgpt_head_bias": False,
+    }
+
+
+def test_model_that_gpt2_cannot_express_has_a_model_type_of_its_own(tmp_path):
+    random_model(head_bias=True, activation="relu").save_pretrained(tmp_path / "m")
+    values = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert values["model_type"] == "npgpt" and values["architectures"] == ["GPT"]
+    assert values["npgpt_head_bias"] is True and values["activation_function"] == "relu"
+
+
+def test_absent_keys_have_the_values_of_gpt2(tmp_path):
+    GPT(GPTConfig(n_embd=12)).save_pretrained(tmp_path / "m")        # GPT-2, but for its width
+    (tmp_path / "m" / "SHA256SUMS").unlink()
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "gpt2", "n_embd": 12}')
+    assert GPT.from_pretrained(tmp_path / "m").config == GPTConfig(
+        vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=12, dropout=0.1,
+        activation="gelu", tie_weights=True, attn_bias=True, head_bias=False)
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match=r"\(50257, 12\), expected \(50257, 768\)"):
+        GPT.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("change", [
+    {"n_inner": None}, {"n_inner": 64}, {"scale_attn_weights": True}, {"pruned_heads": {}},
+    {"pruned_heads": None}, {"add_cross_attention": False}, {"n_ctx": 4},
+    {"reorder_and_upcast_attn": True}, {"embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    {"n_head": 2, "num_attention_heads": 2}, {"activation_function": "gelu_pytorch_tanh"},
+    {"layer_norm_epsilon": ABSENT}, {"architectures": ["GPT2Model"]}, {"model_type": "npgpt"},
+])
+def test_value_that_changes_nothing_is_accepted(change, tmp_path):
+    model, read = random_model(), GPT.from_pretrained(edited(tmp_path, **change))
+    assert read.config == model.config
+    np.testing.assert_array_equal(read.params.flat, model.params.flat)
+
+
+def test_dropout_is_that_of_the_residual_stream(tmp_path):
+    path = edited(tmp_path, resid_pdrop=0.3, embd_pdrop=0.1, attn_pdrop=0.2)
+    assert GPT.from_pretrained(path).config.dropout == 0.3
+
+
+OTHER_NAMES = [("n_embd", "hidden_size", 16), ("n_positions", "max_position_embeddings", 8),
+               ("n_head", "num_attention_heads", 2), ("n_layer", "num_hidden_layers", 2)]
+
+
+@pytest.mark.parametrize(("name", "alias", "value"), OTHER_NAMES)
+def test_other_names_of_sizes_are_read(name, alias, value, tmp_path):
+    path = edited(tmp_path, **{name: ABSENT, alias: value})
+    assert GPT.from_pretrained(path).config == random_model().config
+
+
+@pytest.mark.parametrize(("name", "alias", "value"), OTHER_NAMES)
+def test_two_names_of_one_size_that_differ_are_refused(name, alias, value, tmp_path):
+    message = f"{name} is {value}, but {alias}, which means the same, is {2 * value}"
+    with pytest.raises(UserError, match=message):
+        GPT.from_pretrained(edited(tmp_path, **{alias: 2 * value}))
+
+
+@pytest.mark.parametrize("said", [True, ABSENT])
+def test_head_that_differs_from_the_tied_embedding_is_refused(said, tmp_path):
+    head = random_model().params["wte.weight"].copy()
+    path = edited(tmp_path, tie_word_embeddings=said, tensors={"lm_head.weight": head})
+    assert GPT.from_pretrained(path).config.tie_weights
+    head[-1, -1] += 1e-3
+    save_file(load_file(path / "model.safetensors") | {"lm_head.weight": head},
+              path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: lm_head\.weight differs from "
+                                        r"wte\.weight, but .*config\.json says that they are one "
+                                        r"matrix; .* set tie_word_embeddings to false there$"):
+        GPT.from_pretrained(path)
+
+
+def test_head_of_another_shape_than_the_tied_embedding_is_refused(tmp_path):
+    path = edited(tmp_path, tensors={"lm_head.weight": np.zeros((16, 11), np.float32)})
+    with pytest.raises(UserError, match=r"lm_head.weight has the shape \(16, 11\)"):
+        GPT.from_pretrained(path)
+
+
+def test_tied_head_and_embedding_may_both_be_nan(tmp_path):
+    table = np.full((11, 16), np.nan, np.float32)
+    path = edited(tmp_path, tensors={"wte.weight": table, "lm_head.weight": table.copy()})
+    assert np.isnan(GPT.from_pretrained(path).params["wte.weight"]).all()
+
+
+def test_array_that_is_there_under_two_names_is_refused(tmp_path):
+    table = random_model().params["wte.weight"]
+    path = edited(tmp_path, tensors={"transformer.wte.weight": table})
+    with pytest.raises(UserError, match=r"model\.safetensors contains wte\.weight twice"):
+        GPT.from_pretrained(path)
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("lm_head.bias", (11,)), ("score.weight", (2, 16)), ("h.0.crossattention.bias", (3,)),
+    ("h.0.attn.rotary.bias", (3,)), ("attn.bias", (3,))])
+def test_array_that_gpt2_does_not_have_is_refused(name, shape, tmp_path):
+    path = edited(tmp_path, tensors={name: np.ones(shape, np.float32)})
+    with pytest.raises(UserError, match=f"{name} is unknown"):
+        GPT.from_pretrained(path)
+
+
+CALL = ("GPT2LMHeadModel.from_pretrained({!r}{}).float()"
+        ".save_pretrained('NEW', max_shard_size='1TB')")
+
+
+@pytest.mark.parametrize(("names", "shown", "options"), [
+    (["model.safetensors.index.json", "model-00001-of-00002.safetensors",
+      "model-00002-of-00002.safetensors"],
+     r"model-00001-of-00002\.safetensors \(one of several shards\)", ""),
+    (["model.safetensors.index.json"], r"index\.json \(one of several shards\)", ""),
+    (["model.fp16.safetensors"], r"model\.fp16\.safetensors \(a variant\)", ", variant='fp16'"),
+    (["model.non-ema-00001-of-00003.safetensors"], r"\(a variant\)", ", variant='non-ema'"),
+    (["model-00001-of-00003.fp16.safetensors"], r"\(a shard of a variant\)", ", variant='fp16'"),
+    (["flax_model.msgpack", "pytorch_model.bin", "tf_model.h5"],
+     r"pytorch_model\.bin \(PyTorch's pickle format\)", ""),
+    (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"],
+     r"pytorch_model-00001-of-00002\.bin \(PyTorch's pickle format\)", ""),
+    (["pytorch_model.fp16.bin"], r"\(a variant in PyTorch's pickle format\)", ", variant='fp16'"),
+    (["gpt2-Q8_0.gguf"], r"gpt2-Q8_0\.gguf \(GGUF\)", ", gguf_file='gpt2-Q8_0.gguf'"),
+    (["tf_model.h5"], r"tf_model\.h5 \(TensorFlow's format", ", from_tf=True"),
+    (["flax_model.msgpack"], r"flax_model\.msgpack \(Flax's format", ", from_flax=True"),
+])
+def test_weights_in_another_format_are_named_with_the_call_that_converts_them(
+        names, shown, options, tmp_path):
+    path = edited(tmp_path)
+    for name in names:
+        (path / name).touch()
+    GPT.from_pretrained(path)                              # npgpt's file goes before all others
+    (path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"m has no model.safetensors, but .*{shown}") as error:
+        GPT.from_pretrained(path)
+    assert str(error.value).endswith(CALL.format(str(path), options))
+    (path / "config.json").unlink()                        # as beside a .gguf
+    with pytest.raises(UserError, match="convert it with transformers"):
+        GPT.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "model.txt", "xpytorch_model.bin", "model.h5"])
+def test_files_that_are_not_weights_are_not_taken_for_them(name, tmp_path):
+    path = edited(tmp_path)
+    (path / "model.safetensors").rename(path / name)
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        GPT.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_directory_in_the_place_of_a_file_is_named(name, tmp_path):
+    path = edited(tmp_path)
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} cannot be read: "):
+        GPT.from_pretrained(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '{"model_type": []}'])
@@ -212,3 +412,6 @@ def test_run_is_told_apart_from_a_model_and_its_checkpoints_are_named(tmp_path):
                                         r": .*checkpoint-10, .*checkpoint-20"):
         GPT.from_pretrained(tmp_path / "run")
     assert GPT.from_pretrained(tmp_path / "run" / "checkpoint-20").config == random_model().config
+    random_model().save_pretrained(edited(tmp_path))
+    (tmp_path / "run" / "checkpoint-10").rename(tmp_path / "m" / "checkpoint-10")
+    assert GPT.from_pretrained(tmp_path / "m").config == random_model().config

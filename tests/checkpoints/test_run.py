@@ -136,6 +136,20 @@ def test_directory_without_a_run_is_refused(tmp_path):
             RunDirectory.existing(path)
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_checkpoint_of_the_same_step_is_replaced(older, tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 1)
+    names = {path.name for path in run.checkpoint("latest").iterdir()}
+    assert names == {"config.json", "model.safetensors", "SHA256SUMS", "training.json",
+                     "training.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    if older:                                                  # npgpt 0.1.0 did not write it
+        (run.checkpoint("latest") / "tokenizer_config.json").unlink()
+    save(run, 1)
+    assert {path.name for path in run.checkpoint("latest").iterdir()} == names
+
+
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "checkpoint-7", "", "."])
 def test_invalid_name_of_a_checkpoint_is_refused(name, tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import UserError
-from npgpt.text.tokenizer import CharTokenizer, load_tokenizer
+from npgpt.text.tokenizer import FILES, CharTokenizer, load_tokenizer
 
 
 @given(st.text(min_size=1))
@@ -23,12 +25,24 @@ def test_ids_are_positions_in_the_sorted_alphabet():
     assert tokenizer.encode("").tolist() == []
 
 
-@pytest.mark.parametrize("unknown", ["é", "a", "\U0001f600", "\x00"])
+@pytest.mark.parametrize("unknown", ["é", "a", "\U0001f600", "\x00", "\udcff"])
 def test_unknown_character_is_named_with_its_position(unknown):
     with pytest.raises(UserError) as error:
         CharTokenizer("bcd").encode(f"cb{unknown}d")
     assert f"{unknown!r}, character 3 of the text" in str(error.value)
     assert "'bcd'" in str(error.value)
+
+
+def test_character_after_the_last_one_is_unknown():
+    with pytest.raises(UserError, match="'z', character 1 of the text, is not among the 3 char"):
+        CharTokenizer("bcd").encode("z")
+
+
+def test_message_lists_a_hundred_characters_in_full():
+    characters = "".join(map(chr, range(0x4e00, 0x4e00 + 100)))
+    with pytest.raises(UserError) as error:
+        CharTokenizer(characters).encode("x")
+    assert str(error.value).endswith(f"{characters}'")
 
 
 def test_message_lists_no_more_than_the_first_hundred_characters():
@@ -39,7 +53,7 @@ def test_message_lists_no_more_than_the_first_hundred_characters():
 
 
 def test_text_starts_from_a_line_break_if_there_is_one():
-    assert CharTokenizer("ab\n").start.tolist() == [0]
+    assert CharTokenizer("ab\n\t").start.tolist() == [1]
     assert CharTokenizer("ba").decode(CharTokenizer("ba").start) == "a"
 
 
@@ -52,13 +66,40 @@ def test_saved_tokenizer_is_loaded_unchanged(tmp_path_factory, text):
     assert tokenizer.characters == CharTokenizer(text).characters
 
 
-def test_hugging_face_reads_the_file_and_gets_the_same_ids(tmp_path, transformers):
-    text = "First Citizen:\nBefore we proceed, hear me — é!"
-    tokenizer = CharTokenizer(text)
-    tokenizer.save(tmp_path)
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
-    assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
-    assert theirs.decode(tokenizer.encode(text)) == text
+def test_files_say_what_hugging_face_needs_to_know(tmp_path):
+    CharTokenizer("é\n").save(tmp_path)
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n "version"') and text.endswith("}\n") and "é" in text
+    assert json.loads(text) == {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": None, "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>",
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False,
+                  "vocab": {"\n": 0, "é": 1}, "merges": []},
+    }
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_tokenizer_of_an_older_npgpt_is_loaded(tmp_path):
+    """Without tokenizer_config.json, and without an unknown token."""
+    old = Path(__file__).parents[1] / "training/runs/muon-1/checkpoint-6/tokenizer.json"
+    assert json.loads(old.read_text(encoding="utf-8"))["model"]["unk_token"] is None
+    shutil.copy(old, tmp_path)
+    text = (Path(__file__).parents[1] / "training/runs/text.txt").read_text(encoding="utf-8")
+    assert load_tokenizer(tmp_path).characters == "".join(sorted(set(text)))
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udbff", "\udc80", "\udfff"])
+def test_half_of_a_surrogate_pair_is_refused_before_anything_is_trained(half):
+    with pytest.raises(UserError) as error:
+        CharTokenizer(f"ab{half}\ue000")
+    assert str(error.value) == (f"the text contains {half!r}, half of a surrogate pair, which "
+                                "UTF-8 cannot represent; remove it")
+    assert CharTokenizer("\ud7ff\ue000").vocab_size == 2
 
 
 @pytest.mark.parametrize("content", [
@@ -69,17 +110,40 @@ def test_hugging_face_reads_the_file_and_gets_the_same_ids(tmp_path, transformer
     json.dumps({"model": {"vocab": {"a": 0, "b": 2}, "merges": []}}),
     json.dumps({"model": {"vocab": {"ab": 0}, "merges": []}}),
     json.dumps({"model": {"vocab": {"a": "0"}, "merges": []}}),
+    json.dumps({"model": {"vocab": {"a": 1, "b": 2}, "merges": []}}),
+    json.dumps({"model": {"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}),
+    json.dumps({"model": {"vocab": {"a": 0, "\ud800": 1}, "merges": []}}),
+    json.dumps({"model": {"vocab": ["a"], "merges": []}}),
+    "[" * 100_000,
+    b"\xff",
 ])
 def test_file_that_is_not_a_character_tokenizer_is_refused(content, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json"):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a (valid|character) tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "value"), [
+    ("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", {"type": "Whitespace"}),
+    ("added_tokens", [{"id": 0, "content": "a"}]),
+])
+def test_tokenizer_that_does_more_than_look_up_characters_is_refused(part, value, tmp_path):
+    CharTokenizer("ab").save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a character tokenizer"):
         load_tokenizer(tmp_path)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: Is a directory"):
+        load_tokenizer(tmp_path)
 
 
 def test_ids_are_numpy_integers():
     assert CharTokenizer("abc").encode("cab").dtype == np.int64
+    assert CharTokenizer("abc").encode("").dtype == np.int64

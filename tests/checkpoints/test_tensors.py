@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+from npgpt.checkpoints.tensors import read_tensors, write_tensors
+from npgpt.errors import RunError, UserError
+
+A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.float64([1, 2])
+SHAPES = {"a": (2, 3), "b": (2,)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"b": B, "a": A})
+    return tmp_path / "x.safetensors"
+
+
+def test_arrays_come_back_in_the_requested_order_with_their_dtypes(path):
+    read = read_tensors(path, SHAPES)
+    assert list(read) == ["a", "b"]
+    for name, array in (("a", A), ("b", B)):
+        np.testing.assert_array_equal(read[name], array, strict=True)
+
+
+def test_array_that_is_not_contiguous_is_written_as_it_reads(path):
+    write_tensors(path, {"a": A.T, "b": B[::-1]})
+    np.testing.assert_array_equal(load_file(path)["a"], A.T)
+    np.testing.assert_array_equal(load_file(path)["b"], [2, 1])
+
+
+def test_file_says_that_it_is_meant_for_pytorch(path):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}         # transformers refuses it without
+
+
+def test_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"^x\.safetensors cannot be written: .*No such file"):
+        write_tensors(tmp_path / "missing" / "x.safetensors", {"a": A})
+
+
+@pytest.mark.parametrize(("shapes", "message"), [
+    ({"a": (3, 2), "b": (2,)}, r"x\.safetensors: a has the shape \(2, 3\), expected \(3, 2\)"),
+    ({"a": [2, 3], "b": [3]}, r"x\.safetensors: b has the shape \(2,\), expected \[3\]"),
+    ({"a": (2, 3)}, r"x\.safetensors: b is unknown"),
+    (SHAPES | {"c": (1,)}, r"x\.safetensors: c \(1,\) is missing"),
+])
+def test_first_array_that_does_not_fit_is_named(shapes, message, path):
+    with pytest.raises(UserError, match=message):
+        read_tensors(path, shapes)
+
+
+def test_shapes_may_be_lists(path):
+    assert read_tensors(path, {"a": [2, 3], "b": [2]}).keys() == {"a", "b"}
+
+
+def test_optional_array_may_be_missing_but_not_of_another_shape(path):
+    assert read_tensors(path, SHAPES | {"c": (1,)}, optional={"c"}).keys() == {"a", "b"}
+    assert read_tensors(path, SHAPES, optional={"b"}).keys() == {"a", "b"}
+    with pytest.raises(UserError, match="b has the shape"):
+        read_tensors(path, SHAPES | {"b": (3,)}, optional={"b"})
+    with pytest.raises(UserError, match=r"d \(1,\) is missing"):
+        read_tensors(path, SHAPES | {"c": (1,), "d": (1,)}, optional={"c"})
+
+
+def test_names_are_translated_and_arrays_without_a_name_are_not_read(path):
+    names = {"a": "first", "b": None}
+    read = read_tensors(path, {"first": (2, 3)}, names.get)
+    assert list(read) == ["first"]
+    np.testing.assert_array_equal(read["first"], A)
+    save_file({"a": A, "b": B, "c": B}, path)
+    assert list(read_tensors(path, {"first": (2, 3)}, names.get)) == ["first"]
+    with pytest.raises(UserError, match=r"x\.safetensors contains first twice"):
+        read_tensors(path, {"first": (2, 3)}, lambda name: "first")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_floats_are_read_in_their_dtype(dtype, path):
+    save_file({"a": A.astype(dtype)}, path)
+    np.testing.assert_array_equal(read_tensors(path, {"a": (2, 3)})["a"], A.astype(dtype),
+                                  strict=True)
+
+
+@pytest.mark.parametrize(("name", "size"), [
+    ("I64", 8), ("I32", 4), ("U8", 1), ("BOOL", 1), ("BF16", 2), ("F8_E4M3", 1), ("C64", 8),
+])
+def test_other_dtypes_are_refused_by_name(name, size, path):
+    header = (f'{{"a":{{"dtype":"{name}","shape":[2],"data_offsets":[0,{2 * size}]}}}}').encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
+    with pytest.raises(UserError, match=rf"x\.safetensors: a has the dtype {name}; npgpt reads "
+                                        "F64, F32 and F16"):
+        read_tensors(path, {"a": (2,)})
+
+
+def test_file_that_is_missing_damaged_or_a_directory_is_named(path):
+    with pytest.raises(UserError, match=r"y\.safetensors is missing"):
+        read_tensors(path.with_name("y.safetensors"), SHAPES)
+    with pytest.raises(UserError, match=r"cannot be read: "):
+        read_tensors(path.parent, SHAPES)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"x\.safetensors is damaged or not a safetensors file: "):
+        read_tensors(path, SHAPES)
