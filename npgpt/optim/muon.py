@@ -13,7 +13,6 @@ matrices side by side in one array, and each is orthogonalised separately.
 
 import math
 
-from npgpt.backend import array_module
 from npgpt.optim.optimizer import Optimizer
 
 
@@ -70,7 +69,7 @@ class Muon(Optimizer):
                 start += width
 
 
-def orthogonal(g, steps=5):
+def orthogonal(g):
     """g (I, O) -> the same singular vectors with every singular value close to 1.
 
     x ↦ p x with p = a + b xxᵀ + c (xxᵀ)² maps each singular value s to as + bs³ + cs⁵ and keeps the
@@ -80,25 +79,26 @@ def orthogonal(g, steps=5):
 
     A square matrix is iterated itself. For other shapes, the iterations work on the smaller of xxᵀ
     and xᵀx, which each of them maps to p xxᵀ p; q is the product of all p. So x, which may have one
-    side much longer than the other, is used only twice.
+    side much longer than the other, is used less often. Rounding errors in xxᵀ grow up to a² = 12
+    times in each iteration, so after three of them xxᵀ is computed from x again.
     """
     I, O = g.shape
     x = g / ((g * g).sum() ** 0.5 + 1e-7)
-    if I == O:
-        for _ in range(steps):
-            x = _quintic(x @ x.T) @ x
-        return x
-    gram = x @ x.T if I < O else x.T @ x
-    p = q = _quintic(gram)
-    for _ in range(steps - 1):
-        gram = p @ gram @ p
-        p = _quintic(gram)
-        q = p @ q
-    return q @ x if I < O else x @ q
+    for iterations in (1, 1, 1, 1, 1) if I == O else (3, 2):
+        gram = x @ x.T if I <= O else x.T @ x
+        p = q = _quintic(gram)
+        for _ in range(iterations - 1):
+            gram = p @ gram @ p
+            p = _quintic(gram)
+            q = p @ q
+        x = q @ x if I <= O else x @ q
+    return x
 
 
 def _quintic(gram, a=3.4445, b=-4.7750, c=2.0315):
     """gram (n, n) -> a + b gram + c gram²."""
-    p = b * gram + c * (gram @ gram)
-    p += a * array_module(gram).eye(len(gram), dtype=gram.dtype)
+    p = gram @ gram
+    p *= c
+    p += b * gram
+    p.reshape(-1)[::len(p) + 1] += a        # the diagonal
     return p
