@@ -36,7 +36,7 @@ def cross_entropy_forward(logits, targets, count=None):
         count = count.astype(logits.dtype)                       # int64 would promote to float64
 
     logits = logits - logits.max(-1, keepdims=True)              # exp cannot overflow
-    xp.copyto(logits, 0, where=ignored[:, None])                 # 0 * valid is 0, inf * valid is NaN
+    xp.copyto(logits, 0, where=ignored[:, None])                 # valid * inf would be NaN
     correct = logits[tokens, targets]                            # (N,); -1 picks the last
     probs = xp.exp(logits, out=logits)                           # in the memory of logits
     total = probs.sum(-1)                                        # (N,)

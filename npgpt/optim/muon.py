@@ -69,7 +69,7 @@ class Muon(Optimizer):
                 start += width
 
 
-def orthogonal(g):
+def orthogonal(g, steps=5):
     """g (I, O) -> the same singular vectors with every singular value close to 1.
 
     x ↦ p x with p = a + b xxᵀ + c (xxᵀ)² maps each singular value s to as + bs³ + cs⁵ and keeps the
@@ -79,20 +79,23 @@ def orthogonal(g):
 
     A square matrix is iterated itself. For other shapes, the iterations work on the smaller of xxᵀ
     and xᵀx, which each of them maps to p xxᵀ p; q is the product of all p. So x, which may have one
-    side much longer than the other, is used less often. Rounding errors in xxᵀ grow up to a² = 12
-    times in each iteration, so after three of them xxᵀ is computed from x again.
+    side much longer than the other, is used only twice. The price is accuracy: rounding errors in
+    xxᵀ grow up to a² = 12 times in each iteration. In float32 they reach 5e-3 of the result's norm
+    if g is ill-conditioned; for a square matrix they stay below 1e-4.
     """
     I, O = g.shape
     x = g / ((g * g).sum() ** 0.5 + 1e-7)
-    for iterations in (1, 1, 1, 1, 1) if I == O else (3, 2):
-        gram = x @ x.T if I <= O else x.T @ x
-        p = q = _quintic(gram)
-        for _ in range(iterations - 1):
-            gram = p @ gram @ p
-            p = _quintic(gram)
-            q = p @ q
-        x = q @ x if I <= O else x @ q
-    return x
+    if I == O:
+        for _ in range(steps):
+            x = _quintic(x @ x.T) @ x
+        return x
+    gram = x @ x.T if I < O else x.T @ x
+    p = q = _quintic(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p
+        p = _quintic(gram)
+        q = p @ q
+    return q @ x if I < O else x @ q
 
 
 def _quintic(gram, a=3.4445, b=-4.7750, c=2.0315):
