@@ -39,7 +39,7 @@ class LayerKV:
         if self.k is None:
             B, H, _, D = k.shape
             empty = array_module(k).empty
-            self.k, self.v = (empty((B, H, self.block_size, D), dtype=k.dtype) for _ in "kv")
+            self.k, self.v = (empty((B, H, self.block_size, D), dtype=k.dtype) for _ in range(2))
         start, self.length = self.length, self.length + k.shape[2]
         self.k[:, :, start:self.length] = k
         self.v[:, :, start:self.length] = v
@@ -105,31 +105,31 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     arXiv:1904.09751), of equally likely ones those with the higher ids. So does transformers.
     """
     logits = logits.astype(np.float64)
-    likeliest = logits.max(-1, keepdims=True)
+    likeliest = logits.max(1, keepdims=True)
     if temperature == 0:
-        first = logits.argmax(-1)[:, None]
-        return (np.arange(logits.shape[-1]) == first).astype(np.float64)
+        first = logits.argmax(1)[:, None]
+        return (np.arange(logits.shape[1]) == first).astype(np.float64)
     with np.errstate(over="ignore"):                # a tiny temperature gives -inf, as it should
         probs = np.exp((logits - likeliest) / temperature)
     if top_k is not None:
-        last = np.sort(logits, -1)[:, -top_k:][:, :1]                       # the k-th, (B, 1)
+        last = np.sort(logits)[:, -top_k:][:, :1]                           # the k-th, (B, 1)
         probs[logits < last] = 0
-    probs /= probs.sum(-1, keepdims=True)
+    probs /= probs.sum(1, keepdims=True)
     if top_p is not None:
-        order = np.argsort(logits, axis=-1, kind="stable")                  # most likely last
-        ranked = np.take_along_axis(probs, order, -1)
-        below = np.cumsum(ranked, -1) <= 1 - top_p  # what is up to here may be left out
-        below[:, -1] = False                        # the most likely token is always kept
-        ranked[below] = 0
-        np.put_along_axis(probs, order, ranked, -1)
-        probs /= probs.sum(-1, keepdims=True)
+        order = np.argsort(logits, kind="stable")                           # most likely last
+        ranked = np.take_along_axis(probs, order, 1)
+        is_left_out = np.cumsum(ranked, 1) <= 1 - top_p
+        is_left_out[:, -1] = False                  # the most likely token is always kept
+        ranked[is_left_out] = 0
+        np.put_along_axis(probs, order, ranked, 1)
+        probs /= probs.sum(1, keepdims=True)
     return probs
 
 
 def draw(probs, thresholds):
     """probs (B, V), thresholds (B,) in [0, 1) -> (B,): the first token whose cumulative probability
     exceeds the threshold. A row need not sum to 1."""
-    reached = np.cumsum(probs, -1)
+    reached = np.cumsum(probs, 1)
     reached /= reached[:, -1:]          # exactly 1 at the end, so that there always is a token
-    return (reached <= thresholds[:, None]).sum(-1)
+    return (reached <= thresholds[:, None]).sum(1)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig, UserError
+from npgpt.errors import RunError
 from npgpt.models.generate import KVCache, Sampling, draw, probabilities, stream
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
@@ -67,7 +68,8 @@ def test_stream_yields_token_by_token(gpt):
 
 
 def test_zero_new_tokens_give_an_empty_text(gpt):
-    assert gpt.generate([[1, 2]], 0).shape == (1, 0)
+    text = gpt.generate([[1, 2]], 0)
+    assert text.shape == (1, 0) and text.dtype == np.int64
 
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]]))
@@ -87,7 +89,7 @@ def test_low_temperature_sharpens():
 
 
 def test_tiny_temperature_is_finite():
-    assert probabilities(LOGITS * 1e6, 1e-300).tolist() == [[0, 1, 0, 0]]
+    assert probabilities(LOGITS * 1e12, 1e-300).tolist() == [[0, 1, 0, 0]]
 
 
 def test_top_k_keeps_the_k_most_likely():
@@ -103,7 +105,39 @@ def test_top_k_keeps_tokens_as_likely_as_the_last():
 
 
 def test_top_p_keeps_the_higher_of_equal_tokens():
-    assert np.flatnonzero(probabilities(np.zeros((1, 4)), top_p=0.5)).tolist() == [2, 3]
+    kept = probabilities(np.zeros((1, 1000)), top_p=0.5)
+    assert np.flatnonzero(kept).tolist() == list(range(500, 1000))
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6},
+])
+def test_rows_have_their_own_distributions(options):
+    logits = np.array([[0.0, 1, 2], [5000, 5001, 5000]])
+    alone = [probabilities(row[None], **options)[0] for row in logits]
+    np.testing.assert_array_equal(probabilities(logits, **options), alone)
+    np.testing.assert_allclose(np.sum(alone, 1), 1)
+
+
+def test_generation_uses_top_k_and_top_p(gpt):
+    greedy = gpt.generate([[1, 2]], 20, temperature=0).tolist()
+    assert gpt.generate([[1, 2]], 20, seed=0).tolist() != greedy
+    assert gpt.generate([[1, 2]], 20, top_k=1).tolist() == greedy
+    assert gpt.generate([[1, 2]], 20, top_p=1e-9).tolist() == greedy
+
+
+def test_cache_has_the_dtype_of_the_model():
+    model, kv = GPT(CONFIG, dtype="float32"), KVCache(CONFIG.n_layer, CONFIG.block_size)
+    model.logits([[1, 2]], kv)
+    assert kv.layers[1].k.dtype == kv.layers[1].v.dtype == np.float32
+
+
+def test_model_that_has_diverged_is_refused():
+    model = GPT(CONFIG)
+    model.params.flat[...] = np.nan
+    message = "^the model's logits are not finite; its training has diverged$"
+    with pytest.raises(RunError, match=message):
+        model.generate([[1, 2]], 1)
 
 
 @pytest.mark.parametrize(("p", "kept"), [
