@@ -105,8 +105,9 @@ def test_top_k_keeps_tokens_as_likely_as_the_last():
 
 
 def test_top_p_keeps_the_higher_of_equal_tokens():
-    kept = probabilities(np.zeros((1, 1024)), top_p=0.5)
-    assert np.flatnonzero(kept).tolist() == list(range(512, 1024))
+    weights = np.tile([1.0, 3.0], 512)              # each of the odd ids has 3/2048
+    kept = probabilities(np.log(weights)[None], top_p=256.5 * 3 / 2048)
+    assert np.flatnonzero(kept).tolist() == list(range(511, 1024, 2))
 
 
 @pytest.mark.parametrize("options", [
