@@ -125,7 +125,7 @@ def test_unsigned_targets_may_fill_their_type():
     logits = np.zeros((2, 256))
     logits[:, 255] = 1
     loss, _ = cross_entropy_forward(logits, np.array([255, 0], np.uint8))
-    assert loss == cross_entropy_forward(logits, np.array([255, 0]))[0]
+    assert loss == pytest.approx(math.log(255 + math.e) - 0.5)
 
 
 def test_loss_of_no_tokens_is_zero():
