@@ -19,8 +19,8 @@ def cross_entropy_forward(logits, targets, count=None):
 
     count: the divisor of the sum. None: the number of targets that are not -1. If a batch is
     computed in parts, pass the count of the whole batch. Any other target makes the loss and its
-    gradient NaN, because raising an error would wait for the device; NumPy raises IndexError for
-    indices that it does not know.
+    gradient NaN, because raising an error would wait for the device. On a CPU, NumPy raises
+    IndexError where it cannot index a row with it.
     """
     xp = array_module(logits)
     shape = logits.shape
