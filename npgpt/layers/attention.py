@@ -13,9 +13,12 @@ its mean under the weights att:
     dscores = att * (datt - sum(datt * att))         sum over the keys
     dq      = dscores @ k / √D       dk = dscores.T @ q / √D
 
-That sum equals sum(dy * y) over D, because y is linear in att. It is usually shorter. A hidden key
-has att = 0 and so dscores = 0; the backward needs no mask. A query that may attend to no key at all
-gets y = 0, and its gradients are 0.
+That sum equals sum(dy * y) over D, because y is linear in att. It is usually shorter. But it is
+rounded differently from datt: where att is 1 for one key, dscores should be 0, and a few roundings
+of sum(|dy * y|) are left, which dq multiplies by k / √D, and dk by q / √D.
+
+A hidden key has att = 0 and so dscores = 0; the backward needs no mask. A query that may attend to
+no key at all gets y = 0, and its gradients are 0.
 """
 
 import math
@@ -41,8 +44,9 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None):
     scores = q @ k.swapaxes(-1, -2)                    # (B, H, Tq, Tk)
     if mask is not None:
         xp.copyto(scores, -math.inf, where=~mask)
-    top = scores.max(-1, keepdims=True)
-    scores -= xp.where(top == -math.inf, 0, top)       # exp cannot overflow
+    if k.shape[-2]:                                    # of no keys there is no maximum
+        top = scores.max(-1, keepdims=True)
+        scores -= xp.where(top == -math.inf, 0, top)   # exp cannot overflow
     att = xp.exp(scores, out=scores)                   # in the memory of scores
     total = att.sum(-1, keepdims=True)
     att /= total + (total == 0)                        # total is 0 only where no key is seen

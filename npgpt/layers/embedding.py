@@ -4,11 +4,15 @@
     dw[v] = sum of dy[n] where idx[n] = v    dw = onehot(idx).T @ dy
 
 A token that occurs several times gets a gradient from each position. The product with a matrix of
-zeros and ones sums them, always in the same order. For a vocabulary larger than the batch, the
-matrix `same` is smaller: same[n, m] is 1 where positions n and m hold the same token. Row n of its
-product with dy is the whole gradient of token idx[n]; a repeated token takes the row of its first
-position. There is no gradient for idx, because it holds integers.
+zeros and ones sums them, always in the same order. If the vocabulary is larger than the batch, only
+the rows of tokens in the batch are computed: row n is the gradient of token idx[n], and a repeated
+token takes the row of its first position. There is no gradient for idx, because it holds integers.
+
+In a product, 0 * inf is NaN: one position that is not finite would spoil every token. So it is left
+out, and the row of its token is set to NaN.
 """
+
+import math
 
 from npgpt.backend import array_module
 
@@ -23,11 +27,15 @@ def embedding_backward(dy, cache):
     idx, (V, C) = cache
     xp = array_module(dy)
     idx, dy = idx.reshape(-1), dy.reshape(-1, C)                 # (N,), (N, C)
-    if not 0 < idx.size < V:
-        onehot = xp.arange(V)[:, None] == idx                    # (V, N), the transpose
-        return onehot.astype(dy.dtype) @ dy
-    same = idx[:, None] == idx                                   # (N, N)
+    tokens = idx if 0 < idx.size < V else xp.arange(V)           # (R,)
+    onehot = tokens[:, None] == idx                              # (R, N), the transpose
+    finite = xp.isfinite(dy).all(1)                              # (N,)
+    dy = xp.where(finite[:, None], dy, 0)
+    rows = onehot.astype(dy.dtype) @ dy                          # (R, C)
+    xp.copyto(rows, math.nan, where=(onehot & ~finite).any(1)[:, None])
+    if tokens is not idx:
+        return rows
     dw = xp.zeros((V, C), dtype=dy.dtype)
-    first = same.argmax(1)                                       # (N,)
-    dw[idx] = (same.astype(dy.dtype) @ dy)[first]                # a repeated token: the same row
+    first = onehot.argmax(1)                                     # (N,)
+    dw[idx] = rows[first]                                        # a repeated token: the same row
     return dw

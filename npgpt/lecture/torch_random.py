@@ -13,7 +13,7 @@ its 32-bit words to numbers. PyTorch's rules, and their files under aten/src/ATe
     randint            word % high; from 2²⁸ on PyTorch uses words        core/Distributions-
     rand               u                                                    Helper.h
     uniform            u * (high - low) + low, rounded once
-    exponential        -log1p(-U)
+    exponential        -log1p(-U), in float64
 
     randn              r * cos(θ) and r * sin(θ)                  native/cpu/DistributionTemplates.h
       16 or more         r = √(-2 log(1 - u)), θ = 2π u', in blocks: 8 u, 8 u'; 8 cos, 8 sin.
@@ -23,7 +23,9 @@ its 32-bit words to numbers. PyTorch's rules, and their files under aten/src/ATe
 
     multinomial        argmax(probs / exponential)                native/Distributions.cpp
 
-The results equal PyTorch's bit for bit, checked against PyTorch 2.13 on x86-64 with AVX2. On other
+The results equal PyTorch's bit for bit, checked against PyTorch 2.13 on x86-64 with AVX2 and
+AVX-512. `exponential`, `multinomial` and `randn` of fewer than 16 use the logarithms, sines and
+cosines of the C library, as PyTorch does; NumPy's sometimes differ in the last bit. On other
 processors PyTorch computes `randn` of 16 or more with other logarithms, sines and cosines, and the
 last bits differ. Older versions of PyTorch use words for `randint` only from 2³² on. `randint`
 rejects any `high` of 2²⁸ or more, for which the versions may differ.
@@ -67,7 +69,8 @@ class TorchRandom:
 
     def exponential(self, shape, dtype=FLOAT):
         """-> shape, with mean 1: torch.empty(shape, dtype=dtype).exponential_()."""
-        return -np.log1p(-self._rand53(math.prod(shape))).astype(dtype).reshape(shape)
+        return np.array([-math.log1p(-u) for u in self._rand53(math.prod(shape)).tolist()],
+                        dtype).reshape(shape)
 
     def randn(self, shape):
         """-> shape, normal with mean 0 and standard deviation 1."""
@@ -111,10 +114,10 @@ class TorchRandom:
         if self._sine is not None:
             sine, self._sine = self._sine, None
             return sine
-        turn, u = self._rand53(2)
-        r = np.sqrt(-2 * np.log1p(-u))
-        self._sine = r * np.sin(2 * np.pi * turn)
-        return r * np.cos(2 * np.pi * turn)
+        turn, u = self._rand53(2).tolist()
+        r = math.sqrt(-2 * math.log1p(-u))
+        self._sine = r * math.sin(2 * math.pi * turn)
+        return r * math.cos(2 * math.pi * turn)
 
 
 def _normal_blocks(u):

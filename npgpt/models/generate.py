@@ -39,7 +39,7 @@ class LayerKV:
         if self.k is None:
             B, H, _, D = k.shape
             empty = array_module(k).empty
-            self.k, self.v = (empty((B, H, self.block_size, D), dtype=k.dtype) for _ in "kv")
+            self.k, self.v = (empty((B, H, self.block_size, D), dtype=k.dtype) for _ in range(2))
         start, self.length = self.length, self.length + k.shape[2]
         self.k[:, :, start:self.length] = k
         self.v[:, :, start:self.length] = v
@@ -53,7 +53,8 @@ class Sampling(Options):
     max_new_tokens: int = option(500, "tokens to generate", at_least=0)
     temperature: float = option(1.0, "divisor of the logits; 0: always the most likely token",
                                 at_least=0)
-    top_k: int | None = option(None, "sample only from the k most likely tokens", at_least=1)
+    top_k: int | None = option(None, "sample only from the k most likely tokens, and from those as "
+                               "likely as the last of them", at_least=1)
     top_p: float | None = option(
         None, "sample only from the fewest most likely tokens whose probabilities sum to at least "
         "p", above=0, at_most=1
@@ -77,8 +78,8 @@ def stream(model, idx, sampling):
     if idx.ndim != 2 or idx.shape[1] == 0:
         raise UserError(f"idx must have the shape (B, T) and at least one token, got {idx.shape}")
     s, block_size = sampling, model.config.block_size
-    draws = [np.random.default_rng(None if s.seed is None else [s.seed, row])
-             for row in range(len(idx))]
+    rngs = [np.random.default_rng(None if s.seed is None else [s.seed, row])
+            for row in range(len(idx))]
 
     kv = KVCache(model.config.n_layer, block_size)
     new = idx[:, -block_size:]                      # tokens that the model has not read yet
@@ -90,8 +91,8 @@ def stream(model, idx, sampling):
         if not np.isfinite(logits).all():
             raise RunError("the model's logits are not finite; its training has diverged")
         probs = probabilities(logits, s.temperature, s.top_k, s.top_p)      # (B, V)
-        thresholds = np.array([draw.random() for draw in draws])
-        new = _draw(probs, thresholds)[:, None]                             # (B, 1)
+        thresholds = np.array([rng.random() for rng in rngs])
+        new = draw(probs, thresholds)[:, None]                              # (B, 1)
         idx = np.concatenate([idx[:, -block_size:], new], axis=1)
         yield new[:, 0]
 
@@ -99,33 +100,36 @@ def stream(model, idx, sampling):
 def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """logits (B, V), on the host -> (B, V) float64, the distribution to sample from.
 
-    top_k keeps the k most likely tokens; of these, top_p keeps the fewest most likely ones whose
-    probabilities sum to at least p (Holtzman et al. 2020, arXiv:1904.09751).
+    top_k keeps the k most likely tokens, and those as likely as the last of them; of these, top_p
+    keeps the fewest most likely ones whose probabilities sum to at least p (Holtzman et al. 2020,
+    arXiv:1904.09751), of equally likely ones those with the higher ids. So does transformers.
     """
     logits = logits.astype(np.float64)
-    likeliest = logits.max(-1, keepdims=True)
+    likeliest = logits.max(1, keepdims=True)
     if temperature == 0:
-        first = logits.argmax(-1)[:, None]
-        return (np.arange(logits.shape[-1]) == first).astype(np.float64)
+        first = logits.argmax(1)[:, None]
+        return (np.arange(logits.shape[1]) == first).astype(np.float64)
     with np.errstate(over="ignore"):                # a tiny temperature gives -inf, as it should
         probs = np.exp((logits - likeliest) / temperature)
-    order = np.argsort(-logits, axis=-1, kind="stable")                     # most likely first
-    ranked = np.take_along_axis(probs, order, -1)
     if top_k is not None:
-        ranked[:, top_k:] = 0
-    ranked /= ranked.sum(-1, keepdims=True)
+        last = np.sort(logits)[:, -top_k:][:, :1]                           # the k-th, (B, 1)
+        probs[logits < last] = 0
+    probs /= probs.sum(1, keepdims=True)
     if top_p is not None:
-        before = np.cumsum(ranked, -1) - ranked     # the total probability of higher ranks
-        ranked[before >= top_p] = 0                 # the first has 0 before it and is kept
-        ranked /= ranked.sum(-1, keepdims=True)
-    np.put_along_axis(probs, order, ranked, -1)
+        order = np.argsort(logits, kind="stable")                           # most likely last
+        ranked = np.take_along_axis(probs, order, 1)
+        is_left_out = np.cumsum(ranked, 1) <= 1 - top_p
+        is_left_out[:, -1] = False                  # the most likely token is always kept
+        ranked[is_left_out] = 0
+        np.put_along_axis(probs, order, ranked, 1)
+        probs /= probs.sum(1, keepdims=True)
     return probs
 
 
-def _draw(probs, thresholds):
+def draw(probs, thresholds):
     """probs (B, V), thresholds (B,) in [0, 1) -> (B,): the first token whose cumulative probability
-    exceeds the threshold."""
-    reached = np.cumsum(probs, -1)
+    exceeds the threshold. A row need not sum to 1."""
+    reached = np.cumsum(probs, 1)
     reached /= reached[:, -1:]          # exactly 1 at the end, so that there always is a token
-    return (reached <= thresholds[:, None]).sum(-1)
+    return (reached <= thresholds[:, None]).sum(1)
 

@@ -275,7 +275,7 @@ BUGS.append(Bug(
     "`dw[idx] += dy` looks like a sum, but NumPy reads, adds and writes the whole selection at "
     "once, so the last write wins. Common characters occur dozens of times in a batch and lose "
     "most of their gradient. A product with the one-hot matrix sums all of them.",
-    right="return onehot.astype(dy.dtype) @ dy",
+    right="rows = onehot.astype(dy.dtype) @ dy",
     wrong="dw[idx] += dy",
     correct=from_own(embedding_backward), broken=last_one_wins, source=embedding_layer,
     check=repeated_tokens, blind=distinct_tokens,

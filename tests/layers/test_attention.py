@@ -86,3 +86,37 @@ def test_dropout_drops_the_probabilities_not_the_values():
     att, kept = to_host(cache[4]), to_host(cache[5])
     np.testing.assert_allclose(y[..., 0], kept.sum(-1))
     assert set(np.unique((kept / att).round(9))) == {0.0, 2.0}
+
+
+def test_without_keys_the_output_and_the_gradients_are_zero():
+    q, k, v = heads(Tk=0)
+    y, cache = attention_forward(q, k, v, causal_mask(np, 4, 0))
+    assert y.shape == (2, 3, 4, 5) and not y.any()
+    dq, dk, dv = attention_backward(np.ones_like(y), cache)
+    assert dq.shape == q.shape and not dq.any()
+    assert dk.shape == dv.shape == k.shape
+
+
+@pytest.mark.parametrize("Tk", [0, 3])
+def test_without_queries_the_output_is_empty_and_the_gradients_are_zero(Tk):
+    q, k, v = heads(Tq=0, Tk=Tk)
+    y, cache = attention_forward(q, k, v)
+    assert y.shape == q.shape
+    dq, dk, dv = attention_backward(y, cache)
+    assert dq.shape == q.shape
+    assert dk.shape == dv.shape == k.shape and not dk.any() and not dv.any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_saturated_scores_leave_only_roundings_of_a_gradient_of_zero(seed):
+    """sum(dy * y) and datt are the same number, rounded differently: at most D roundings each."""
+    q, k, v = (x.astype(np.float32) for x in heads(seed))
+    q *= np.float32(1e4)
+    y, cache = attention_forward(q, k, v)
+    assert all((row == v[b, h]).all(1).any() for b, h in np.ndindex(2, 3) for row in y[b, h])
+    dy = np.random.default_rng(seed).standard_normal(y.shape).astype(np.float32)
+    dq, dk, _ = attention_backward(dy, cache)
+    D, rounding = 5, np.finfo(np.float32).eps / 2
+    dscores = 2 * D * rounding * np.abs(dy * y).sum(-1, keepdims=True)     # (B, H, Tq, 1), at most
+    assert (np.abs(dq) <= dscores * np.abs(k).max() / D**0.5).all()
+    assert (np.abs(dk) <= (dscores * np.abs(q) / D**0.5).sum(2, keepdims=True)).all()

@@ -57,3 +57,78 @@ def test_parts_with_the_count_of_the_whole_sum_to_the_whole():
     assert sum(loss for loss, _ in parts) == pytest.approx(whole)
     pieces = [cross_entropy_backward(1.0, cache) for _, cache in parts]
     np.testing.assert_allclose(np.concatenate(pieces), gradient)
+
+
+INF, NAN = math.inf, math.nan
+WILD = [[-INF, 0, 1], [0, 1, -INF], [-INF] * 3, [INF, 0, 0], [0, NAN, 0], [3e38, -3e38, 0]]
+
+
+@pytest.mark.parametrize("row", WILD)
+def test_logits_of_an_ignored_row_may_be_anything(row):
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((3, 3)).astype(np.float32), np.array([2, -1, 0])
+    logits[1] = row
+    with np.errstate(invalid="ignore", over="ignore"):
+        loss, cache = cross_entropy_forward(logits, targets)
+    expected, alone = cross_entropy_forward(logits[::2], targets[::2])
+    assert loss == pytest.approx(float(expected))
+    gradient = cross_entropy_backward(np.float32(1), cache)
+    assert gradient[1].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(gradient[::2], cross_entropy_backward(np.float32(1), alone))
+
+
+@pytest.mark.parametrize("row", WILD)
+def test_ignored_row_agrees_with_pytorch(row, torch):
+    """In the loss. The gradient of an ignored row with NaN or +inf is NaN in PyTorch, here 0."""
+    logits, targets = np.array([[0.5, 1, 2], row], np.float32), np.array([1, -1])
+    with np.errstate(invalid="ignore", over="ignore"):
+        loss, cache = cross_entropy_forward(logits, targets)
+    theirs = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(theirs, torch.tensor(targets), ignore_index=-1)
+    expected.backward()
+    assert loss == pytest.approx(expected.item())
+    np.testing.assert_allclose(cross_entropy_backward(np.float32(1), cache),
+                               theirs.grad.nan_to_num(0).numpy(), atol=1e-7)
+
+
+def test_impossible_token_beside_the_target_has_no_gradient():
+    loss, cache = cross_entropy_forward(np.array([[0.0, -INF, 0.0]]), np.array([2]))
+    assert loss == pytest.approx(math.log(2))
+    assert cross_entropy_backward(1.0, cache).tolist() == [[0.5, 0, -0.5]]
+
+
+@pytest.mark.parametrize("row", [[INF, 0, 0], [0, 0, INF], [NAN, 0, 0], [-INF] * 3])
+def test_row_without_probabilities_gives_no_finite_loss(row):
+    with np.errstate(invalid="ignore"):
+        loss, cache = cross_entropy_forward(np.array([row, [0, 0, 0]]), np.array([0, 1]))
+    assert np.isnan(loss) and np.isnan(cross_entropy_backward(1.0, cache)[0]).all()
+
+
+@pytest.mark.parametrize("count", [None, 2])
+@pytest.mark.parametrize("target", [-2, -7])
+def test_target_below_minus_one_gives_no_finite_loss(target, count):
+    loss, cache = cross_entropy_forward(np.zeros((2, 7)), np.array([1, target]), count)
+    assert np.isnan(loss) and np.isnan(cross_entropy_backward(1.0, cache)[1]).all()
+
+
+@pytest.mark.parametrize("target", [7, 8])
+def test_target_beyond_the_vocabulary_never_gives_a_loss(target):
+    """NumPy raises IndexError, and on a GPU the index wraps around."""
+    try:
+        loss, _ = cross_entropy_forward(np.zeros((2, 7)), np.array([1, target]))
+    except IndexError:
+        return
+    assert np.isnan(loss)
+
+
+def test_unsigned_targets_may_fill_their_type():
+    logits = np.zeros((2, 256))
+    logits[:, 255] = 1
+    loss, _ = cross_entropy_forward(logits, np.array([255, 0], np.uint8))
+    assert loss == pytest.approx(math.log(255 + math.e) - 0.5)
+
+
+def test_loss_of_no_tokens_is_zero():
+    loss, cache = cross_entropy_forward(np.zeros((2, 0, 7)), np.zeros((2, 0), int))
+    assert loss == 0
+    assert cross_entropy_backward(1.0, cache).shape == (2, 0, 7)

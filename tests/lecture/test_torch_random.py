@@ -129,7 +129,8 @@ def in_torch(torch, name, *arguments):
         "rand": torch.rand,
         "randn": torch.randn,
         "uniform": lambda low, high, shape: torch.empty(shape).uniform_(low, high),
-        "exponential": lambda shape: torch.empty(shape).exponential_(),
+        "exponential": lambda shape, dtype: torch.empty(
+            shape, dtype=getattr(torch, dtype)).exponential_(),
         "multinomial": lambda probs: torch.multinomial(torch.tensor(probs), 1)[:, 0],
         "embedding": lambda *sizes: torch.nn.Embedding(*sizes).weight,
     }
@@ -143,7 +144,7 @@ CALLS = st.one_of(
     st.tuples(st.just("rand"), SHAPES),
     st.tuples(st.just("randn"), SHAPES),
     st.tuples(st.just("randn"), st.tuples(st.integers(0, 40))),
-    st.tuples(st.just("exponential"), SHAPES),
+    st.tuples(st.just("exponential"), SHAPES, st.sampled_from(["float32", "float64"])),
     st.tuples(st.just("embedding"), st.integers(1, 9), st.integers(1, 9)),
     st.tuples(BOUNDS, SHAPES).map(lambda t: ("uniform", *t[0], t[1])),
     st.tuples(st.integers(1, 5), st.integers(1, 9), st.sampled_from(["f4", "f8"])).map(
@@ -173,6 +174,25 @@ def test_any_sequence_of_calls_agrees_with_pytorch(torch, seed, calls):
 def test_many_normal_numbers_agree_with_pytorch(torch, n):
     torch.manual_seed(n)
     assert is_same(torch, TorchRandom(n).randn((n,)), torch.randn(n).numpy())
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("rand", [(300_000,)]), ("randint", [2**28 - 1, (300_000,)]),
+    ("uniform", [-0.3, 0.7, (300_000,)]),
+    ("exponential", [(300_000,), "float32"]), ("exponential", [(300_000,), "float64"]),
+    ("multinomial", [np.linspace(0.1, 1, 300_000).reshape(-1, 60)]),
+    ("multinomial", [np.linspace(0.1, 1, 300_000).reshape(-1, 60).astype(np.float32)]),
+])
+def test_many_numbers_agree_with_pytorch(torch, name, arguments):
+    torch.manual_seed(5)
+    assert is_same(torch, call(TorchRandom(5), name, *arguments), in_torch(torch, name, *arguments))
+
+
+def test_many_small_draws_of_normal_numbers_agree_with_pytorch(torch):
+    random = TorchRandom(6)
+    torch.manual_seed(6)
+    for _ in range(3000):
+        assert is_same(torch, random.randn((15,)), torch.randn(15).numpy())
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig, UserError
-from npgpt.models.generate import KVCache, Sampling, _draw, probabilities, stream
+from npgpt.errors import RunError
+from npgpt.models.generate import KVCache, Sampling, draw, probabilities, stream
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
 
@@ -30,11 +31,11 @@ def test_logits_with_the_cache_equal_those_of_the_full_forward(gpt):
 @pytest.mark.parametrize("length", [1, 5, 8, 12])     # of the prompt; the context holds 8
 def test_text_equals_that_of_the_full_forward_beyond_the_context(gpt, length):
     prompt = np.random.default_rng(2).integers(13, size=(2, length))
-    draws = [np.random.default_rng([5, row]) for row in range(2)]
+    rngs = [np.random.default_rng([5, row]) for row in range(2)]
     idx = prompt
     for _ in range(20):
         probs = probabilities(gpt.logits(idx[:, -8:])[:, -1])
-        new = _draw(probs, np.array([draw.random() for draw in draws]))
+        new = draw(probs, np.array([rng.random() for rng in rngs]))
         idx = np.concatenate([idx, new[:, None]], axis=1)
     written = gpt.generate(prompt, 20, seed=5)
     assert written.tolist() == idx[:, length:].tolist()
@@ -67,7 +68,8 @@ def test_stream_yields_token_by_token(gpt):
 
 
 def test_zero_new_tokens_give_an_empty_text(gpt):
-    assert gpt.generate([[1, 2]], 0).shape == (1, 0)
+    text = gpt.generate([[1, 2]], 0)
+    assert text.shape == (1, 0) and text.dtype == np.int64
 
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]]))
@@ -87,13 +89,56 @@ def test_low_temperature_sharpens():
 
 
 def test_tiny_temperature_is_finite():
-    assert probabilities(LOGITS * 1e6, 1e-300).tolist() == [[0, 1, 0, 0]]
+    assert probabilities(LOGITS * 1e12, 1e-300).tolist() == [[0, 1, 0, 0]]
 
 
 def test_top_k_keeps_the_k_most_likely():
     np.testing.assert_allclose(probabilities(LOGITS, top_k=2), [[0, 4 / 7, 0, 3 / 7]])
+    np.testing.assert_allclose(probabilities(LOGITS, top_k=4), [[0.1, 0.4, 0.2, 0.3]])
     np.testing.assert_allclose(probabilities(LOGITS, top_k=99), [[0.1, 0.4, 0.2, 0.3]])
-    assert (probabilities(np.zeros((1, 5)), top_k=3) > 0).sum() == 3         # of equals, too
+
+
+def test_top_k_keeps_tokens_as_likely_as_the_last():
+    logits = np.log(np.array([[1, 4, 2, 2, 2, 8], [5, 4, 4, 1, 1, 1]]))
+    assert [np.flatnonzero(row).tolist() for row in probabilities(logits, top_k=3)] == [
+        [1, 2, 3, 4, 5], [0, 1, 2]]
+
+
+def test_top_p_keeps_the_higher_of_equal_tokens():
+    weights = np.tile([1.0, 3.0], 512)              # each of the odd ids has 3/2048
+    kept = probabilities(np.log(weights)[None], top_p=256.5 * 3 / 2048)
+    assert np.flatnonzero(kept).tolist() == list(range(511, 1024, 2))
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6},
+])
+def test_rows_have_their_own_distributions(options):
+    logits = np.array([[0.0, 1, 2], [5000, 5001, 5000]])
+    alone = [probabilities(row[None], **options)[0] for row in logits]
+    np.testing.assert_array_equal(probabilities(logits, **options), alone)
+    np.testing.assert_allclose(np.sum(alone, 1), 1)
+
+
+def test_generation_uses_top_k_and_top_p(gpt):
+    greedy = gpt.generate([[1, 2]], 20, temperature=0).tolist()
+    assert gpt.generate([[1, 2]], 20, seed=0).tolist() != greedy
+    assert gpt.generate([[1, 2]], 20, top_k=1).tolist() == greedy
+    assert gpt.generate([[1, 2]], 20, top_p=1e-9).tolist() == greedy
+
+
+def test_cache_has_the_dtype_of_the_model():
+    model, kv = GPT(CONFIG, dtype="float32"), KVCache(CONFIG.n_layer, CONFIG.block_size)
+    model.logits([[1, 2]], kv)
+    assert kv.layers[1].k.dtype == kv.layers[1].v.dtype == np.float32
+
+
+def test_model_that_has_diverged_is_refused():
+    model = GPT(CONFIG)
+    model.params.flat[...] = np.nan
+    message = "^the model's logits are not finite; its training has diverged$"
+    with pytest.raises(RunError, match=message):
+        model.generate([[1, 2]], 1)
 
 
 @pytest.mark.parametrize(("p", "kept"), [
@@ -118,9 +163,9 @@ def test_top_k_is_applied_before_top_p():
 
 def test_samples_follow_the_probabilities():
     probs = np.repeat([[0.1, 0.0, 0.6, 0.3]], 20_000, axis=0)
-    drawn = _draw(probs, np.random.default_rng(0).random(20_000))
+    drawn = draw(probs, np.random.default_rng(0).random(20_000))
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, probs[0], atol=0.015)
-    assert _draw(probs[:2], np.array([0.0, 1 - 2**-53])).tolist() == [0, 3]
+    assert draw(probs[:2], np.array([0.0, 1 - 2**-53])).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(("option", "message"), [
@@ -139,3 +184,26 @@ def test_invalid_sampling_options_are_refused(gpt, option, message):
 def test_prompt_without_tokens_is_refused(gpt, idx):
     with pytest.raises(UserError, match="at least one token"):
         gpt.generate(np.array(idx, int), 3)
+
+
+def test_probabilities_are_computed_in_double_precision():
+    """In float32 the many rare tokens would be lost in the sum."""
+    logits = np.array([[0.0] + [-20.0] * 50_000], np.float32)
+    probs = probabilities(logits, top_p=1.0)
+    assert probs.dtype == np.float64
+    expected = np.exp(logits[0].astype(float)) / (1 + 50_000 * np.exp(-20.0))
+    np.testing.assert_allclose(probs[0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("probs", "threshold", "token"), [
+    ([3, 1, 0], 0.7, 0), ([3, 1, 0], 0.8, 1), ([0.1, 0.1, 0], 0.4, 0), ([0.1, 0.1, 0], 0.99, 1),
+    ([0, 5, 0], 0.0, 1),
+])
+def test_weights_to_draw_from_need_not_sum_to_one(probs, threshold, token):
+    assert draw(np.array([probs], float), np.array([threshold])).tolist() == [token]
+
+
+def test_seed_zero_is_a_seed(gpt):
+    idx = np.array([[1]])
+    assert gpt.generate(idx, 30, seed=0).tolist() == gpt.generate(idx, 30, seed=0).tolist()
+    assert gpt.generate(idx, 30, seed=0).tolist() != gpt.generate(idx, 30, seed=1).tolist()

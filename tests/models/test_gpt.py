@@ -32,6 +32,15 @@ def apart(a, b):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0, 0)])
+def test_no_tokens_give_no_logits_a_loss_of_zero_and_gradients_of_zero(shape):
+    gpt, none = model(), np.zeros(shape, int)
+    assert gpt.logits(none).shape == (*shape, 11)
+    loss, grads = gpt.loss_and_grads(none, none)
+    assert loss == gpt.loss(none, none) == 0
+    assert not grads.flat.any()
+
+
 def test_future_token_leaves_past_logits_unchanged():
     gpt, (idx, _) = model(), batch()
     before = gpt.logits(idx)

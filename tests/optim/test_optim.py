@@ -418,3 +418,18 @@ def test_squared_norms_of_shards_sum_to_the_whole():
         parts.append(squared_norm(grads.flat, adamw.shard))
     assert sum(parts) == pytest.approx(squared_norm(grads.flat), rel=1e-14)
     assert len({float(part) for part in parts}) == 3
+
+
+@pytest.mark.parametrize(("shape", "bound"), [
+    ((64, 64), 1e-4), ((128, 128), 1e-4),
+    ((128, 512), 5e-3), ((512, 128), 5e-3), ((96, 384), 5e-3), ((64, 256), 5e-3), ((8, 64), 5e-3),
+    ((1000, 4), 5e-3),
+])
+@pytest.mark.parametrize("smallest", [1e-3, 1e-6])
+def test_rounding_of_an_ill_conditioned_matrix_is_within_the_documented_bound(shape, bound,
+                                                                              smallest):
+    n, normal = min(shape), np.random.default_rng(0).standard_normal
+    left, right = (np.linalg.qr(normal((size, n)))[0] for size in shape)
+    g = ((left * np.geomspace(1, smallest, n)) @ right.T).astype(np.float32)
+    exact = orthogonal(g.astype(np.float64))
+    assert np.linalg.norm(orthogonal(g) - exact) < bound * np.linalg.norm(exact)

@@ -19,7 +19,7 @@ TOLERANCE = 1e-10
 
 
 def apart(ours, theirs):
-    """The relative distance of two arrays; 0 if both are only rounding errors."""
+    """The distance of two arrays, divided by the norm of theirs, or by 1e-3 if that is smaller."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     assert ours.shape == theirs.shape
     return np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-3)
