@@ -5,8 +5,11 @@ import contextlib
 import importlib
 import io
 import multiprocessing
-import signal
+import multiprocessing.connection
+import os
 import sys
+import time
+import traceback
 
 import pytest
 
@@ -14,6 +17,7 @@ from tests.mutants.groups import ROOT
 from tests.mutants.operators import install, mutants_of
 
 SECONDS = 120          # a mutant that runs longer counts as killed
+NOT_INSTALLED = 77     # an exit status that pytest does not have
 
 
 def all_mutants(group):
@@ -32,25 +36,37 @@ def try_mutants(mutants, reached, workers):
     files = sorted({test.partition("::")[0] for _, tests in jobs for test in tests})
     if files and _pytest("--collect-only", *files):           # their imports happen once, here
         raise SystemExit("the tests cannot be collected")
-    with multiprocessing.get_context("fork").Pool(workers, maxtasksperchild=1) as pool:
-        return pool.starmap(_survives, jobs, chunksize=1)
+    fork = multiprocessing.get_context("fork")
+    waiting = [fork.Process(target=_exit_with_result, args=job) for job in jobs]
+    processes, running, ends = list(waiting), [], {}
+    waiting.reverse()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            running.append(waiting.pop())
+            running[-1].start()
+            ends[running[-1]] = time.monotonic() + SECONDS
+        multiprocessing.connection.wait([process.sentinel for process in running], timeout=1)
+        for process in running:
+            if time.monotonic() > ends[process]:
+                process.kill()
+        running = [process for process in running if process.is_alive()]
+    if any(process.exitcode == NOT_INSTALLED for process in processes):
+        raise SystemExit("a mutant cannot be installed; the traceback stands above")
+    return [process.exitcode == 0 for process in processes]
 
 
-def _survives(mutant, tests):
-    """In a process of its own: install the mutant and run the tests."""
-    if not tests:
-        return True
-    install(mutant, importlib.import_module(mutant.module))
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.alarm(SECONDS)
+def _exit_with_result(mutant, tests):
+    """In a process of its own: install the mutant, run the tests, and exit with 0 if they pass."""
     try:
-        return not _pytest(*tests)
+        install(mutant, importlib.import_module(mutant.module))
     except BaseException:
-        return False
-
-
-def _give_up(number, frame):
-    raise TimeoutError
+        traceback.print_exc()
+        sys.exit(NOT_INSTALLED)
+    try:
+        failed = bool(tests) and bool(_pytest(*tests))
+    except BaseException:
+        failed = True
+    os._exit(failed)
 
 
 def _pytest(*words):
