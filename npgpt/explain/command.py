@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,9 @@ class ExplainConfig(Options):
 METAVARS = {"shape": "SIZES", "html": "FILE"}
 
 
-def main(arguments):
+def main(arguments=None):
     """Run the command -> exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("npgpt explain", lambda: _explain(arguments))
 
 

@@ -5,9 +5,11 @@ Needs the extra `plot` (matplotlib).
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 from npgpt.checkpoints.run import METRICS
+from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser
 from npgpt.errors import UserError
 
@@ -60,7 +62,13 @@ def draw_losses(metrics, path):
         raise UserError(f"{path} cannot be written: {error}") from None
 
 
-def main(arguments):
+def main(arguments=None):
+    """Run the command -> exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command("npgpt report", lambda: _report(arguments))
+
+
+def _report(arguments):
     parser = Parser(prog="npgpt report", description="Draw the losses of a run.",
                     usage="npgpt report RUN PICTURE")
     parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")

@@ -1,0 +1,76 @@
+"""What `sample.py` prints. tests/models/test_generate.py checks the distribution of tokens."""
+
+import re
+
+import numpy as np
+import pytest
+
+import sample as sample_script
+import train as train_script
+from npgpt import GPT
+from npgpt.durable import SUMS
+from tests.commands.tiny import TEXT, TINY
+
+ALPHABET = sorted(set(TEXT))
+
+
+@pytest.fixture
+def sample(run, train):
+    """-> function: words -> what sample.py prints about a run of five steps in out/laptop."""
+    train("--max-iters=5")
+
+    def call(*words):
+        result = run(sample_script.main, *words)
+        assert result.status == 0
+        assert result.err == "out/laptop/checkpoint-5, 4,016 parameters\n"
+        return result.out
+    return call
+
+
+def test_samples_continue_the_prompt_and_differ(sample):
+    options = ["--prompt", "the qu", "--max-new-tokens=30", "--seed=1", "--top-k=5"]
+    first, second = sample(*options, "--num-samples=2").removesuffix("\n").split(
+        "\n" + "-" * 40 + "\n")
+    assert first.startswith("the qu") and second.startswith("the qu") and first != second
+    assert len(first) == len(second) == 36
+    assert sample(*options, "--out-dir", "out/laptop") == first + "\n"
+    assert sample(*options, "--seed=2") == second + "\n"
+    assert sample(*options, "--out-dir", "out/laptop/checkpoint-5") == first + "\n"
+
+
+def test_most_likely_text_follows_the_models_logits(sample):
+    """Without a prompt it starts from the line break, which is not printed."""
+    model = GPT.from_pretrained("out/laptop/checkpoint-5")
+    ids = [ALPHABET.index("\n")]
+    for _ in range(25):                                  # longer than the context of 16
+        ids.append(int(np.argmax(model.logits(np.array([ids[-16:]]))[0, -1])))
+    expected = "".join(ALPHABET[i] for i in ids[1:])
+    assert sample("--temperature=0", "--max-new-tokens=25") == expected + "\n"
+
+
+def test_samples_without_a_seed_differ(sample):
+    words = ["--max-new-tokens=60", "--num-samples=3"]
+    texts = sample(*words).split("-" * 40) + sample(*words).split("-" * 40)
+    assert len(set(texts)) == 6
+
+
+def test_best_checkpoint_of_the_newest_run_is_used(run, home):
+    for name, words in (("a", []), ("b", ["--learning-rate=1", "--min-lr=1", "--weight-decay=3"])):
+        assert run(train_script.main, *TINY, *words, "--eval-interval=2", "--max-iters=8",
+                   f"--out-dir=out/{name}").status == 0
+    (home / "out/b/best").write_text("checkpoint-8\n")
+    shown = run(sample_script.main, "--max-new-tokens=1").err
+    assert shown.startswith("out/b/checkpoint-8, ")
+    best = (home / "out/a/best").read_text().strip()
+    assert run(sample_script.main, "--out-dir=out/a").err.startswith(f"out/a/{best}, ")
+
+
+def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):
+    train("--max-iters=5", "--out-dir=run")
+    path = home / "run/checkpoint-5/tokenizer.json"
+    path.write_text(re.sub(r',\s*"z": 27', "", path.read_text()))
+    path.with_name(SUMS).unlink()
+    result = run(sample_script.main, "--out-dir=run")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == ("sample.py: the tokenizer and the model in run/checkpoint-5 have "
+                          "different vocabularies\n")
