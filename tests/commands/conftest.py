@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 
 import train as train_script
-from tests.commands.tiny import TEXT, TINY
+from npgpt.training import evaluation
+from tests.commands.tiny import SAMPLED, TEXT, TINY
 
 
 class Result(NamedTuple):
@@ -36,6 +37,12 @@ def signals_arrive():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch):
+    """Whole ones take most of the time of a tiny run; tests/training/test_evaluation.py has them."""
+    monkeypatch.setattr(evaluation, "SAMPLE_TOKENS", SAMPLED)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 import train as train_script
 from npgpt import GPT, GPTConfig
-from tests.commands.tiny import ROOT, TEXT, metrics, state, weights
+from tests.commands.tiny import ROOT, SAMPLED, TEXT, metrics, state, weights
 from tests.training import reference
 
 ALPHABET = sorted(set(TEXT))
@@ -58,7 +58,7 @@ def expected(case, dtype):
     config = GPTConfig(vocab_size=len(ALPHABET), **{name: c[name] for name in names if name in c})
     model = GPT(config, seed=c["seed"], dtype=dtype)
     ids = np.array([ALPHABET.index(character) for character in TEXT])
-    return model, reference.train(model, ids, c, start=ALPHABET.index("\n"))
+    return model, reference.train(model, ids, c, ALPHABET.index("\n"), SAMPLED)
 
 
 def assert_follows(folder, case, dtype):

@@ -16,6 +16,13 @@ def test_splits_are_the_first_nine_tenths_and_the_rest():
     assert source.tokenizer.decode(np.concatenate([source.train, source.val])) == ALPHABET
 
 
+@pytest.mark.parametrize(("length", "border"), [(1, 0), (2, 1), (9, 8), (10, 9), (11, 9), (19, 17),
+                                                (20, 18), (1_115_394, 1_003_854)])
+def test_border_between_the_splits_is_rounded_down(length, border):
+    source = TokenSource.from_text("ab" * (length // 2) + "a" * (length % 2))
+    assert (len(source.train), len(source.val)) == (border, length - border)
+
+
 @pytest.mark.parametrize(("V", "dtype"), [
     (1, np.uint8), (256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32),
 ])

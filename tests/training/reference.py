@@ -21,13 +21,14 @@ class Trained(NamedTuple):
     moments: dict           # name of a parameter -> its first and second moment
 
 
-def train(model, ids, c, start):
+def train(model, ids, c, start, sampled):
     """Train a GPT on token ids -> Trained. c: the value of each option of train.py, by its name.
-    start: the token id that samples begin with."""
+    start: the token id that samples begin with; sampled: the number of their tokens."""
     moments = {name: (np.zeros(w.shape), np.zeros(w.shape)) for name, w in model.params.items()}
     rows, T = c["batch_size"] * c["grad_accum"], model.config.block_size
     border = len(ids) * 9 // 10
-    metrics, samples = [evaluation(model, ids, c, 0)], [sample(model, start, c["seed"])]
+    metrics = [evaluation(model, ids, c, 0)]
+    samples = [sample(model, start, sampled, c["seed"])]
     for step in range(c["max_iters"]):
         rng = np.random.default_rng([c["seed"], step])
         windows = np.array([ids[at:at + T + 1] for at in rng.integers(border - T, size=rows)])
@@ -50,7 +51,7 @@ def train(model, ids, c, start):
                             "grad_norm": norm})
         if done % c["eval_interval"] == 0 or done == c["max_iters"]:
             metrics.append(evaluation(model, ids, c, done))
-            samples.append(sample(model, start, c["seed"]))
+            samples.append(sample(model, start, sampled, c["seed"]))
     metrics.append({"step": done, "whole_val_loss": loss_of(model, ids[border:], None)})
     return Trained(metrics, samples, moments)
 
@@ -112,7 +113,7 @@ def loss_of(model, split, windows):
     return float(np.mean(losses))
 
 
-def sample(model, start, seed, tokens=200, temperature=0.8):
+def sample(model, start, tokens, seed, temperature=0.8):
     """Token ids that follow `start`, each drawn from the whole distribution of the next token."""
     ids, rng = [start], np.random.default_rng([seed, 0])
     for _ in range(tokens):
