@@ -41,7 +41,7 @@ def signals_arrive():
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch):
-    """Whole ones take most of the time of a tiny run; tests/training/test_evaluation.py has them."""
+    """Whole ones, which tests/training/test_evaluation.py has, take most of a tiny run's time."""
     monkeypatch.setattr(evaluation, "SAMPLE_TOKENS", SAMPLED)
 
 

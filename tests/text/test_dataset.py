@@ -39,7 +39,8 @@ def test_batches_of_a_seed_and_step_are_the_same_in_every_version():
 
 
 def test_batches_of_all_seeds_and_steps_differ():
-    """No stream of batches is another one, shifted: as with seeds that are added to the step."""
+    """No stream of batches meets another: neither by a sum of seed and step, nor by NumPy's reading
+    of [2**32, 0] as [0, 1]."""
     d = dataset("".join(map(chr, range(100, 1100))))       # all characters distinct: row = offset
     batches = {tuple(d.batch(seed, step, 6)[0][:, 0])
                for seed in (*range(12), 1337, 2**32, 2**63 - 1) for step in range(60)}
