@@ -1,13 +1,21 @@
 """Each command as a process, and what only a process shows: terminals, pipes, full disks, memory,
-workers."""
+workers that are killed."""
 
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+import train as train_script
+from npgpt.parallel import can_fork
 from tests.commands.tiny import ENVIRONMENT, TINY, command, everything, process
+from tests.parallel.test_processes import gone
 
 
 def module(*words):
@@ -99,3 +107,61 @@ def test_characters_that_the_terminal_lacks_are_replaced():
     assert re.search(r"^    \?+$", trained.stdout, re.MULTILINE)
     sampled = process("--max-new-tokens=9", script="sample.py", **ascii_only)
     assert (sampled.returncode, sampled.stdout) == (0, "?" * 9 + "\n")
+
+
+several = pytest.mark.skipif(not can_fork(), reason="processes cannot share memory here")
+
+
+@contextmanager
+def training_processes(workers):
+    """An endless run, in its own process group -> process, its workers' pids."""
+    words = [*TINY, "--max-iters=1000000", "--eval-interval=20", "--warmup-iters=2",
+             "--out-dir=run", f"--workers={workers}"]
+    with subprocess.Popen(command(*words), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, start_new_session=True) as running:
+        while not Path("run/latest").exists():
+            assert running.poll() is None
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text()
+        pids = list(map(int, children.split()))
+        assert len(pids) == workers - 1
+        yield running, pids
+        assert gone(pids)
+
+
+@several
+@pytest.mark.parametrize(("workers", "number", "status"), [(1, signal.SIGTERM, 143),
+                                                           (3, signal.SIGINT, 130)])
+def test_signal_reaches_every_process_and_stops_the_run_once(run, workers, number, status):
+    """As Ctrl-C in a terminal does."""
+    with training_processes(workers) as (running, _):
+        os.killpg(running.pid, number)
+        output, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (status, "")
+    [step] = map(int, re.findall(r"stopped at step (\d+); to continue: npgpt train --resume "
+                                 r"--out-dir run\n", output))
+    assert Path("run/latest").read_text() == f"checkpoint-{step}\n"
+    resumed = run(train_script.main, "--resume", "--out-dir=run", f"--max-iters={step + 3}")
+    assert resumed.status == 0
+    assert Path("run/latest").read_text() == f"checkpoint-{step + 3}\n"
+
+
+@several
+def test_killed_worker_ends_the_run_and_the_checkpoint_is_complete(run):
+    with training_processes(3) as (running, pids):
+        os.kill(pids[1], signal.SIGKILL)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert re.fullmatch(r"train.py: worker 2 of 3 was killed by signal 9; run/checkpoint-\d+ is "
+                        r"complete\n", errors)
+    step = int(Path("run/latest").read_text().split("-")[1])
+    assert run(train_script.main, "--resume", "--out-dir=run", "--workers=1",
+               f"--max-iters={step + 1}").status == 0
+
+
+@several
+def test_workers_end_if_the_first_process_is_killed():
+    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    with training_processes(3) as (running, _):
+        running.kill()
+        running.communicate(timeout=60)
+    assert not os.path.isdir("/dev/shm") or set(os.listdir("/dev/shm")) <= shared
