@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +32,12 @@ METAVARS = {"shape": "SIZES", "html": "FILE"}
 
 def main(arguments=None):
     """Run the command -> exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("npgpt explain", lambda: _explain(arguments))
 
 
 def _explain(arguments):
     fields = dataclasses.fields(ExplainConfig)
-    parser = Parser(prog="npgpt explain", usage="npgpt explain [LAYER] [--shape B=2,T=3] ...",
+    parser = Parser(usage="npgpt explain [LAYER] [--shape B=2,T=3] ...",
                     description="Run a layer line by line on small numbers, forward and backward, "
                                 "show what each line makes, and check the gradients. Without "
                                 "LAYER, list the layers.")

@@ -5,7 +5,6 @@ Needs the extra `plot` (matplotlib).
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 from npgpt.checkpoints.run import METRICS
@@ -64,13 +63,11 @@ def draw_losses(metrics, path):
 
 def main(arguments=None):
     """Run the command -> exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("npgpt report", lambda: _report(arguments))
 
 
 def _report(arguments):
-    parser = Parser(prog="npgpt report", description="Draw the losses of a run.",
-                    usage="npgpt report RUN PICTURE")
+    parser = Parser(description="Draw the losses of a run.", usage="npgpt report RUN PICTURE")
     parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")
     parser.add_argument("picture", metavar="PICTURE", help="the file to write: .png, .svg or .pdf")
     given = parser.parse(arguments, [])

@@ -80,6 +80,9 @@ def test_text_may_have_another_name_but_not_another_content(train, resume, home)
     assert (result.status, result.out) == (2, "")
     assert result.err == ("train.py: the text moved.txt is not the one that run was trained on; "
                           "--data takes the path of that text\n")
+    (home / "moved.txt").write_text("é" + TEXT)
+    result = resume("--out-dir=run", "--max-iters=12")
+    assert result.err.startswith("train.py: 'é', character 1 of the text, is not among the 28 ")
 
 
 def changed(path, **values):
@@ -100,6 +103,18 @@ def test_damaged_state_is_refused(train, resume, home, values, message):
     changed(home / "run/checkpoint-5/training.json", **values)
     result = resume("--out-dir=run", "--max-iters=9")
     assert (result.status, result.out, result.err) == (2, "", f"train.py: {message}\n")
+
+
+def test_checkpoint_of_an_older_version_has_the_defaults_of_newer_options(train, resume, home):
+    train("--max-iters=5", "--out-dir=run", "--optimizer=adamw", "--decay=cosine")
+    path = home / "run/checkpoint-5/training.json"
+    values = json.loads(path.read_text())["values"]
+    newer = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
+    changed(path, values={name: values[name] for name in values.keys() - newer})
+    assert resume("--out-dir=run", "--max-iters=9").status == 0
+    saved = json.loads((home / "run/checkpoint-9/training.json").read_text())["values"]
+    assert saved == values | {"max_iters": 9, "workers": None, "muon_lr": 0.03,
+                              "muon_momentum": 0.95}
 
 
 def test_best_loss_that_was_never_measured_is_resumed(train, resume, home):

@@ -74,3 +74,12 @@ def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):
     assert (result.status, result.out) == (2, "")
     assert result.err == ("sample.py: the tokenizer and the model in run/checkpoint-5 have "
                           "different vocabularies\n")
+
+
+def test_help_lists_every_option_with_what_it_takes(run):
+    shown = run(sample_script.main, "--help").out
+    for option in ("--out-dir DIR ", "--prompt TEXT ", "--max-new-tokens N ", "--temperature X ",
+                   "--top-k N ", "--top-p X ", "--seed N ", "--num-samples N ",
+                   "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
+        assert f"\n  {option}" in shown
+    assert "[the newest run in out/]" in " ".join(shown.split()) and "[0.8]" in shown
