@@ -11,7 +11,8 @@ from npgpt.training.step import train_step
 
 @pytest.fixture
 def gpt():
-    return GPT(GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8), dtype="float64")
+    config = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8)
+    return GPT(config, dtype="float64")
 
 
 @pytest.mark.parametrize(("options", "limit"), [
