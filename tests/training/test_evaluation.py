@@ -71,3 +71,17 @@ def test_evaluation_leaves_model_and_data_unchanged(model, data):
     for array, kept in zip((model.params.flat, data.train, data.val), before):
         np.testing.assert_array_equal(array, kept)
     assert evaluate(model, data, c, Single()) == first
+
+
+def test_evaluation_takes_no_larger_batches_than_training(model, data, monkeypatch):
+    """Memory is estimated for them."""
+    rows, loss = [], model.loss
+
+    def counted(idx, targets):
+        rows.append(len(idx))
+        return loss(idx, targets)
+
+    monkeypatch.setattr(model, "loss", counted)
+    mean_loss(model, data, data.val, TrainingConfig(batch_size=4), Single())
+    windows = (len(IDS) - BORDER - 1) // 8
+    assert rows == [4] * (windows // 4) + [windows % 4] and windows % 4
