@@ -154,6 +154,14 @@ def test_best_checkpoint_is_the_one_with_the_lowest_validation_loss(run, train, 
         [f"checkpoint-{best}", "checkpoint-21"])
 
 
+def test_overwritten_run_starts_again(train, home):
+    train("--max-iters=15", "--out-dir=run")
+    train("--max-iters=5", "--out-dir=run", "--overwrite")
+    assert sorted(path.name for path in (home / "run").iterdir()) == [
+        "best", "checkpoint-5", "latest", "metrics.jsonl"]
+    assert [line["step"] for line in metrics("run")] == [0, 5, 5, 5]
+
+
 WILD = ["--learning-rate=100", "--min-lr=100", "--weight-decay=100", "--warmup-iters=0",
         "--grad-clip=0", "--max-iters=400"]
 
