@@ -47,11 +47,12 @@ def test_batches_of_all_seeds_and_steps_differ():
     assert len(batches) == 15 * 60
 
 
-def test_batch_has_the_windows_at_random_offsets():
+@pytest.mark.parametrize(("seed", "words"), [(3, [3, 9]), (5 * 2**32 + 3, [3, 9, 5])])
+def test_batch_has_the_windows_at_random_offsets(seed, words):
     """Computed again, with slices."""
     text = "".join(map(chr, range(100, 1100)))
-    idx, targets = dataset(text, block_size=5).batch(seed=3, step=9, rows=8)
-    offsets = np.random.default_rng([3, 9]).integers(0, 900 - 5, size=8)
+    idx, targets = dataset(text, block_size=5).batch(seed, step=9, rows=8)
+    offsets = np.random.default_rng(words).integers(0, 900 - 5, size=8)
     assert idx.tolist() == [list(range(at, at + 5)) for at in offsets]
     assert targets.tolist() == [list(range(at + 1, at + 6)) for at in offsets]
 
