@@ -56,6 +56,15 @@ def test_source_is_loaded_from_the_path_of_a_text(tmp_path):
     assert (source.name, source.note) == (str(path), "")
     assert source.fingerprint == TokenSource.from_text(ALPHABET).fingerprint
     assert source.tokenizer.decode(source.train) == ALPHABET[:900]
+    larger = CharTokenizer(ALPHABET + "Z")
+    assert load_source(str(path), larger).tokenizer is larger
+
+
+def test_source_of_a_string_has_a_name_and_no_note():
+    source = TokenSource.from_text(ALPHABET)
+    assert (source.name, source.note) == ("text", "")
+    named = TokenSource.from_text(ALPHABET, "book", note="found")
+    assert (named.name, named.note) == ("book", "found")
 
 
 def test_note_of_the_text_is_kept(monkeypatch):

@@ -59,6 +59,14 @@ def test_resumed_run_knows_its_checkpoint():
     assert run.kept == "run/checkpoint-5 is complete"
 
 
+def test_of_equally_good_checkpoints_the_first_is_the_best():
+    run = saved()
+    for run.step, loss, best in ((6, 2.5, 5), (7, 2.75, 5), (8, 2.25, 8), (9, 2.5, 8)):
+        save(run, loss)
+        assert run.directory.checkpoint("best").name == f"checkpoint-{best}"
+        assert run.directory.checkpoint("latest").name == f"checkpoint-{run.step}"
+
+
 class TwoRanks(Single):
     """The first of two ranks, each with memory of its own: the other's shards are 7."""
 
