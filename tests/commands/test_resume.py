@@ -7,7 +7,7 @@ import pytest
 
 import train as train_script
 from npgpt.durable import SUMS
-from tests.commands.tiny import TEXT, metrics, state, weights
+from tests.commands.tiny import TEXT, TINY, metrics, state, weights
 
 
 @pytest.fixture
@@ -83,6 +83,17 @@ def test_text_may_have_another_name_but_not_another_content(train, resume, home)
     (home / "moved.txt").write_text("é" + TEXT)
     result = resume("--out-dir=run", "--max-iters=12")
     assert result.err.startswith("train.py: 'é', character 1 of the text, is not among the 28 ")
+
+
+def test_text_that_was_chosen_for_lack_of_a_network_is_kept(run, resume, monkeypatch, home):
+    monkeypatch.setattr("npgpt.text.load._pydocs", lambda: TEXT)
+    started = run(train_script.main, *TINY[1:], "--max-iters=5", "--out-dir=run")
+    assert started.status == 0 and "; using pydocs, Python's own manual" in started.out
+    (home / "data").mkdir()
+    (home / "data/tinyshakespeare.txt").write_text("not asked for")
+    result = resume("--out-dir=run", "--max-iters=9")
+    assert (result.status, result.err) == (0, "")
+    assert "data    pydocs: 1,760 characters" in result.out and "note " not in result.out
 
 
 def changed(path, **values):

@@ -9,7 +9,7 @@ import sample as sample_script
 import train as train_script
 from npgpt import GPT
 from npgpt.durable import SUMS
-from tests.commands.tiny import TEXT, TINY
+from tests.commands.tiny import TEXT
 
 ALPHABET = sorted(set(TEXT))
 
@@ -54,15 +54,13 @@ def test_samples_without_a_seed_differ(sample):
     assert len(set(texts)) == 6
 
 
-def test_best_checkpoint_of_the_newest_run_is_used(run, home):
-    for name, words in (("a", []), ("b", ["--learning-rate=1", "--min-lr=1", "--weight-decay=3"])):
-        assert run(train_script.main, *TINY, *words, "--eval-interval=2", "--max-iters=8",
-                   f"--out-dir=out/{name}").status == 0
-    (home / "out/b/best").write_text("checkpoint-8\n")
-    shown = run(sample_script.main, "--max-new-tokens=1").err
-    assert shown.startswith("out/b/checkpoint-8, ")
-    best = (home / "out/a/best").read_text().strip()
-    assert run(sample_script.main, "--out-dir=out/a").err.startswith(f"out/a/{best}, ")
+def test_best_checkpoint_of_the_newest_run_is_used(run, train, monkeypatch):
+    train("--max-iters=5", "--out-dir=out/b")
+    losses = [4.0, 3.0, 2.0, 2.5]                        # before the first step, then every fifth
+    monkeypatch.setattr(train_script, "evaluate", lambda *run: (1.0, losses.pop(0)))
+    train("--eval-interval=5", "--max-iters=15", "--workers=1", "--out-dir=out/a")
+    assert run(sample_script.main, "--max-new-tokens=1").err.startswith("out/a/checkpoint-10, ")
+    assert run(sample_script.main, "--out-dir=out/b").err.startswith("out/b/checkpoint-5, ")
 
 
 def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the run is saved and can be resumed. tests/commands/test_processes.py sends
 them to several processes."""
 
+import json
 import signal
 
 import pytest
@@ -31,6 +32,8 @@ def test_signal_ends_the_step_saves_and_says_how_to_continue(run, home, monkeypa
     assert result.out.endswith("\nstopped at step 3; to continue: npgpt train --resume "
                                "--out-dir run\n")
     assert (home / "run/latest").read_text() == (home / "run/best").read_text() == "checkpoint-3\n"
+    state = json.loads((home / "run/checkpoint-3/training.json").read_text())
+    assert state["step"] == 3 and state["best_val_loss"] is None          # not measured yet
     assert run(train_script.main, "--resume", "--out-dir=run").status == 0
     assert (home / "run/latest").read_text() == "checkpoint-20\n"
 

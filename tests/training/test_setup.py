@@ -10,6 +10,7 @@ from npgpt.parallel import Single
 from npgpt.training.request import read_command_line
 from npgpt.training.run import save
 from npgpt.training.setup import build_run
+from tests.training.two_ranks import TwoRanks
 
 SIZES = ["--data=fox.txt", "--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8",
          "--batch-size=3", "--max-iters=9", "--workers=1", "--out-dir=run"]
@@ -65,18 +66,6 @@ def test_of_equally_good_checkpoints_the_first_is_the_best():
         save(run, loss)
         assert run.directory.checkpoint("best").name == f"checkpoint-{best}"
         assert run.directory.checkpoint("latest").name == f"checkpoint-{run.step}"
-
-
-class TwoRanks(Single):
-    """The first of two ranks, each with memory of its own: the other's shards are 7."""
-
-    size = 2
-
-    def all_gather(self, flat, shard):
-        others = np.ones(len(flat), bool)
-        for own in shard:
-            others[own] = False
-        flat[others] = 7
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
