@@ -1,5 +1,6 @@
 """What `train.py` prints and writes, and which options change the result."""
 
+import os
 import re
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import pytest
 
 import train as train_script
 from npgpt.backend import get_device
+from npgpt.parallel import can_fork
 from npgpt.training import estimate, setup
 from tests.commands.tiny import SIZES, TINY, metrics, state, weights
 
@@ -160,6 +162,33 @@ def test_overwritten_run_starts_again(train, home):
     assert sorted(path.name for path in (home / "run").iterdir()) == [
         "best", "checkpoint-5", "latest", "metrics.jsonl"]
     assert [line["step"] for line in metrics("run")] == [0, 5, 5, 5]
+
+
+@pytest.mark.parametrize(("words", "config"), [
+    ([], "baby"), (["--device=gpu"], "baby"), (["--device=cpu"], "laptop"),
+    (["--config=lecture"], "lecture"),
+])
+def test_configuration_follows_from_the_device_unless_it_is_given(device, train, words, config):
+    """There is a GPU."""
+    output = train("--max-iters=1", *words)
+    assert f"config {config} on " in output and f"\nwrites  out/{config}\n" in output
+
+
+@pytest.mark.skipif(not can_fork(), reason="processes cannot share memory here")
+def test_worker_that_ends_early_is_named_with_the_checkpoint(run, monkeypatch):
+    first, original, steps = os.getpid(), train_script.train_step, []
+
+    def train_step(*arguments, **options):
+        steps.append(1)
+        if os.getpid() != first and len(steps) == 13:
+            os._exit(7)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(train_script, "train_step", train_step)
+    result = run(train_script.main, *TINY, "--max-iters=20", "--workers=2", "--out-dir=run")
+    assert result.status == 3
+    assert result.err == ("train.py: worker 1 of 2 ended early, with status 7; run/checkpoint-10 "
+                          "is complete\n")
 
 
 WILD = ["--learning-rate=100", "--min-lr=100", "--weight-decay=100", "--warmup-iters=0",
