@@ -6,6 +6,7 @@ The differences are the four-point differences of npgpt.gradcheck. They do not u
 a backward that agrees with them is right.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def verdict(forward, backward, inputs):
     try:
         report = check_gradients(forward, backward, list(inputs.values()), names=list(inputs))
     except GradientError as error:
-        return float("nan"), str(error)
+        return math.nan, str(error)
     return min(report.of_method.values()), ""
 
 
@@ -92,7 +93,7 @@ def _measured(forward, inputs, dy, h, name, path):
 
 def _check(name, found, measured, dy, brief):
     if np.shape(found) != measured.shape:
-        return Check(name, np.asarray(found), measured, float("nan"), brief)
+        return Check(name, np.asarray(found), measured, math.nan, brief)
     scale = max(np.linalg.norm(found), np.linalg.norm(measured), FLOOR * np.linalg.norm(dy))
     error = np.linalg.norm(found - measured) / scale if scale else 0.0
     return Check(name, found, measured, float(error), brief)
