@@ -55,6 +55,6 @@ GROUPS = [
                "config", "request", "setup", "run", "step", "evaluation"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text"), share=0.1,
           left_out="test_processes"),
-    Group("explain", ("npgpt/explain/measure.py",), ("tests/explain",), share=0.2),
+    Group("explain", ("npgpt/explain/measure.py",), ("tests/explain/test_measure.py",)),
 ]
 MODULES = [module for group in GROUPS for module in group.modules]
