@@ -7,7 +7,6 @@ a backward that agrees with them is right.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from npgpt.explain.nested import leaves, replaced
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.gradcheck.derivative import FLOOR, STEPS, TOLERANCES, central_differences, parts
+from npgpt.gradcheck.leaves import has_gradient
 
 TOLERANCE = TOLERANCES["central"]
 
@@ -72,8 +72,7 @@ def verdict(forward, backward, inputs):
 
 def differentiable(inputs):
     """The inputs that have a gradient: arrays of floats, and mappings of them."""
-    return {name: x for name, x in inputs.items()
-            if isinstance(x, Mapping) or (isinstance(x, np.ndarray) and x.dtype.kind == "f")}
+    return {name: x for name, x in inputs.items() if has_gradient(x)}
 
 
 def _measured(forward, inputs, dy, h, name, path):

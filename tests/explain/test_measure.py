@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from npgpt.explain.measure import Check, check_each_number, verdict
+from npgpt.explain.measure import Check, check_each_number, differentiable, verdict
 
 X = np.array([0.5, -1.0, 2.0])
 DY = np.array([1.0, -2.0, 0.5])
@@ -24,11 +24,31 @@ def test_error_is_relative_to_the_larger_gradient(factor, error):
     assert check.right == (factor == 1)
     assert check.name == "dx" and not check.brief
     np.testing.assert_allclose(check.measured, 3 * DY)
+    assert check.found.tolist() == (3 * DY * factor).tolist()
 
 
 def test_rounding_errors_of_a_gradient_of_zero_are_right():
-    _, (check,) = checks_of(lambda x: (0 * x, ()), np.full(3, 1e-12))
-    assert check.right and check.error < 1e-8
+    """They are relative to a thousandth of dy."""
+    _, (check,) = checks_of(lambda x: (0 * x, ()), np.array([1e-12, 0, 0]))
+    assert check.right
+    assert check.error == pytest.approx(1e-12 / (1e-3 * np.linalg.norm(DY)))
+
+
+def test_nothing_to_differ_is_right():
+    _, (check,) = check_each_number(lambda x: (x, ()), {"x": X}, np.zeros(3), {"x": np.zeros(3)},
+                                    lambda name, path: name)
+    assert check.error == 0
+
+
+def test_measured_gradient_has_the_shape_of_the_input():
+    x = X[:, None]
+    _, (check,) = checks_of(lambda x: (x[:, 0], ()), DY[:, None], {"x": x})
+    assert check.right and check.measured.shape == (3, 1)
+
+
+def test_arrays_of_floats_and_mappings_are_differentiable():
+    inputs = {"x": X, "p": {"w": X}, "idx": np.arange(3), "n": 2, "rate": 0.5, "mask": X > 0}
+    assert differentiable(inputs).keys() == {"x", "p"}
 
 
 @pytest.mark.parametrize(("frequency", "step"), [(1, 1e-5), (6000, 1e-6)])
@@ -50,6 +70,8 @@ def test_parameters_of_a_mapping_are_brief():
 def test_gradient_of_another_shape_is_wrong_and_has_no_error():
     _, (check,) = checks_of(lambda x: (x, ()), np.zeros(2))
     assert math.isnan(check.error) and not check.right and check.brief is False
+    assert check.found.tolist() == [0, 0]
+    np.testing.assert_allclose(check.measured, DY)
 
 
 def test_elements_that_differ_are_marked():

@@ -41,11 +41,8 @@ class Reached:
                        for name, tests in stats["tests_by_mangled_function_name"].items()}
 
     def tests(self, module, function):
-        """Those of the function, or of the whole module if mutmut does not know the function."""
-        found = self._tests.get(f"{module}.{function}")
-        if found is None:
-            found = set().union(*(tests for name, tests in self._tests.items()
-                                  if name.startswith(module + ".")))
+        """All of the group if mutmut does not know the function, as if it is decorated."""
+        found = self._tests.get(f"{module}.{function}", self._duration)
         return sorted(found, key=lambda test: self._duration.get(test, 0))
 
 
