@@ -146,9 +146,9 @@ class _Change(ast.NodeTransformer):
                 for i in range(len(elts) - 1):
                     swapped = [*elts[:i], elts[i + 1], elts[i], *elts[i + 2:]]
                     yield ast.Return(ast.Tuple(swapped, ast.Load()))
-            case ast.If(test):
+            case ast.If(test) if self._function != "constant":
                 yield ast.If(ast.UnaryOp(ast.Not(), test), node.body, node.orelse)
-            case ast.Expr(ast.Call()):
+            case ast.Expr(ast.Call()) if self._function != "constant":
                 yield ast.Pass()
             case ast.comprehension(ifs=[_, *_]):
                 yield ast.comprehension(node.target, node.iter, [], node.is_async)
