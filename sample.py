@@ -32,12 +32,11 @@ class SampleConfig(Sampling):
 
 def main(arguments=None):
     """Generate text with the options of the command line -> exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("sample.py", lambda: sample(arguments))
 
 
 def sample(arguments):
-    parser = Parser(prog="sample.py", description="Generate text with a model trained by train.py.",
+    parser = Parser(description="Generate text with a model trained by train.py.",
                     usage="sample.py [--out-dir DIR] [--prompt TEXT] ...")
     parser.add_argument("--out-dir", metavar="DIR",
                         help="a run, whose best checkpoint is used, or a model directory "

@@ -8,6 +8,7 @@ run that is stopped and resumed gives the same result as an uninterrupted one.
 import sys
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from npgpt.backend import get_device, keep_freed_memory
 from npgpt.cli.command import run_command
@@ -54,7 +55,8 @@ def train(run):
 def main(arguments=None):
     """Train with the options of the command line -> exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with np.errstate(all="ignore"):            # Monitor counts non-finite steps
+    # Monitor counts non-finite steps; several processes limit BLAS's threads, until they end.
+    with np.errstate(all="ignore"), threadpool_limits():
         return run_command("train.py", lambda: start(arguments), LESS_MEMORY)
 
 

@@ -17,10 +17,10 @@ COMMANDS = {
 }
 
 
-def main():
-    """Run the command that the first argument names."""
-    status = run_command("npgpt", lambda: _run(sys.argv[1:]))
-    raise SystemExit(status)
+def main(arguments=None):
+    """Run the command that the first argument names -> exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command("npgpt", lambda: _run(arguments))
 
 
 def _run(arguments):
@@ -44,9 +44,9 @@ def _run(arguments):
     if command == "report":
         from npgpt.report import losses
 
-        return run_command("npgpt report", lambda: losses.main(rest))
+        return losses.main(rest)
     return runpy.run_path(str(bundled(f"{command}.py")))["main"](rest)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,6 +9,7 @@
 
 import os
 import sys
+from contextlib import contextmanager, suppress
 
 from npgpt.errors import RunError, UserError, with_flags
 
@@ -19,24 +20,39 @@ def run_command(name, main, less_memory="use a smaller model"):
 
     less_memory: what to do if memory runs out, with options in backticks.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):        # its encoding may lack a character of the text
-            stream.reconfigure(errors="replace")
+    with _any_character():
+        try:
+            return main() or 0
+        except SystemExit as stop:                # argparse, after --help or --version
+            return stop.code or 0
+        except BrokenPipeError:                   # sample.py | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except KeyboardInterrupt:
+            return 130
+        except UserError as error:
+            status, message = 2, error.message
+        except RunError as error:
+            status, message = 3, error.message
+        except MemoryError as error:
+            status, message = 3, f"out of memory ({str(error).rstrip('.')}); {less_memory}"
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            status, message = 3, f"{where}{error.strerror or error}"
+        print(f"{name}: {' '.join(with_flags(message).split())}", file=sys.stderr)
+        return status
+
+
+@contextmanager
+def _any_character():
+    """A character that the encoding of stdout or stderr lacks is written as "?"."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
     try:
-        return main() or 0
-    except BrokenPipeError:                       # sample.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        return 130
-    except UserError as error:
-        status, message = 2, error.message
-    except RunError as error:
-        status, message = 3, error.message
-    except MemoryError as error:
-        status, message = 3, f"out of memory ({str(error).rstrip('.')}); {less_memory}"
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        status, message = 3, f"{where}{error.strerror or error}"
-    print(f"{name}: {' '.join(with_flags(message).split())}", file=sys.stderr)
-    return status
+        yield
+    finally:
+        for stream, errors in zip(streams, before):
+            with suppress(OSError):               # it flushes, and the disk may be full
+                stream.reconfigure(errors=errors)

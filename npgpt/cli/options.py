@@ -131,7 +131,8 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(flag(field.name), help=text.replace("%", "%%"), **more)
 
     def parse(self, arguments, fields):
-        """Command-line arguments -> name -> value; the values of fields are checked."""
+        """Command-line arguments, None: the program's -> name -> value; the values of fields are
+        checked."""
         found, unknown = self.parse_known_args(arguments)
         if unknown:
             raise UserError(self._unknown(unknown[0].partition("=")[0]))

@@ -30,14 +30,14 @@ class ExplainConfig(Options):
 METAVARS = {"shape": "SIZES", "html": "FILE"}
 
 
-def main(arguments):
+def main(arguments=None):
     """Run the command -> exit status."""
     return run_command("npgpt explain", lambda: _explain(arguments))
 
 
 def _explain(arguments):
     fields = dataclasses.fields(ExplainConfig)
-    parser = Parser(prog="npgpt explain", usage="npgpt explain [LAYER] [--shape B=2,T=3] ...",
+    parser = Parser(usage="npgpt explain [LAYER] [--shape B=2,T=3] ...",
                     description="Run a layer line by line on small numbers, forward and backward, "
                                 "show what each line makes, and check the gradients. Without "
                                 "LAYER, list the layers.")

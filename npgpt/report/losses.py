@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from npgpt.checkpoints.run import METRICS
+from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser
 from npgpt.errors import UserError
 
@@ -60,9 +61,13 @@ def draw_losses(metrics, path):
         raise UserError(f"{path} cannot be written: {error}") from None
 
 
-def main(arguments):
-    parser = Parser(prog="npgpt report", description="Draw the losses of a run.",
-                    usage="npgpt report RUN PICTURE")
+def main(arguments=None):
+    """Run the command -> exit status."""
+    return run_command("npgpt report", lambda: _report(arguments))
+
+
+def _report(arguments):
+    parser = Parser(description="Draw the losses of a run.", usage="npgpt report RUN PICTURE")
     parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")
     parser.add_argument("picture", metavar="PICTURE", help="the file to write: .png, .svg or .pdf")
     given = parser.parse(arguments, [])

@@ -29,7 +29,9 @@ class Dataset:
     def batch(self, seed, step, rows, start=0, stop=None):
         """Rows start..stop of the training batch of (seed, step), which has `rows` rows
         -> idx, targets (stop - start, T). The targets are the tokens one position later."""
-        rng = np.random.default_rng([seed, step])
+        # Each in words of its own. Of two numbers alone, a seed from 2**32 on, which has two words,
+        # could pass for a smaller seed and its step.
+        rng = np.random.default_rng([seed % 2**32, step, seed // 2**32])
         offsets = rng.integers(len(self.train) - self.block_size, size=rows)
         return self.windows(self.train, offsets[start:stop])
 

@@ -165,7 +165,6 @@ def _known_configs():
 def _parser(name, values):
     """The parser of train.py; the help shows the configuration's values as defaults."""
     parser = Parser(
-        prog="train.py",
         usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE] ...",
         description="Train a GPT on a text. Without arguments: a small one on Tiny Shakespeare. "
                     "Ctrl-C stops the run, --resume continues it.",

@@ -1,6 +1,4 @@
-"""`npgpt COMMAND ...`, in this process; tests/test_commands.py runs the commands themselves."""
-
-import sys
+"""`npgpt COMMAND ...`; tests/commands runs the commands themselves."""
 
 import pytest
 
@@ -9,27 +7,24 @@ from npgpt import __main__ as npgpt_main
 from npgpt.report import losses
 
 
-def run(capsys, monkeypatch, *words):
+def run(capsys, *words):
     """-> exit status, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["npgpt", *words])
-    with pytest.raises(SystemExit) as stop:
-        npgpt_main.main()
-    return stop.value.code, *capsys.readouterr()
+    return npgpt_main.main(words), *capsys.readouterr()
 
 
-def test_version_is_one_line(capsys, monkeypatch):
-    assert run(capsys, monkeypatch, "--version") == (0, f"npgpt {npgpt.__version__}\n", "")
+def test_version_is_one_line(capsys):
+    assert run(capsys, "--version") == (0, f"npgpt {npgpt.__version__}\n", "")
 
 
-@pytest.mark.parametrize("script", ["train", "sample", "explain"])
-def test_every_command_with_flags_has_a_version_flag(script, capsys, monkeypatch):
-    assert run(capsys, monkeypatch, script, "--version") == (
+@pytest.mark.parametrize("script", ["train", "sample", "explain", "report"])
+def test_every_command_with_flags_has_a_version_flag(script, capsys):
+    assert run(capsys, script, "--version") == (
         0, f"npgpt {npgpt.__version__}\n", "")
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
-def test_help_lists_the_commands(words, capsys, monkeypatch):
-    status, text, _ = run(capsys, monkeypatch, *words)
+def test_help_lists_the_commands(words, capsys):
+    status, text, _ = run(capsys, *words)
     assert status == 0
     assert [name for name in npgpt_main.COMMANDS if f"\n  {name} " not in text] == []
 
@@ -38,19 +33,19 @@ def test_help_lists_the_commands(words, capsys, monkeypatch):
     ("trian", "; did you mean 'train'? the commands are train, sample, explain, report"),
     ("xyzzy", "; the commands are train, sample, explain, report"),
 ])
-def test_unknown_command_is_refused(word, hint, capsys, monkeypatch):
-    assert run(capsys, monkeypatch, word) == (2, "", f"npgpt: unknown command {word!r}{hint}\n")
+def test_unknown_command_is_refused(word, hint, capsys):
+    assert run(capsys, word) == (2, "", f"npgpt: unknown command {word!r}{hint}\n")
 
 
 def test_report_plots_the_losses_of_a_run(capsys, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(losses, "draw_losses", lambda *what: drawn.append(what))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
-    assert run(capsys, monkeypatch, "report", str(tmp_path), "loss.png") == (0, "", "")
+    assert run(capsys, "report", str(tmp_path), "loss.png") == (0, "", "")
     assert drawn == [([{"step": 1, "loss": 2.5}], "loss.png")]
 
 
-def test_report_of_a_missing_run_is_refused(capsys, monkeypatch, tmp_path):
-    status, _, message = run(capsys, monkeypatch, "report", str(tmp_path / "no"), "loss.png")
+def test_report_of_a_missing_run_is_refused(capsys, tmp_path):
+    status, _, message = run(capsys, "report", str(tmp_path / "no"), "loss.png")
     assert status == 2
     assert message.startswith(f"npgpt report: {tmp_path}/no/metrics.jsonl cannot be read")

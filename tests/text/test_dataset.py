@@ -38,6 +38,32 @@ def test_batches_of_a_seed_and_step_are_the_same_in_every_version():
     assert idx[:, 0].tolist() == FIRST_TOKENS and idx.dtype == targets.dtype == np.uint8
 
 
+def test_batches_of_all_seeds_and_steps_differ():
+    """No stream of batches meets another: neither by a sum of seed and step, nor by NumPy's reading
+    of [2**32, 0] as [0, 1]."""
+    d = dataset("".join(map(chr, range(100, 1100))))       # all characters distinct: row = offset
+    batches = {tuple(d.batch(seed, step, 6)[0][:, 0])
+               for seed in (*range(12), 1337, 2**32, 2**63 - 1) for step in range(60)}
+    assert len(batches) == 15 * 60
+
+
+@pytest.mark.parametrize(("seed", "words"), [(3, [3, 9]), (5 * 2**32 + 3, [3, 9, 5])])
+def test_batch_has_the_windows_at_random_offsets(seed, words):
+    """Computed again, with slices."""
+    text = "".join(map(chr, range(100, 1100)))
+    idx, targets = dataset(text, block_size=5).batch(seed, step=9, rows=8)
+    offsets = np.random.default_rng(words).integers(0, 900 - 5, size=8)
+    assert idx.tolist() == [list(range(at, at + 5)) for at in offsets]
+    assert targets.tolist() == [list(range(at + 1, at + 6)) for at in offsets]
+
+
+def test_every_window_of_the_training_split_is_used_about_equally_often():
+    d = dataset("".join(map(chr, range(100, 200))))        # 90 tokens in 82 windows
+    idx, _ = d.batch(0, 0, 82 * 400)
+    counts = np.bincount(idx[:, 0], minlength=82)
+    assert len(counts) == 82 and counts.min() > 300 and counts.max() < 500
+
+
 def test_batches_cover_the_first_and_last_token_and_stay_inside():
     d = dataset("".join(map(chr, range(100, 200))))       # all characters distinct
     idx, targets = d.batch(0, 0, 20_000)
@@ -49,6 +75,22 @@ def test_windows_are_consecutive():
     idx, targets = d.windows(d.val, d.offsets(d.val))
     np.testing.assert_array_equal(idx.ravel(), d.val[:96])
     np.testing.assert_array_equal(targets.ravel(), d.val[1:97])
+
+
+def test_windows_of_the_splits_share_no_token():
+    d = dataset("".join(map(chr, range(100, 1100))))
+    train, val = (np.unique(d.windows(split, d.offsets(split))) for split in (d.train, d.val))
+    assert train.max() < val.min() == 900
+    assert d.batch(0, 0, 10_000)[1].max() == 899
+
+
+@pytest.mark.parametrize("length", [90, 95, 97, 98, 99])
+def test_windows_end_with_the_last_whole_one(length):
+    """Windows of 8 tokens and one more, in the last tenth."""
+    d = dataset("a" * (length * 10))
+    starts = d.offsets(d.val)
+    assert starts[-1] + 9 <= len(d.val) < starts[-1] + 8 + 9
+    assert starts.tolist() == list(range(0, starts[-1] + 1, 8))
 
 
 def test_windows_are_evenly_spaced():

@@ -16,6 +16,13 @@ def test_splits_are_the_first_nine_tenths_and_the_rest():
     assert source.tokenizer.decode(np.concatenate([source.train, source.val])) == ALPHABET
 
 
+@pytest.mark.parametrize(("length", "border"), [(1, 0), (2, 1), (9, 8), (10, 9), (11, 9), (19, 17),
+                                                (20, 18), (1_115_394, 1_003_854)])
+def test_border_between_the_splits_is_rounded_down(length, border):
+    source = TokenSource.from_text("ab" * (length // 2) + "a" * (length % 2))
+    assert (len(source.train), len(source.val)) == (border, length - border)
+
+
 @pytest.mark.parametrize(("V", "dtype"), [
     (1, np.uint8), (256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32),
 ])
@@ -49,6 +56,15 @@ def test_source_is_loaded_from_the_path_of_a_text(tmp_path):
     assert (source.name, source.note) == (str(path), "")
     assert source.fingerprint == TokenSource.from_text(ALPHABET).fingerprint
     assert source.tokenizer.decode(source.train) == ALPHABET[:900]
+    larger = CharTokenizer(ALPHABET + "Z")
+    assert load_source(str(path), larger).tokenizer is larger
+
+
+def test_source_of_a_string_has_a_name_and_no_note():
+    source = TokenSource.from_text(ALPHABET)
+    assert (source.name, source.note) == ("text", "")
+    named = TokenSource.from_text(ALPHABET, "book", note="found")
+    assert (named.name, named.note) == ("book", "found")
 
 
 def test_note_of_the_text_is_kept(monkeypatch):

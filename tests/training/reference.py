@@ -1,40 +1,59 @@
 """An independent reference trainer in a few lines.
 
-Only the model's gradients are npgpt's. Batches, schedule, clipping, AdamW and Muon are implemented
-again, as simply as possible and for one parameter at a time. Nothing is imported from npgpt.optim,
-npgpt.training or npgpt.parallel.
+Only the model and its gradients are npgpt's. Batches, schedule, clipping, AdamW, Muon, evaluations
+and samples are implemented again, as simply as possible and for one parameter at a time. Nothing is
+imported from npgpt.optim, npgpt.training, npgpt.parallel or npgpt.text.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from npgpt.layers import Key
 
 
-def train(model, ids, c, steps):
-    """Train a GPT on token ids. config: has the names of train.py's options."""
-    state = {name: [np.zeros(w.shape), np.zeros(w.shape)] for name, w in model.params.items()}
+class Trained(NamedTuple):
+    """What a run leaves behind, apart from the model."""
+
+    metrics: list           # the lines of metrics.jsonl, without times
+    samples: list           # the token ids of the sample that each evaluation shows
+    moments: dict           # name of a parameter -> its first and second moment
+
+
+def train(model, ids, c, start, sampled):
+    """Train a GPT on token ids -> Trained. c: the value of each option of train.py, by its name.
+    start: the token id that samples begin with; sampled: the number of their tokens."""
+    moments = {name: (np.zeros(w.shape), np.zeros(w.shape)) for name, w in model.params.items()}
     rows, T = c["batch_size"] * c["grad_accum"], model.config.block_size
-    train_ids = ids[:int(0.9 * len(ids))]
-    for step in range(steps):
-        starts = np.random.default_rng([c["seed"], step]).integers(len(train_ids) - T, size=rows)
-        windows = np.array([train_ids[start:start + T + 1] for start in starts])
+    border = len(ids) * 9 // 10
+    metrics = [evaluation(model, ids, c, 0)]
+    samples = [sample(model, start, sampled, c["seed"])]
+    for step in range(c["max_iters"]):
+        rng = np.random.default_rng([c["seed"], step])
+        windows = np.array([ids[at:at + T + 1] for at in rng.integers(border - T, size=rows)])
         key = Key(c["seed"], step)
-        _, grads = model.loss_and_grads(windows[:, :-1], windows[:, 1:], key)    # all rows at once
-        grads = {name: g.astype(np.float64) for name, g in grads.items()}
-        norm = math.sqrt(sum((g * g).sum() for g in grads.values()))
+        loss, grads = model.loss_and_grads(windows[:, :-1], windows[:, 1:], key)  # all rows at once
+        norm = math.sqrt(sum((g.astype(np.float64)**2).sum() for g in grads.values()))
         clip = min(1.0, c["grad_clip"] / (norm + 1e-6)) if c["grad_clip"] else 1.0
         lr = learning_rate(step, c)
         for name, g in grads.items():
-            is_matrix = name.startswith("h.") and g.ndim == 2
-            if c["optimizer"] == "muon" and is_matrix:
-                update = muon(g * clip, state[name], c)
-                rate = lr * c["muon_lr"] / c["learning_rate"]
+            w, g = model.params[name], g.astype(np.float64) * clip
+            if c["optimizer"] == "muon" and name.startswith("h.") and g.ndim == 2:
+                update, rate = muon(g, moments[name], c), lr * c["muon_lr"] / c["learning_rate"]
             else:
-                update, rate = adamw(g * clip, state[name], step + 1, c), lr
+                update, rate = adamw(g, moments[name], step + 1, c), lr
             decay = c["weight_decay"] if g.ndim == 2 else 0.0
-            model.params[name] -= (rate * (update + decay * model.params[name])).astype(np.float32)
+            w -= (rate * (update + decay * w)).astype(w.dtype)
+        done = step + 1
+        if done % c["log_interval"] == 0:
+            metrics.append({"step": done, "loss": float(loss), "learning_rate": lr,
+                            "grad_norm": norm})
+        if done % c["eval_interval"] == 0 or done == c["max_iters"]:
+            metrics.append(evaluation(model, ids, c, done))
+            samples.append(sample(model, start, sampled, c["seed"]))
+    metrics.append({"step": done, "whole_val_loss": loss_of(model, ids[border:], None)})
+    return Trained(metrics, samples, moments)
 
 
 def learning_rate(step, c):
@@ -49,15 +68,15 @@ def learning_rate(step, c):
     return top - (top - bottom) * done
 
 
-def adamw(g, state, t, c):
-    m, v = state
+def adamw(g, moments, t, c):
+    m, v = moments
     m[...] = c["beta1"] * m + (1 - c["beta1"]) * g
     v[...] = c["beta2"] * v + (1 - c["beta2"]) * g**2
     return (m / (1 - c["beta1"]**t)) / (np.sqrt(v / (1 - c["beta2"]**t)) + 1e-8)
 
 
-def muon(g, state, c):
-    m, beta = state[0], c["muon_momentum"]
+def muon(g, moments, c):
+    m, beta = moments[0], c["muon_momentum"]
     m[...] = beta * m + (1 - beta) * g
     nesterov = (1 - beta) * g + beta * m
     n_in, n_out = g.shape
@@ -73,3 +92,33 @@ def newton_schulz(x):
         square = x @ x.T
         x = 3.4445 * x - 4.7750 * square @ x + 2.0315 * square @ square @ x
     return x
+
+
+def evaluation(model, ids, c, step):
+    """Both splits, over batch_size * eval_iters windows of each."""
+    border, windows = len(ids) * 9 // 10, c["batch_size"] * c["eval_iters"]
+    return {"step": step, "train_loss": loss_of(model, ids[:border], windows),
+            "val_loss": loss_of(model, ids[border:], windows)}
+
+
+def loss_of(model, split, windows):
+    """The mean loss over this number of windows, spread over a split from its beginning to its last
+    whole window; None: over all. They do not overlap, and have no dropout."""
+    T = model.config.block_size
+    starts = [at for at in range(0, len(split), T) if at + T + 1 <= len(split)]
+    if windows is not None and windows < len(starts):
+        gap = (len(starts) - 1) / (windows - 1) if windows > 1 else 0
+        starts = [starts[round(i * gap)] for i in range(windows)]
+    losses = [model.loss(split[None, at:at + T], split[None, at + 1:at + T + 1]) for at in starts]
+    return float(np.mean(losses))
+
+
+def sample(model, start, tokens, seed, temperature=0.8):
+    """Token ids that follow `start`, each drawn from the whole distribution of the next token."""
+    ids, rng = [start], np.random.default_rng([seed, 0])
+    for _ in range(tokens):
+        logits = model.logits(np.array([ids[-model.config.block_size:]]))[0, -1]
+        weights = np.exp(logits.astype(np.float64) / temperature)
+        ids.append(int(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(),
+                                       side="right")))
+    return ids[1:]

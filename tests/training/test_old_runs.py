@@ -6,18 +6,16 @@ one and with two workers, and what 0.1.0 itself made of them by step 9. They wer
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
-ROOT = Path(__file__).parents[2]
+import train
+
 RUNS = Path(__file__).parent / "runs"
 MADE_WITH = "2.4.6", "SkylakeX"
 FILES = "model.safetensors", "training.safetensors"
@@ -31,14 +29,12 @@ def rounds_as_then():
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_run_of_an_older_npgpt_goes_on_to_the_same_bits(optimizer, workers, tmp_path):
+def test_run_of_an_older_npgpt_goes_on_to_the_same_bits(optimizer, workers, tmp_path, monkeypatch):
     shutil.copytree(RUNS / f"{optimizer}-{workers}", tmp_path / "run")
     shutil.copy(RUNS / "text.txt", tmp_path)
-    result = subprocess.run(
-        [sys.executable, ROOT / "train.py", "--resume", "--out-dir=run", "--max-iters=9"],
-        cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"})
-    assert (result.returncode, result.stderr) == (0, "")
+    monkeypatch.chdir(tmp_path)
+    with threadpool_limits(1):
+        assert train.main(["--resume", "--out-dir=run", "--max-iters=9"]) == 0
     for name in FILES:
         expected = load_file(RUNS / f"{optimizer}-{workers}" / "expected" / name)
         found = load_file(tmp_path / "run/checkpoint-9" / name)

@@ -1,0 +1,64 @@
+"""The commands in this process: `main(arguments)` in a working directory with a small text."""
+
+import signal
+import urllib.error
+import urllib.request
+from typing import NamedTuple
+
+import pytest
+
+import train as train_script
+from npgpt.training import evaluation
+from tests.commands.tiny import SAMPLED, TEXT, TINY
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """The working directory, with a small text and without a network."""
+    def refuse(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.txt").write_text(TEXT)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def signals_arrive():
+    """If a shell starts the tests in the background, they and their child processes ignore Ctrl-C;
+    this undoes it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch):
+    """Whole ones, which tests/training/test_evaluation.py has, take most of a tiny run's time."""
+    monkeypatch.setattr(evaluation, "SAMPLE_TOKENS", SAMPLED)
+
+
+@pytest.fixture
+def run(capsys):
+    """-> function: the main of a command, words -> exit status, stdout, stderr."""
+    def call(main, *words):
+        capsys.readouterr()
+        return Result(main(list(words)), *capsys.readouterr())
+    return call
+
+
+@pytest.fixture
+def train(run):
+    """-> function: words -> the output of a tiny run that succeeds."""
+    def call(*words):
+        result = run(train_script.main, *TINY, *words)
+        assert (result.status, result.err) == (0, "")
+        return result.out
+    return call

@@ -1,0 +1,160 @@
+"""train.py follows the reference trainer step by step, to rounding.
+
+What is compared is everything that a run leaves: every line of metrics.jsonl, the losses and the
+samples that it shows, the parameters, and the optimiser's moments.
+"""
+
+import re
+import signal
+import tomllib
+from functools import cache
+
+import numpy as np
+import pytest
+
+import train as train_script
+from npgpt import GPT, GPTConfig
+from tests.commands.tiny import ROOT, SAMPLED, TEXT, metrics, state, weights
+from tests.training import reference
+
+ALPHABET = sorted(set(TEXT))
+MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}
+SIZES = MODEL | {"batch_size": 4, "max_iters": 20, "eval_interval": 10, "eval_iters": 3,
+                 "log_interval": 1}
+DEFAULTS = {"grad_accum": 1, "hold": 0.0, "beta1": 0.9, "grad_clip": 1.0, "weight_decay": 0.1,
+            "seed": 1337, "lr_decay_iters": 20, "warmup_iters": 1}
+OTHERS = {"dropout": 0.2, "grad_accum": 3, "max_iters": 12, "eval_interval": 5, "log_interval": 2,
+          "learning_rate": 0.01, "min_lr": 2e-3, "warmup_iters": 3, "lr_decay_iters": 10,
+          "weight_decay": 0.3, "beta1": 0.8, "beta2": 0.95, "grad_clip": 0.3, "seed": 9}
+ADAMW = {"optimizer": "adamw"}
+CASES = {       # configuration, flags, values that follow from the flags
+    "laptop": ("laptop", {}, {}),
+    "laptop, adamw": ("laptop", ADAMW, {"learning_rate": 1e-3, "min_lr": 1e-4}),
+    "baby": ("baby", {}, {}),
+    "lecture": ("lecture", {}, {}),
+    "muon": ("laptop", OTHERS | {"muon_lr": 0.05, "muon_momentum": 0.7, "hold": 0.5}, {}),
+    "adamw": ("laptop", OTHERS | ADAMW | {"decay": "cosine"}, {}),
+}
+TOLERANCE = {"float64": {"rtol": 1e-9, "atol": 1e-11}, "float32": {"rtol": 1e-3, "atol": 1e-4}}
+
+
+def flags(values):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def values_of(case):
+    """A configuration has laptop's values for what it lacks."""
+    name, given, more = CASES[case]
+    laptop, file = (tomllib.loads((ROOT / "configs" / f"{which}.toml").read_text())
+                    for which in ("laptop", name))
+    return DEFAULTS | laptop | file | SIZES | given | more
+
+
+@cache
+def expected(case, dtype):
+    """-> GPT, Trained."""
+    c = values_of(case)
+    names = [*MODEL, "dropout", "activation", "tie_weights", "attn_bias", "head_bias"]
+    config = GPTConfig(vocab_size=len(ALPHABET), **{name: c[name] for name in names if name in c})
+    model = GPT(config, seed=c["seed"], dtype=dtype)
+    ids = np.array([ALPHABET.index(character) for character in TEXT])
+    return model, reference.train(model, ids, c, ALPHABET.index("\n"), SAMPLED)
+
+
+def assert_follows(folder, case, dtype):
+    """What a run has written to a directory is what the reference trainer makes."""
+    model, trained = expected(case, dtype)
+    tolerance = TOLERANCE[dtype]
+    lines = [{name: value for name, value in line.items()
+              if name not in ("seconds", "tokens_per_second")} for line in metrics(folder)]
+    assert [list(line) for line in lines] == [list(line) for line in trained.metrics]
+    for found, line in zip(lines, trained.metrics):
+        np.testing.assert_allclose(list(found.values()), list(line.values()), **tolerance,
+                                   err_msg=str(line))
+
+    losses = {line["step"]: line["val_loss"] for line in trained.metrics if "val_loss" in line}
+    del losses[0]                                         # before the first step nothing is saved
+    best, latest = min(losses, key=losses.get), max(losses)
+    assert (folder / "best").read_text() == f"checkpoint-{best}\n"
+    assert (folder / "latest").read_text() == f"checkpoint-{latest}\n"
+
+    found = weights(folder / f"checkpoint-{latest}")
+    for name, w in model.params.items():
+        assert found[name].dtype == dtype
+        np.testing.assert_allclose(found[name], w, **tolerance, err_msg=name)
+    saved = state(folder / f"checkpoint-{latest}")
+    n_muon = len(saved.get("muon.m", ()))
+    for name, where in model.params.slices.items():
+        if where.stop > model.params.n_trainable:
+            continue
+        kept = ([saved["muon.m"][where]] if where.stop <= n_muon else
+                [saved[key][where.start - n_muon:where.stop - n_muon]
+                 for key in ("adamw.m", "adamw.v")])
+        for array, moment in zip(kept, trained.moments[name]):
+            np.testing.assert_allclose(array, moment.ravel(), **tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_training_follows_the_reference_trainer(case, workers, run, home):
+    name, given, _ = CASES[case]
+    result = run(train_script.main, "--data=fox.txt", f"--config={name}", "--dtype=float64",
+                 f"--workers={workers}", *flags(SIZES | given))
+    assert (result.status, result.err) == (0, "")
+    assert_follows(home / f"out/{name}", case, "float64")
+
+    _, trained = expected(case, "float64")
+    shown, samples = "", iter(trained.samples)
+    for line in trained.metrics:
+        if "val_loss" in line:
+            text = "".join(ALPHABET[i] for i in next(samples)).strip("\n")
+            shown += (f"step {line['step']}/{values_of(case)['max_iters']}  "
+                      f"train {line['train_loss']:.4f}  val {line['val_loss']:.4f}\n"
+                      + "".join(f"    {of_text}\n" for of_text in text.split("\n")))
+    shown += f"validation loss {trained.metrics[-1]['whole_val_loss']:.4f} over the whole split"
+    assert shown in result.out
+
+
+@pytest.mark.parametrize("case", ["laptop", "laptop, adamw"])
+def test_default_training_in_float32_follows_the_reference_trainer(case, run, home):
+    """Nothing is given but sizes: not the configuration, the precision or the workers."""
+    result = run(train_script.main, "--data=fox.txt", "--device=cpu",
+                 *flags(SIZES | CASES[case][1]))
+    assert (result.status, result.err) == (0, "")
+    assert_follows(home / "out/laptop", case, "float32")
+
+
+def stopping_at(step, monkeypatch):
+    """Ctrl-C during a step, counted from 1 in this run."""
+    original, count = train_script.train_step, 0
+
+    def train_step(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(train_script, "train_step", train_step)
+
+
+@pytest.mark.parametrize("case", ["muon", "adamw"])
+@pytest.mark.parametrize(("workers", "steps"), [(1, 1), (1, 4), (2, 1)])
+def test_run_stopped_and_resumed_again_and_again_follows_the_reference_trainer(
+        case, workers, steps, run, home, monkeypatch):
+    """By Ctrl-C, after one or four steps each time. With two workers it takes one step more."""
+    words = ["--data=fox.txt", "--dtype=float64", f"--workers={workers}", "--out-dir=run",
+             *flags(SIZES | CASES[case][1])]
+    stops = []
+    while True:
+        with monkeypatch.context() as patch:
+            stopping_at(steps, patch)
+            result = run(train_script.main, *words)
+        if result.status == 0:
+            break
+        assert (result.status, result.err) == (130, "")
+        stops.append(int(re.search(r"stopped at step (\d+); ", result.out)[1]))
+        words = ["--resume", "--out-dir=run"]
+    last, more = values_of(case)["max_iters"], workers - 1
+    assert stops == list(range(steps + more, last, steps + more))
+    assert_follows(home / "run", case, "float64")

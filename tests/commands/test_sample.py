@@ -1,0 +1,83 @@
+"""What `sample.py` prints. tests/models/test_generate.py checks the distribution of tokens."""
+
+import re
+
+import numpy as np
+import pytest
+
+import sample as sample_script
+import train as train_script
+from npgpt import GPT
+from npgpt.durable import SUMS
+from tests.commands.tiny import TEXT
+
+ALPHABET = sorted(set(TEXT))
+
+
+@pytest.fixture
+def sample(run, train):
+    """-> function: words -> what sample.py prints about a run of five steps in out/laptop."""
+    train("--max-iters=5")
+
+    def call(*words):
+        result = run(sample_script.main, *words)
+        assert result.status == 0
+        assert result.err == "out/laptop/checkpoint-5, 4,016 parameters\n"
+        return result.out
+    return call
+
+
+def test_samples_continue_the_prompt_and_differ(sample):
+    options = ["--prompt", "the qu", "--max-new-tokens=30", "--seed=1", "--top-k=5"]
+    first, second = sample(*options, "--num-samples=2").removesuffix("\n").split(
+        "\n" + "-" * 40 + "\n")
+    assert first.startswith("the qu") and second.startswith("the qu") and first != second
+    assert len(first) == len(second) == 36
+    assert sample(*options, "--out-dir", "out/laptop") == first + "\n"
+    assert sample(*options, "--seed=2") == second + "\n"
+    assert sample(*options, "--out-dir", "out/laptop/checkpoint-5") == first + "\n"
+
+
+def test_most_likely_text_follows_the_models_logits(sample):
+    """Without a prompt it starts from the line break, which is not printed."""
+    model = GPT.from_pretrained("out/laptop/checkpoint-5")
+    ids = [ALPHABET.index("\n")]
+    for _ in range(25):                                  # longer than the context of 16
+        ids.append(int(np.argmax(model.logits(np.array([ids[-16:]]))[0, -1])))
+    expected = "".join(ALPHABET[i] for i in ids[1:])
+    assert sample("--temperature=0", "--max-new-tokens=25") == expected + "\n"
+
+
+def test_samples_without_a_seed_differ(sample):
+    words = ["--max-new-tokens=60", "--num-samples=3"]
+    texts = sample(*words).split("-" * 40) + sample(*words).split("-" * 40)
+    assert len(set(texts)) == 6
+
+
+def test_best_checkpoint_of_the_newest_run_is_used(run, train, monkeypatch):
+    train("--max-iters=5", "--out-dir=out/b")
+    losses = [4.0, 3.0, 2.0, 2.5]                        # before the first step, then every fifth
+    monkeypatch.setattr(train_script, "evaluate", lambda *run: (1.0, losses.pop(0)))
+    train("--eval-interval=5", "--max-iters=15", "--workers=1", "--out-dir=out/a")
+    assert run(sample_script.main, "--max-new-tokens=1").err.startswith("out/a/checkpoint-10, ")
+    assert run(sample_script.main, "--out-dir=out/b").err.startswith("out/b/checkpoint-5, ")
+
+
+def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):
+    train("--max-iters=5", "--out-dir=run")
+    path = home / "run/checkpoint-5/tokenizer.json"
+    path.write_text(re.sub(r',\s*"z": 27', "", path.read_text()))
+    path.with_name(SUMS).unlink()
+    result = run(sample_script.main, "--out-dir=run")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == ("sample.py: the tokenizer and the model in run/checkpoint-5 have "
+                          "different vocabularies\n")
+
+
+def test_help_lists_every_option_with_what_it_takes(run):
+    shown = run(sample_script.main, "--help").out
+    for option in ("--out-dir DIR ", "--prompt TEXT ", "--max-new-tokens N ", "--temperature X ",
+                   "--top-k N ", "--top-p X ", "--seed N ", "--num-samples N ",
+                   "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
+        assert f"\n  {option}" in shown
+    assert "[the newest run in out/]" in " ".join(shown.split()) and "[0.8]" in shown

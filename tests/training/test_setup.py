@@ -1,0 +1,120 @@
+"""A run before its first step, new and resumed, and what it saves."""
+
+import numpy as np
+import pytest
+
+from npgpt import UserError, kernels
+from npgpt.backend import get_device
+from npgpt.layers import LAYERS
+from npgpt.parallel import Single
+from npgpt.training.request import read_command_line
+from npgpt.training.run import save
+from npgpt.training.setup import build_run
+from tests.training.two_ranks import TwoRanks
+
+SIZES = ["--data=fox.txt", "--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8",
+         "--batch-size=3", "--max-iters=9", "--workers=1", "--out-dir=run"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+
+
+def build(*words):
+    return build_run(read_command_line(words, lambda device: "laptop"))
+
+
+def saved(*words):
+    """A run that has written a checkpoint of its fifth step."""
+    run = build(*SIZES, *words)
+    run.directory.begin(0)
+    run.step = 5
+    save(run, val_loss=2.5)
+    return run
+
+
+def test_nothing_is_written_before_training(tmp_path):
+    build(*SIZES)
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.txt"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_new_and_resumed_run_are_on_the_device_with_its_layers(device, monkeypatch, fused):
+    monkeypatch.setattr(kernels, "fused_layers", lambda on: {"gelu": LAYERS["relu"]})
+    words = ["--device=gpu", *(["--fused"] if fused else [])]
+    for run in (saved(*words), build("--resume", "--out-dir=run")):
+        assert run.model.device is device and run.data.device is device
+        assert isinstance(run.data.train, device.arrays)
+        assert (run.model.layers.gelu_forward is LAYERS["relu"].forward) == fused
+        assert run.model.dtype == device.default_dtype
+
+
+def test_resumed_run_knows_its_checkpoint():
+    """So that an error names it, and Ctrl-C before the next step does not write it again."""
+    assert build(*SIZES, "--overwrite").kept == "there is no checkpoint yet"
+    saved()
+    run = build("--resume", "--out-dir=run")
+    assert (run.step, run.saved_step, run.best_val_loss) == (5, 5, 2.5)
+    assert run.kept == "run/checkpoint-5 is complete"
+
+
+def test_of_equally_good_checkpoints_the_first_is_the_best():
+    run = saved()
+    for run.step, loss, best in ((6, 2.5, 5), (7, 2.75, 5), (8, 2.25, 8), (9, 2.5, 8)):
+        save(run, loss)
+        assert run.directory.checkpoint("best").name == f"checkpoint-{best}"
+        assert run.directory.checkpoint("latest").name == f"checkpoint-{run.step}"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_checkpoint_has_the_moments_of_every_rank(optimizer):
+    run = build(*SIZES, f"--optimizer={optimizer}")
+    run.comm, run.step = TwoRanks(), 5
+    run.optimizer.set_rank(0, 2)
+    run.directory.begin(0)
+    save(run)
+    found = build("--resume", "--out-dir=run").optimizer.state
+    for array, name in zip(found.values(), found, strict=True):
+        assert set(np.unique(array)) == {0, 7}, name
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--workers=2 --device=gpu", "`workers` is for a CPU, and this run is on "),
+    ("--workers=4", "`workers` must be at most `batch_size`, 3, because each computes some"),
+    ("--dtype=tf32", "`dtype` must be float32 or float64 on CPU"),
+    ("--fused", "`fused` needs a GPU, and this run is on CPU"),
+])
+def test_what_a_device_does_not_support_is_refused(device, words, message):
+    with pytest.raises(UserError) as error:
+        build(*SIZES[:-2], "--device=cpu", *words.split())
+    assert error.value.message.startswith(message)
+
+
+def test_number_of_processes_is_refused_or_noted_only_if_it_is_asked_for(monkeypatch):
+    """A checkpoint of another machine may have more than this one takes."""
+    cores = get_device("cpu").cores
+    words = [word for word in SIZES if not word.startswith(("--batch", "--workers"))]
+    many = [f"--workers={cores + 1}", f"--batch-size={cores + 1}"]
+    note = [f"{cores + 1} processes share {cores} cores, and are slower than {cores}"]
+    run = build(*words, *many)
+    assert run.notes == note and run.comm.size == cores + 1
+    run.comm = Single()
+    run.directory.begin(0)
+    run.step = 5
+    save(run)
+    assert build("--resume", "--out-dir=run").notes == []
+    assert build("--resume", "--out-dir=run", many[0]).notes == note
+    monkeypatch.setattr("npgpt.training.setup.can_fork", lambda: False)
+    assert build(*SIZES[:-1], "--workers=2").notes == ["1 process: several need Linux"]
+    assert build(*SIZES[:-1], "--workers=1").notes == []
+
+
+def test_file_that_cannot_be_read_is_named(monkeypatch):
+    def fail(*arguments):
+        raise OSError(5, "Input/output error", "fox.txt")
+
+    monkeypatch.setattr("npgpt.training.setup.load_source", fail)
+    with pytest.raises(UserError, match=r"^fox\.txt: Input/output error$"):
+        build(*SIZES)
