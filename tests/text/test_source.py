@@ -78,14 +78,3 @@ def test_note_of_the_text_is_kept(monkeypatch):
 def test_tokenizer_that_does_not_know_the_text_is_refused():
     with pytest.raises(UserError, match="'c', character 3 of the text"):
         TokenSource.from_text("abc", tokenizer=CharTokenizer("ab"))
-
-
-def test_source_is_loaded_with_the_tokenizer_of_a_checkpoint(tmp_path):
-    (tmp_path / "a.txt").write_text("abc")
-    tokenizer = CharTokenizer("abcd")
-    assert load_source(tmp_path / "a.txt", tokenizer).tokenizer is tokenizer
-
-
-def test_string_is_a_text_without_an_origin():
-    source = TokenSource.from_text("abc")
-    assert (source.name, source.note) == ("text", "")
