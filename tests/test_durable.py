@@ -31,6 +31,12 @@ def test_directory_contains_its_files_and_hashes_only(tmp_path):
     assert (target / "SHA256SUMS").read_text() == f"{digest}  a.json\n"
 
 
+def test_others_may_read_also_what_was_written_for_the_owner_alone(tmp_path):
+    with atomic_directory(tmp_path / "m", FILES) as folder:
+        (folder / "a.json").touch(mode=0o600)
+    assert (tmp_path / "m" / "a.json").stat().st_mode & 0o777 == 0o644
+
+
 def test_names_and_texts_are_utf_8(tmp_path):
     with atomic_directory(tmp_path / "m", FILES) as folder:
         write_json(folder / "é.json", {})

@@ -36,7 +36,7 @@ class RunDirectory:
     def __init__(self, path, name=None):
         self.path = path
         self._name = name        # of a new directory in out/, created by `begin`
-        self._is_new = False     # this run has not saved a checkpoint yet
+        self._has_best = True    # `best` does not name a checkpoint of a run that is overwritten
 
     @classmethod
     def new(cls, out_dir, name, overwrite):
@@ -48,10 +48,10 @@ class RunDirectory:
             if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path} is a file; `out_dir` takes a directory")
         if run._holds_a_run() and not overwrite:
-            if not run._holds_a_run(besides_metrics=True):
-                raise UserError(f"{run.path} contains the metrics of a run that was not saved; "
-                                "`overwrite` replaces it, another `out_dir` keeps both")
             raise UserError(f"{run.path} already contains a run; `resume` continues it, "
+                            "`overwrite` replaces it, another `out_dir` keeps both")
+        if (run.path / METRICS).is_file() and not overwrite:
+            raise UserError(f"{run.path} contains the metrics of a run that was not saved; "
                             "`overwrite` replaces it, another `out_dir` keeps both")
         run._try_writing()
         return run
@@ -74,7 +74,7 @@ class RunDirectory:
     def checkpoint(self, which):
         """The path of the checkpoint that `which`, "latest" or "best", names."""
         try:
-            name = (self.path / which).read_text(encoding="utf-8").strip()
+            name = (self.path / which).read_bytes().decode().strip()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / which} cannot be read: {error}") from None
         if self.path / name not in self._checkpoints():
@@ -92,17 +92,19 @@ class RunDirectory:
                 break
             except FileExistsError:              # another run has just created it
                 self.path = _first_free(self._name)
-        self._is_new = step == 0
+        self._has_best = step > 0
         for left in self.path.glob(".checkpoint-*"):      # by a run that was killed while saving
             shutil.rmtree(left, ignore_errors=True)
         metrics = self.path / METRICS
-        text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
-        kept = [line for line in text.splitlines() if step and _step_of(line) <= step]
+        kept = []
+        if step and metrics.exists():
+            lines = metrics.read_bytes().decode(errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
         write_text(metrics, "".join(line + "\n" for line in kept))
 
     def discard(self):
         """Undo `begin` if nothing has been saved."""
-        if not self._holds_a_run(besides_metrics=True):
+        if not self._holds_a_run():
             (self.path / METRICS).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
@@ -117,9 +119,9 @@ class RunDirectory:
             write_json(folder / STATE, state)
             tokenizer.save(folder)
         write_text(self.path / "latest", target.name + "\n")
-        if is_best or self._is_new:
+        if is_best or not self._has_best:
             write_text(self.path / "best", target.name + "\n")
-        self._is_new = False
+            self._has_best = True
         kept = {self.checkpoint("latest"), self.checkpoint("best")}
         for path in self._checkpoints() - kept:
             shutil.rmtree(path)
@@ -136,8 +138,8 @@ class RunDirectory:
     def log(self, **values):
         """Append a line to metrics.jsonl; non-finite values are written as null."""
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        with open(self.path / METRICS, "ab") as file:
+            file.write((json.dumps(values) + "\n").encode())
 
     def _checkpoints(self):
         """The checkpoints that `save` wrote."""
@@ -145,17 +147,16 @@ class RunDirectory:
                 if re.fullmatch(r"checkpoint-\d+", path.name)
                 and (path / STATE).is_file() and not path.is_symlink()}
 
-    def _holds_a_run(self, besides_metrics=False):
-        names = ("latest", "best") if besides_metrics else ("latest", "best", METRICS)
-        return bool(self._checkpoints()) or any((self.path / name).is_file() for name in names)
+    def _holds_a_run(self):
+        """Whether a run has saved something."""
+        return bool(self._checkpoints()) or any(
+            (self.path / name).is_file() for name in ("latest", "best"))
 
     def _try_writing(self):
         """Raise UserError if the directory is not writable. Nothing is left behind."""
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.is_dir())
         try:
-            descriptor, name = tempfile.mkstemp(dir=there)
-            os.close(descriptor)
-            os.unlink(name)
+            tempfile.TemporaryFile(dir=there).close()
         except OSError as error:
             raise UserError(f"{there} cannot be written to: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from npgpt.durable import write_text
 from npgpt.errors import UserError
 
 NAMES = ("shakespeare", "pydocs")
@@ -56,7 +57,7 @@ def load_text(name=None):
         return Text(name, _pydocs())
     if name == "":
         raise UserError(f"`data` is empty; it takes {TAKES}")
-    if re.match(r"[a-z][a-z0-9+.-]*://", str(name), re.IGNORECASE):
+    if re.match(r"[\w+.-]+://", str(name)):
         raise UserError(f"`data` takes a file, got the address {name!r}; download it first")
     return Text(str(name), read_text(Path(name)))
 
@@ -65,7 +66,7 @@ def read_text(path):
     """The text of a UTF-8 file, without a byte-order mark. Raises UserError."""
     try:
         mode = os.stat(path).st_mode
-        data = path.read_bytes() if stat.S_ISREG(mode) else b""         # reading a pipe may block
+        data = path.read_bytes() if stat.S_ISREG(mode) else None        # reading a pipe may block
     except FileNotFoundError:
         hint = _similar(path) or ";"
         raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}") from None
@@ -76,7 +77,7 @@ def read_text(path):
         kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
         raise UserError(f"{path} is {kind}; `data` takes a text file")
     try:
-        text = data.decode("utf-8").removeprefix("\ufeff")      # the byte-order mark
+        text = data.decode().removeprefix("\ufeff")      # the byte-order mark
     except UnicodeDecodeError as error:
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise UserError(f"{path} is not UTF-8 (byte {error.start} is {data[error.start]:#04x}); "
@@ -88,7 +89,7 @@ def read_text(path):
 
 def sha256(text):
     """The SHA-256 of a text in UTF-8, as hexadecimal digits."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _similar(path):
@@ -97,7 +98,7 @@ def _similar(path):
     known = {name: name for name in NAMES} if path.parent == Path() else {}
     with contextlib.suppress(OSError):                           # there is no such directory
         known |= {other.name: str(other) for other in path.parent.iterdir() if other.is_file()}
-    close = difflib.get_close_matches(path.name, known, 1)
+    close = difflib.get_close_matches(path.name, known)
     return f"; did you mean {known[close[0]]!r}?" if close else ""
 
 
@@ -121,9 +122,7 @@ def _shakespeare():
             raise UserError(f"the download from {SHAKESPEARE_URL} is not Tiny Shakespeare; try "
                             "again or use `data` pydocs")
         SHAKESPEARE.parent.mkdir(exist_ok=True)
-        temporary = SHAKESPEARE.with_suffix(".download")
-        temporary.write_bytes(data)
-        temporary.replace(SHAKESPEARE)
+        write_text(SHAKESPEARE, data.decode())
     text = read_text(SHAKESPEARE)
     if sha256(text) != SHAKESPEARE_SHA256:
         raise UserError(f"{SHAKESPEARE} is not Tiny Shakespeare; remove it, or pass its path as "

@@ -31,6 +31,18 @@ def test_saved_model_is_loaded_unchanged(variant, tmp_path):
     np.testing.assert_array_equal(read.params.flat, model.params.flat)
 
 
+def test_subclass_of_a_family_has_its_format(tmp_path):
+    class MyGPT(GPT):
+        pass
+
+    model = random_model()
+    MyGPT(model.config, values=model.params.items()).save_pretrained(tmp_path / "model")
+    for family in (GPT, MyGPT):
+        read = family.from_pretrained(tmp_path / "model")
+        assert type(read) is family
+        np.testing.assert_array_equal(read.params.flat, model.params.flat)
+
+
 def test_model_is_loaded_to_the_requested_device_and_dtype(tmp_path):
     random_model().save_pretrained(tmp_path / "model")
     assert GPT.from_pretrained(tmp_path / "model").params.flat.dtype == np.float32

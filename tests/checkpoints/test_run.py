@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -40,17 +42,27 @@ def test_choosing_a_directory_writes_nothing(tmp_path):
 def test_directory_with_a_run_is_refused_or_overwritten(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
+    run.log(step=0, val_loss=4.2)
     save(run, 5)
     (tmp_path / "r" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"already contains a run; resume .* overwrite"):
         RunDirectory.new(tmp_path / "r", "laptop", False)
     again = RunDirectory.new(tmp_path / "r", "laptop", True)
     again.begin(0)
+    assert (again.path / "metrics.jsonl").read_text() == ""
     assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has saved one
     save(again, 3)
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]
     assert again.checkpoint("best").name == "checkpoint-3"
+
+
+@pytest.mark.parametrize("left", ["latest", "best", "checkpoint-5/training.json"])
+def test_directory_with_a_part_of_a_run_is_refused(left, tmp_path):
+    (tmp_path / "r" / left).parent.mkdir(parents=True)
+    (tmp_path / "r" / left).touch()
+    with pytest.raises(UserError, match="already contains a run"):
+        RunDirectory.new(tmp_path / "r", "laptop", False)
 
 
 def test_only_files_of_a_run_are_removed(tmp_path):
@@ -59,14 +71,15 @@ def test_only_files_of_a_run_are_removed(tmp_path):
     save(run, 1)
     for name in ("checkpoint-mine", "checkpoint-7", "best-photos"):
         (run.path / name).mkdir()
-    (run.path / "checkpoint-notes.txt").touch()
+    for name in ("checkpoint-notes.txt", ".checkpoint-notes.txt"):
+        (run.path / name).touch()
     (run.path / "checkpoint-9").symlink_to(run.path / "checkpoint-1")
     (run.path / ".checkpoint-2.abc").mkdir()               # left by a run that was killed
     run.begin(1)
     save(run, 2, is_best=True)
     assert {p.name for p in run.path.iterdir()} == {
         "best", "latest", "metrics.jsonl", "checkpoint-2", "checkpoint-mine", "checkpoint-7",
-        "best-photos", "checkpoint-notes.txt", "checkpoint-9"}
+        "best-photos", "checkpoint-notes.txt", ".checkpoint-notes.txt", "checkpoint-9"}
 
 
 def test_runs_started_at_the_same_time_get_different_directories():
@@ -80,6 +93,10 @@ def test_run_stopped_before_its_first_step_leaves_no_files(tmp_path):
     run = RunDirectory.new(tmp_path / "deep" / "r", "laptop", False)
     run.begin(0)
     run.log(step=0, val_loss=4.2)
+    run.discard()
+    assert not run.path.exists()
+    run.begin(0)
+    (run.path / "metrics.jsonl").unlink()                     # by the user, meanwhile
     run.discard()
     assert not run.path.exists()
     run.begin(0)
@@ -116,6 +133,27 @@ def test_only_latest_and_best_are_kept(tmp_path):
     assert {p.name for p in run.path.glob("checkpoint-*")} == {"checkpoint-10", "checkpoint-30"}
     save(run, 40, is_best=True)
     assert {p.name for p in run.path.glob("checkpoint-*")} == {"checkpoint-40"}
+
+
+def test_latest_and_best_are_one_line_each(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 10)
+    save(run, 20)
+    assert (run.path / "latest").read_bytes() == b"checkpoint-20\n"
+    assert (run.path / "best").read_bytes() == b"checkpoint-10\n"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_resumed_run_keeps_its_best_checkpoint(begins, tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 1)
+    resumed = RunDirectory.existing(tmp_path / "r")
+    if begins:
+        resumed.begin(1)
+    save(resumed, 2)
+    assert resumed.checkpoint("best").name == "checkpoint-1"
 
 
 def test_newest_run_is_the_one_saved_last(tmp_path):
@@ -174,16 +212,40 @@ def test_saved_state_is_loaded_unchanged(tmp_path):
         run.load_state()
 
 
+def test_run_that_cannot_be_resumed_is_refused(tmp_path, monkeypatch):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 3)
+    (run.path / "best").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"best cannot be read: .*can't decode byte 0xff"):
+        run.load_state()
+    (run.path / "best").unlink()
+    with pytest.raises(UserError, match=r"best cannot be read: .*No such file"):
+        run.load_state()
+    (run.path / "best").write_text("checkpoint-3\n")
+    run.load_state()
+
+    def refuse(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match="r cannot be written to: Read-only file system"):
+        run.load_state()
+
+
 def test_metrics_of_repeated_steps_are_removed(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     for step in (10, 20, 20, 30):
         run.log(step=step, loss=np.float64(0.5).item())
-    with open(run.path / "metrics.jsonl", "a") as file:
-        file.write('{"step": null}\n"\xe9"\n{"step": 4')     # and a crash in the middle of a line
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": null}\n"\xe9"\n{"step": 4')    # and a crash in the middle of a line
     run.begin(20)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20, 20]
+    (run.path / "metrics.jsonl").unlink()
+    run.begin(20)
+    assert (run.path / "metrics.jsonl").read_text() == ""
 
 
 def test_run_that_was_killed_before_its_first_checkpoint_can_only_be_replaced(tmp_path):

@@ -1,6 +1,8 @@
 import os
+import sys
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,9 +37,15 @@ def test_shakespeare_by_name_fails_without_a_network(offline):
         "from another machine")
 
 
-class Answer:
+class Server:
+    """In place of urlopen: answers every request with a content, and records what is asked."""
+
     def __init__(self, content):
         self.content = content
+
+    def __call__(self, url, timeout):
+        self.url, self.timeout = url, timeout
+        return self
 
     def __enter__(self):
         return self
@@ -46,28 +54,50 @@ class Answer:
         pass
 
     def read(self, limit):
-        return self.content
+        self.limit = limit
+        return self.content[:limit]
 
 
-def test_download_is_verified_and_stored(offline, monkeypatch):
-    content = b"To be, or not to be"
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **o: Answer(content))
+@pytest.fixture
+def server(offline, monkeypatch):
+    server = Server(b"To be, or not to be, that is the question: whether 'tis nobler in the mind")
+    monkeypatch.setattr(urllib.request, "urlopen", server)
+    return server
+
+
+def test_download_is_verified_and_stored(server, monkeypatch):
     with pytest.raises(UserError, match="is not Tiny Shakespeare; "):
         load_text("shakespeare")
     assert not load.SHAKESPEARE.exists()
-    digest = sha256(content.decode())
-    monkeypatch.setattr(load, "SHAKESPEARE_SHA256", digest)
-    assert load_text().text == content.decode()
-    assert load.SHAKESPEARE.read_bytes() == content
-    assert [path.name for path in load.SHAKESPEARE.parent.iterdir()] == ["tinyshakespeare.txt"]
+    text = server.content.decode()
+    monkeypatch.setattr(load, "SHAKESPEARE_SHA256", sha256(text))
+    for name in (None, "shakespeare"):             # the second time, data/ exists
+        assert load_text(name) == ("shakespeare", text, "")
+        assert [path.name for path in load.SHAKESPEARE.parent.iterdir()] == ["tinyshakespeare.txt"]
+        assert load.SHAKESPEARE.read_bytes() == server.content
+        load.SHAKESPEARE.unlink()
+
+
+def test_download_ends_after_ten_silent_seconds_or_ten_million_bytes(server):
+    with pytest.raises(UserError, match="is not Tiny Shakespeare; "):
+        load_text("shakespeare")
+    assert (server.url, server.timeout, server.limit) == (load.SHAKESPEARE_URL, 10, 10**7)
 
 
 def test_modified_shakespeare_is_refused(offline):
     load.SHAKESPEARE.parent.mkdir()
     load.SHAKESPEARE.write_text("something else")
     for name in (None, "shakespeare"):
-        with pytest.raises(UserError, match="is not Tiny Shakespeare; "):
+        with pytest.raises(UserError) as error:
             load_text(name)
+        assert error.value.message == ("data/tinyshakespeare.txt is not Tiny Shakespeare; remove "
+                                       "it, or pass its path as `data`")
+
+
+def test_python_manual_is_its_topics_in_order(monkeypatch):
+    topics = {"while": "The while statement\n\n", "if": "\nThe if statement"}
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", SimpleNamespace(topics=topics))
+    assert load_text("pydocs") == ("pydocs", "The if statement\n\nThe while statement", "")
 
 
 def test_text_is_read_unchanged_without_its_byte_order_mark(tmp_path):
@@ -84,6 +114,7 @@ def test_text_is_read_unchanged_without_its_byte_order_mark(tmp_path):
     (b"\xef\xbb\xbfab\xff", r"is not UTF-8 \(byte 5 is 0xff\)"),
     (b"caf\xc3", r"is not UTF-8 \(byte 3 is 0xc3\)"),
     (b"\xff\xfea\x00", r"is not UTF-8 \(byte 0 is 0xff\); .* iconv -f utf-16 -t utf-8$"),
+    (b"\xfe\xff\x00a", r"is not UTF-8 \(byte 0 is 0xfe\); .* iconv -f utf-16 -t utf-8$"),
 ])
 def test_file_that_is_not_utf_8_is_refused(content, message, tmp_path):
     (tmp_path / "a.txt").write_bytes(content)
@@ -100,7 +131,8 @@ def test_directory_pipe_and_missing_file_are_refused(tmp_path):
             load_text(f"{tmp_path}/{name}")
 
 
-@pytest.mark.parametrize("address", ["http://a.b//c", "https://a.b/c.txt", "S3://bucket/c"])
+@pytest.mark.parametrize("address", ["http://a.b//c", "https://a.b/c.txt", "S3://bucket/c",
+                                     "git+ssh://a.b/c"])
 def test_address_is_refused_and_quoted(address):
     with pytest.raises(UserError) as error:
         load_text(address)
@@ -118,7 +150,7 @@ def test_empty_name_is_refused():
 @pytest.mark.parametrize(("name", "hint"), [
     ("shakespear", "; did you mean 'shakespeare'? "), ("pydoc", "; did you mean 'pydocs'? "),
     ("bok.txt", "; did you mean 'book.txt'? "), ("texts/poem", "; did you mean 'texts/poems'? "),
-    ("texts/shakespear", "; "), ("no/shakespear", "; "), ("zzz", "; "),
+    ("texts/shakespear", "; "), ("no/shakespear", "; "), ("zzz", "; "), ("text", "; "),
 ])
 def test_missing_file_is_refused_with_a_suggestion(name, hint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
