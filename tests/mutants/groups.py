@@ -39,8 +39,8 @@ GROUPS = [
         ("npgpt/layers/*.py", "npgpt/models/blocks.py", "npgpt/models/gpt.py", "npgpt/optim/*.py",
          "npgpt/parallel/norm.py"),
         ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"),
-        # What is composed of blocks adds nothing to the checks of the blocks. Under mutmut functions
-        # keep their arguments alive.
+        # What is composed of blocks adds nothing to the checks of the blocks. With mutmut,
+        # functions keep their arguments alive.
         left_out="transformer or coder_block or every_element or is_alive",
         constants=True,
     ),
