@@ -36,7 +36,7 @@ class RunDirectory:
     def __init__(self, path, name=None):
         self.path = path
         self._name = name        # of a new directory in out/, created by `begin`
-        self._has_best = True    # `best` does not name a checkpoint of a run that is overwritten
+        self._has_best = True    # `best` names a checkpoint of this run, none that it overwrites
 
     @classmethod
     def new(cls, out_dir, name, overwrite):
