@@ -201,7 +201,7 @@ def _check_direction(point, array, u, tolerances, report):
                         "were left out; move the inputs to check them")
 
     hint = ""
-    if len(found) == 2 and not _same_derivative(found, point, tolerances["central"]):
+    if len(found) == 2 and not _same_derivative(found, point, u, tolerances["central"]):
         from_complex = found.pop("complex")
         if found["central"].agrees:
             report.note(f"{array.name}: {DISAGREE}; the gradient agrees with central differences")
@@ -236,12 +236,13 @@ def _compare(method, point, array, u, along, tolerance):
     return first
 
 
-def _same_derivative(found, point, tolerance):
+def _same_derivative(found, point, u, tolerance):
     """Whether both methods find the same derivative of the forward, where dy is not 0."""
     exact, central = (like(point.y, lambda d, dy: d * (dy != 0), found[m].ju, point.dy)
                       for m in ("complex", "central"))
     apart = like(point.y, np.subtract, exact, central)
-    return norm(apart) <= tolerance * (norm(central) + rounding("central", central, point.y))
+    return norm(apart) <= tolerance * (norm(central) + FLOOR * norm(u)
+                                       + rounding("central", central, point.y))
 
 
 def _refuses_complex(forward, inputs):

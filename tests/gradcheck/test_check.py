@@ -183,6 +183,12 @@ def test_large_constant_beside_a_small_derivative_passes():
                            [X]).notes == []
 
 
+def test_rounding_errors_within_the_forward_pass():
+    """They limit what central differences can measure of a small derivative."""
+    report = check_gradients(lambda x: ((1 + 1e-6 * x) - 1, ()), lambda dy, cache: 1e-6 * dy, [X])
+    assert report.notes == []
+
+
 def test_large_derivative_passes():
     report = check_gradients(lambda x: (1e9 * x, ()), lambda dy, cache: 1e9 * dy, [X])
     assert report.notes == []
