@@ -34,7 +34,7 @@ def test_backward_is_the_derivative_of_the_forward(name, gradient_table):
     total = reduce(add, reports)
     assert total.examples >= settings.default.max_examples
     assert total.of_method.keys() == set(METHODS["both"])
-    assert total.notes == []
+    assert all("kink" in note for note in total.notes)       # of a ReLU in a block
     gradient_table[name] = total
 
 

@@ -17,7 +17,7 @@ At a kink, as of ReLU at 0, the slopes on the two sides differ, and there is no 
 import numpy as np
 
 TOLERANCES = {"complex": 1e-12, "central": 1e-7}     # of a relative error
-FLOOR = 1e-3     # smallest scale of an error, relative to u: a gradient that is exactly zero is
+FLOOR = 1e-2     # smallest scale of an error, relative to u: a gradient that is exactly zero is
                  # computed as a rounding error
 ROUNDING = {"complex": 0.0, "central": 1e-4}     # the same, relative to the part of y that changes:
                  # central differences subtract numbers of this size
@@ -38,7 +38,8 @@ def central_differences(along, h):
 
 
 def kinks(along, y):
-    """-> bool, of the shape of y: where the slopes on the two sides of 0 differ.
+    """-> for each number of y, by how much the slopes on the two sides of 0 differ at a kink, else
+    0.
 
     Over a step h the slope of a smooth function changes by h times its curvature: ten times less
     for a step ten times smaller. At a kink near 0 the change does not depend on the step. A kink
@@ -48,8 +49,11 @@ def kinks(along, y):
         return like(y, lambda a, b, c: np.abs(c - 2 * b + a) / h, along(-h), y, along(h))
 
     noise = 1e-9 * norm(y)
-    return like(y, lambda small, large: (small > large / 2) & (small < large * 2)
-                & (small > noise), change_of_slope(1e-5), change_of_slope(1e-4))
+
+    def at_kink(small, large):
+        return np.where((small > large / 2) & (small < large * 2) & (small > noise), small, 0.0)
+
+    return like(y, at_kink, change_of_slope(1e-5), change_of_slope(1e-4))
 
 
 def rounding(method, ju, y):

@@ -391,6 +391,33 @@ def test_outputs_at_a_kink_are_noted_and_the_others_are_checked(method):
 
 
 @pytest.mark.parametrize("method", ["both", "central"])
+def test_output_that_sums_over_a_kink_allows_the_slopes_on_its_two_sides(method):
+    def forward(x):
+        return np.where(x > 0, x, 0).sum() * 5, x
+
+    def backward(dy, x, at_kink=0.0, factor=1.0):
+        return 5 * dy * np.where(x == 0, at_kink, x > 0) * factor
+
+    for at_kink in (0.0, 0.3, 1.0):
+        report = check_gradients(forward, lambda dy, x, at=at_kink: backward(dy, x, at), [KINKED],
+                                 method="central")
+        assert len(report.notes) == 1 and "any slope between" in report.notes[0]
+    with pytest.raises(GradientError):
+        check_gradients(forward, lambda dy, x: backward(dy, x, factor=3), [KINKED], method=method)
+    assert "left out" not in "".join(check_gradients(forward, backward, [KINKED]).notes)
+
+
+def test_complex_step_checks_what_central_differences_cannot_at_a_kink():
+    def forward(x):
+        return np.where(x > 0, x, 0).sum(), x
+
+    assert check_gradients(forward, lambda dy, x: dy * (x > 0), [KINKED]).errors["x"].keys() == {
+        "complex", "central"}
+    with pytest.raises(GradientError):
+        check_gradients(forward, lambda dy, x: dy * (x > 0) * 3, [KINKED])
+
+
+@pytest.mark.parametrize("method", ["both", "central"])
 def test_kink_is_recognised_beside_curvature(method):
     def forward(x):
         return np.where(x > 0, x + 100 * x**3, 0), x
