@@ -184,26 +184,21 @@ class _Comparison(NamedTuple):
     expected: float
     found: float
     error: float             # relative
-    agrees: bool
+    tolerance: float
+
+    @property
+    def agrees(self):
+        return self.error <= self.tolerance
 
 
 def _check_direction(point, array, u, tolerances, report):
-    """Compare along u, if necessary without the outputs at a kink. Raises GradientError."""
-    along, slack = point.along(array, u), None
+    """Compare along u. Raises GradientError."""
+    along, hint = point.along(array, u), ""
     found = {m: _compare(m, point, array, u, along, tolerances[m]) for m in tolerances}
-    if not all(c.agrees for c in found.values()) and norm(jumps := kinks(along, point.y)):
-        rest, about = point.without(jumps), "were left out"
-        if not norm(rest.dy):          # between the slopes on its two sides, any slope is right
-            rest, slack = point, jumps
-            about = "are all there are; any slope between those on its two sides was accepted"
-        found |= {m: _compare(m, rest, array, u, along, tolerances[m], slack)
-                  for m, c in found.items() if not c.agrees}
-        point = rest
-        report.note(f"{array.name}: outputs at a kink of the forward, as of ReLU, max or abs, "
-                    f"{about}; move the inputs to check them")
-
-    hint = ""
-    if len(found) == 2 and not _same_derivative(found, point, u, tolerances["central"], slack):
+    agrees = all(c.agrees for c in found.values())
+    if not agrees and norm(jumps := kinks(along, point.y)):
+        found = _at_kinks(found, jumps, point, array, u, along, tolerances, report)
+    elif len(found) == 2 and not _same_derivative(found, point, u, tolerances["central"]):
         from_complex = found.pop("complex")
         if found["central"].agrees:
             report.note(f"{array.name}: {DISAGREE}; the gradient agrees with central differences")
@@ -215,40 +210,55 @@ def _check_direction(point, array, u, tolerances, report):
             raise GradientError(
                 f"the gradient of {array.name} {u.shape} is wrong: expected a directional "
                 f"derivative of {c.expected:.9g}, found {c.found:.9g}, relative error "
-                f"{c.error:.1e} > {tolerances[method]:.0e} ({method}){hint}"
+                f"{c.error:.1e} > {c.tolerance:.0e} ({method}){hint}"
             )
         report.record(array.name, method, c.error)
 
 
-def _compare(method, point, array, u, along, tolerance, slack=None):
-    """-> _Comparison by one method: of the first step that agrees, or else of the first. slack, of
-    the form of y, or None: errors of J u that do not count."""
+def _at_kinks(found, jumps, point, array, u, along, tolerances, report):
+    """-> the comparisons without the outputs at a kink, where they did not agree with them."""
+    rest = point.without(jumps)
+    if norm(rest.dy):
+        about = "were left out"
+        found |= {m: _compare(m, rest, array, u, along, tolerances[m])
+                  for m, c in found.items() if not c.agrees}
+    else:
+        about = "are all there are; any slope between those on its two sides was accepted"
+        slack = dot(like(point.y, np.abs, point.dy), jumps)
+        found = {m: c for m, c in found.items() if c.agrees}
+        tolerance = tolerances.get("central", TOLERANCES["central"])
+        found["central"] = _compare("central", point, array, u, along, tolerance, slack)
+    report.note(f"{array.name}: outputs at a kink of the forward, as of ReLU, max or abs, {about}; "
+                "move the inputs to check them")
+    return found
+
+
+def _compare(method, point, array, u, along, tolerance, slack=0.0):
+    """-> _Comparison by one method: of the first step that agrees, or else of the first. slack: an
+    absolute error that does not count."""
     dy, first = point.dy, None
     dx = np.where(u == 0, 0.0, point.gradients[array])         # of the elements that u moves
     found = dot(u, dx)
-    allowed = 0.0 if slack is None else dot(like(point.y, np.abs, dy), slack)
     for h in STEPS[method]:
         ju = DERIVATIVES[method](along, h)
         expected = dot(ju, dy)
         scale = max(norm(ju) * norm(dy), norm(u) * norm(dx), FLOOR * norm(u) * norm(dy),
                     rounding(method, ju, point.y) * norm(dy))
-        error = max(abs(expected - found) - allowed, 0.0) / scale if scale else 0.0
-        comparison = _Comparison(ju, expected, found, error, error <= tolerance)
+        error = max(abs(expected - found) - slack, 0.0) / scale if scale else 0.0
+        comparison = _Comparison(ju, expected, found, error, tolerance)
         if comparison.agrees:
             return comparison
         first = first or comparison
     return first
 
 
-def _same_derivative(found, point, u, tolerance, slack):
-    """Whether both methods find the same derivative of the forward, where dy is not 0. slack: as
-    for _compare."""
+def _same_derivative(found, point, u, tolerance):
+    """Whether both methods find the same derivative of the forward, where dy is not 0."""
     exact, central = (like(point.y, lambda d, dy: d * (dy != 0), found[m].ju, point.dy)
                       for m in ("complex", "central"))
-    apart = norm(like(point.y, np.subtract, exact, central))
-    allowed = 0.0 if slack is None else norm(slack)
-    return apart - allowed <= tolerance * (norm(central) + FLOOR * norm(u)
-                                           + rounding("central", central, point.y))
+    apart = like(point.y, np.subtract, exact, central)
+    return norm(apart) <= tolerance * (norm(central) + FLOOR * norm(u)
+                                       + rounding("central", central, point.y))
 
 
 def _refuses_complex(forward, inputs):

@@ -424,7 +424,7 @@ BUGS.append(Bug(
     "A test uses `np.allclose` with an absolute tolerance that was raised until the test passed. "
     "The gradients of a mean over a batch are smaller than that, so zero would pass too. The error "
     "must be relative to the gradient, and the gradient must not be tiny.",
-    right="error = max(abs(expected - found) - allowed, 0.0) / scale if scale else 0.0",
+    right="error = max(abs(expected - found) - slack, 0.0) / scale if scale else 0.0",
     wrong="assert np.allclose(found, numeric, atol=1e-2)",
     correct=relative_to_the_gradient, broken=within_a_tolerance, source=npgpt.gradcheck.check,
     check=zero_is_rejected, blind=right_is_accepted,

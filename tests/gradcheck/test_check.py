@@ -390,7 +390,7 @@ def test_outputs_at_a_kink_are_noted_and_the_others_are_checked(method):
                         method=method)
 
 
-@pytest.mark.parametrize("method", ["both", "central"])
+@BOTH_METHODS
 def test_output_that_sums_over_a_kink_allows_the_slopes_on_its_two_sides(method):
     def forward(x):
         return np.where(x > 0, x, 0).sum() * 5, x

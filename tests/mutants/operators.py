@@ -63,7 +63,9 @@ def _replace(old, new, module):
     for name, value in new.items():
         before, value = _function(old.get(name)), _function(value)
         if isinstance(before, types.FunctionType) and before.__module__ == module.__name__:
-            before.__code__, before.__defaults__ = value.__code__, value.__defaults__
+            free = before.__code__.co_freevars        # __class__, also if super() was dropped
+            before.__code__ = value.__code__.replace(co_freevars=free)
+            before.__defaults__ = value.__defaults__
             before.__kwdefaults__ = value.__kwdefaults__
         elif isinstance(before, type) and before.__module__ == module.__name__:
             _replace(dict(vars(before)), vars(value), module)
