@@ -6,7 +6,8 @@ import pytest
 from npgpt import UserError, kernels
 from npgpt.backend import get_device
 from npgpt.layers import LAYERS
-from npgpt.parallel import Single
+from npgpt.parallel import Single, can_fork
+from npgpt.training import estimate
 from npgpt.training.request import read_command_line
 from npgpt.training.run import save
 from npgpt.training.setup import build_run
@@ -118,3 +119,29 @@ def test_file_that_cannot_be_read_is_named(monkeypatch):
     monkeypatch.setattr("npgpt.training.setup.load_source", fail)
     with pytest.raises(UserError, match=r"^fox\.txt: Input/output error$"):
         build(*SIZES)
+
+
+def test_more_workers_than_rows_are_refused_for_a_resumed_run_too():
+    saved()
+    with pytest.raises(UserError, match="workers must be at most batch_size, 3, because"):
+        build("--resume", "--out-dir=run", "--workers=4")
+
+
+@pytest.mark.parametrize(("optimizer", "several"), [("muon", False), ("adamw", True)])
+def test_large_model_has_several_processes_only_if_its_optimizer_gains(
+        optimizer, several, monkeypatch):
+    """Muon's update is matrix products, for which BLAS has its own threads."""
+    monkeypatch.setattr("npgpt.parallel.LARGE", 1)
+    words = [word for word in SIZES if "workers" not in word]
+    run = build(*words, f"--optimizer={optimizer}")
+    cores = get_device("cpu").cores if can_fork() else 1
+    assert run.comm.size == (cores if several else 1)
+
+
+def test_memory_is_estimated_for_every_process_that_computes(monkeypatch):
+    estimates = []
+    monkeypatch.setattr(estimate, "check_memory", lambda needed, device: estimates.append(needed))
+    one, three = (build(*SIZES, f"--workers={n}", f"--out-dir={n}") for n in (1, 3))
+    assert estimates == [estimate.memory_needed(one.model.config, run.config, one.model.device, n)
+                         for run, n in ((one, 1), (three, 3))]
+    assert estimates[0] < estimates[1]
