@@ -89,7 +89,7 @@ class Mutmut:
     def _mutant(self, name, result):
         whole = plain(name)
         module = next(m for m in self.group.modules if whole.startswith(m + "."))
-        survived = result not in ("killed", "timeout")
+        survived = result in ("survived", "no tests")          # else a test failed, or the process
         return Mutant(module, whole.removeprefix(module + "."), survived, name)
 
 

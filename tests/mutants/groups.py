@@ -51,7 +51,7 @@ GROUPS = [
           ("tests/models/test_generate.py", "tests/commands"), share=0.2,
           left_out="test_processes"),                # mutants do not reach processes
     Group("training",
-          ("train.py", "npgpt/cli/options.py",
+          ("train.py",
            *(f"npgpt/training/{name}.py" for name in (
                "config", "request", "setup", "run", "step", "evaluation"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text"), share=0.1,

@@ -15,6 +15,12 @@ def dataset(text, block_size=8):
     return Dataset(TokenSource.from_text(text), block_size, CPU)
 
 
+def test_dataset_is_on_the_cpu_with_the_tokenizer_of_its_source():
+    source = TokenSource.from_text(ALPHABET)
+    data = Dataset(source, 8)
+    assert data.device is get_device("cpu") and data.tokenizer is source.tokenizer
+
+
 def test_targets_are_the_tokens_one_position_later():
     d = dataset(ALPHABET)
     idx, targets = d.batch(seed=1, step=0, rows=50)
