@@ -1,6 +1,8 @@
 """What `sample.py` prints. tests/models/test_generate.py checks the distribution of tokens."""
 
+import io
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -81,3 +83,46 @@ def test_help_lists_every_option_with_what_it_takes(run):
                    "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
         assert f"\n  {option}" in shown
     assert "[the newest run in out/]" in " ".join(shown.split()) and "[0.8]" in shown
+
+
+def test_help_says_what_it_does(run):
+    out = run(sample_script.main, "--help").out
+    assert "Generate text with a model trained by train.py." in out
+    assert "\nthe text:\n" in out
+
+
+def test_text_appears_token_by_token(sample, monkeypatch):
+    """A pipe would collect it in a buffer otherwise."""
+    stream = Flushed()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        sample("--max-new-tokens=7", "--seed=1")
+    assert len(stream.getvalue()) == 8                   # with the line break at the end
+    assert stream.flushed == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+class Flushed(io.StringIO):
+    """Keeps the lengths at which it was flushed."""
+
+    def __init__(self):
+        super().__init__()
+        self.flushed = []
+
+    def flush(self):
+        if not self.closed and len(self.getvalue()) not in (0, *self.flushed[-1:]):
+            self.flushed.append(len(self.getvalue()))
+
+
+def test_precision_is_the_devices_unless_given(sample, device, monkeypatch):
+    used = []
+    original = GPT.from_pretrained.__func__
+
+    def from_pretrained(cls, directory, device, dtype):
+        used.append((device.name, dtype))
+        return original(cls, directory, device, dtype)
+
+    monkeypatch.setattr(GPT, "from_pretrained", classmethod(from_pretrained))
+    sample("--device=gpu", "--max-new-tokens=1")
+    sample("--device=gpu", "--dtype=float64", "--max-new-tokens=1")
+    assert used == [("gpu", device.default_dtype), ("gpu", "float64")]
+    assert device.default_dtype != "float32"
