@@ -20,6 +20,8 @@ only_mutate = {paths}
 also_copy = ["configs", "README.md", "CONTRIBUTING.md", "benchmarks", "docs", "examples", "data"]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-m", "not yardstick", "-k", {chosen}]
 pytest_add_cli_args_test_selection = {tests}
+timeout_multiplier = 2.0
+timeout_constant = 3.0
 """
 
 
