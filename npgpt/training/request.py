@@ -87,7 +87,7 @@ def read_command_line(arguments, default_config):
     values, more = layered(values, flags)
     request = Request(
         path.stem, values, flags, Path(given["out_dir"]) if "out_dir" in given else None,
-        given.get("resume", False), given.get("overwrite", False), notes + more,
+        "resume" in given, "overwrite" in given, notes + more,
     )
     if given.get("out_dir") == "":
         raise UserError("`out_dir` is empty; it takes the path of a directory")
@@ -122,7 +122,7 @@ def layered(lower, upper):
 def read_toml(path):
     """A TOML file of keys that are field names -> checked values. Raises UserError."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,6 @@
 import dataclasses
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -241,3 +242,35 @@ def test_help_shows_paths_as_file_and_options_as_flags(capsys):
     assert "\n  --data FILE  " in text and "--max-iters)" in text
     assert "{float32,float64,tf32,bfloat16}" in text
     assert "`" not in text and "lr_decay_iters" not in text
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_does_not_look_for_a_gpu(word, capsys):
+    asked = []
+
+    def default_config(device):
+        asked.append(device)
+        return "laptop"
+
+    with pytest.raises(SystemExit):
+        read_command_line([word, "--device=gpu"], default_config)
+    out = capsys.readouterr().out
+    assert out.startswith("usage: train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE]")
+    assert "\nthe model, as in laptop:\n" in out and "\nthe training, as in laptop:\n" in out
+    read_command_line(["--device=gpu"], default_config)
+    assert asked == ["cpu", "gpu"]
+
+
+def test_configuration_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "mine.toml"
+    path.write_text("n_layer = 2\n")
+    original = Path.read_bytes
+
+    def read_bytes(self):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(UserError, match=r"mine\.toml cannot be read: Permission denied$"):
+        read_command_line([f"--config={path}"], lambda device: "laptop")
