@@ -257,6 +257,12 @@ def test_help_does_not_look_for_a_gpu(word, capsys):
     out = capsys.readouterr().out
     assert out.startswith("usage: train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE]")
     assert "\nthe model, as in laptop:\n" in out and "\nthe training, as in laptop:\n" in out
+    assert "Train a GPT on a text. Without arguments: a small one" in " ".join(out.split())
+    assert ("the run: --config FILE a TOML file of the values below, or one of baby, laptop, "
+            in " ".join(out.split()))
+    assert ("--out-dir DIR directory of the run [a new one in out/] --resume continue the run in "
+            "--out-dir [the newest in out/] --overwrite replace the run in --out-dir "
+            in " ".join(out.split()))
     read_command_line(["--device=gpu"], default_config)
     assert asked == ["cpu", "gpu"]
 
