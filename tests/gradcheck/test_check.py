@@ -309,6 +309,17 @@ def test_correct_backward_of_a_forward_that_is_not_analytic_passes_with_a_note()
         check_gradients(standardise, lambda dy, cache: 1.001 * standardise_backward(dy, cache), [X])
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_rounding_errors_of_what_is_not_analytic_are_not_mistaken_for_kinks(scale):
+    """The slope changes only by rounding errors; a long sum has many."""
+    w = np.random.default_rng(0).standard_normal(400) * scale
+    for seed in range(100):
+        report = check_gradients(lambda x: (np.cumsum(x.real * w)[-1:], ()),
+                                 lambda dy, cache: dy * w, [np.linspace(-2, 2, 400)], seed=seed,
+                                 directions=1)
+        assert ["not analytic" in note for note in report.notes] == [True]
+
+
 def test_outputs_of_a_tuple_need_not_be_analytic():
     def forward(x):
         y, cache = standardise(x)
@@ -384,6 +395,7 @@ def test_outputs_at_a_kink_are_noted_and_the_others_are_checked(method):
     report = check_gradients(relu, relu_backward, [KINKED], method=method)
     assert len(report.notes) == 1
     assert report.notes[0].startswith("x: outputs at a kink of the forward")
+    assert report.notes[0].endswith("were left out; move the inputs to check them")
     assert check_gradients(relu, relu_backward, [KINKED + 0.1], method=method).notes == []
     with pytest.raises(GradientError):
         check_gradients(relu, lambda dy, cache: 1.001 * relu_backward(dy, cache), [KINKED],
@@ -405,6 +417,23 @@ def test_output_that_sums_over_a_kink_allows_the_slopes_on_its_two_sides(method)
     with pytest.raises(GradientError):
         check_gradients(forward, lambda dy, x: backward(dy, x, factor=3), [KINKED], method=method)
     assert "left out" not in "".join(check_gradients(forward, backward, [KINKED]).notes)
+    check_gradients(forward, lambda dy, x: backward(dy, x, factor=3), [KINKED], method=method,
+                    tolerance=1)
+
+
+def test_tuple_of_outputs_that_all_sum_over_a_kink():
+    def forward(x):
+        y = np.where(x > 0, x, 0).sum()
+        return (y, 3 * y), x
+
+    def backward(dy, x, at_kink, factor=1):
+        return (dy[0] + 3 * dy[1]) * np.where(x == 0, at_kink, x > 0) * factor
+
+    for at_kink in (0.0, 1.0):
+        check_gradients(forward, lambda dy, x, at=at_kink: backward(dy, x, at), [KINKED],
+                        directions=20)
+    with pytest.raises(GradientError):
+        check_gradients(forward, lambda dy, x: backward(dy, x, 0.0, 3), [KINKED], directions=20)
 
 
 def test_complex_step_checks_what_central_differences_cannot_at_a_kink():
