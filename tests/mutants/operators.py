@@ -63,9 +63,7 @@ def _replace(old, new, module):
     for name, value in new.items():
         before, value = _function(old.get(name)), _function(value)
         if isinstance(before, types.FunctionType) and before.__module__ == module.__name__:
-            free = before.__code__.co_freevars        # __class__, also if super() was dropped
-            before.__code__ = value.__code__.replace(co_freevars=free)
-            before.__defaults__ = value.__defaults__
+            before.__code__, before.__defaults__ = value.__code__, value.__defaults__
             before.__kwdefaults__ = value.__kwdefaults__
         elif isinstance(before, type) and before.__module__ == module.__name__:
             _replace(dict(vars(before)), vars(value), module)
@@ -150,7 +148,7 @@ class _Change(ast.NodeTransformer):
                     yield ast.Return(ast.Tuple(swapped, ast.Load()))
             case ast.If(test) if self._function != "constant":
                 yield ast.If(ast.UnaryOp(ast.Not(), test), node.body, node.orelse)
-            case ast.Expr(ast.Call()) if self._function != "constant":
+            case ast.Expr(ast.Call()) if self._function != "constant" and not _uses_super(node):
                 yield ast.Pass()
             case ast.comprehension(ifs=[_, *_]):
                 yield ast.comprehension(node.target, node.iter, [], node.is_async)
@@ -165,6 +163,11 @@ class _Change(ast.NodeTransformer):
         if (self.constants and isinstance(node, ast.Constant) and isinstance(node.value, float)
                 and node.value):
             yield ast.Constant(node.value * MILLIONTH)
+
+
+def _uses_super(node):
+    """Without super() a method has no variable __class__, and cannot replace the one that has."""
+    return any(isinstance(part, ast.Name) and part.id == "super" for part in ast.walk(node))
 
 
 def _number(node):
