@@ -17,10 +17,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -75,19 +77,22 @@ def main():
 
 
 def tests(tiny):
-    """The test suite, with fewer examples per test."""
-    command = [sys.executable, "-m", "pytest", "--hypothesis-profile=mutants", "-p",
-               "no:cacheprovider", f"--device={'double' if tiny else 'gpu'}",
-               *(SUITE[-2:] if tiny else SUITE)]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=LIMITS["tests"])
-    except subprocess.TimeoutExpired:
-        return [("tests of layers, models and training on CuPy's arrays",
-                 f"not done after {LIMITS['tests']} s", "all pass **wrong**")]
-    print(result.stdout[-4000:])
+    """The test suite, with fewer examples per test, and without the tests that move every element
+    of an input by itself. In several processes if pytest-xdist is installed."""
+    command = [sys.executable, "-m", "pytest", "--hypothesis-profile=gpu", "--tb=short", "-q",
+               "-k", "not every_element", "-p", "no:cacheprovider",
+               f"--device={'double' if tiny else 'gpu'}", *(SUITE[-2:] if tiny else SUITE)]
+    if importlib.util.find_spec("xdist") and not tiny:
+        command += ["-n", "10", "-p", "no:benchmark"]      # pytest-benchmark would warn beside it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        limit = threading.Timer(LIMITS["tests"], running.send_signal, [signal.SIGINT])
+        limit.start()                                      # pytest then says what failed so far
+        output = running.communicate()[0]
+        limit.cancel()
+    print(output[-8000:])
     return [("tests of layers, models and training on CuPy's arrays",
-             result.stdout.strip().splitlines()[-1].strip("= "),
-             "all pass" + (" **wrong**" if result.returncode else ""))]
+             output.strip().splitlines()[-1].strip("= "),
+             "all pass" + (" **wrong**" if running.returncode else ""))]
 
 
 def parity(tiny):

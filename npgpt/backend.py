@@ -8,6 +8,7 @@ and from it, and how much memory it has. Tests can register other devices.
 import ctypes
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import sys
@@ -40,6 +41,8 @@ class Device:
     cores: int = 1                             # CPU cores to compute on
     description: str = ""                      # shown to the user
     chunk: int = 2**24                         # elements of a flat array processed at a time
+    splits_sums: bool = False                  # sums over rows are faster in two steps
+    fuses: bool = False                        # training uses the fused kernels by default
     dtypes: tuple[str, ...] = ("float32", "float64")      # supported precisions
     default_dtype: str = "float32"             # the default precision of training
     math_mode: Callable = nullcontext          # (dtype) -> context manager: the precision of
@@ -174,6 +177,8 @@ def _gpu():
         dtypes=tuple(dtypes),
         default_dtype="tf32" if "tf32" in dtypes else "float32",
         math_mode=math_mode,
+        splits_sums=True,
+        fuses=True,
     )
 
 
@@ -227,6 +232,14 @@ def array_module(x):
 def to_host(x):
     """An array of any device -> NumPy array. Waits until the device has computed it."""
     return device_of(x).to_host(x)
+
+
+def sum_rows(x):
+    """x (N, C) -> (C,). A GPU computes each sum in few threads, and C sums may leave most of it
+    idle; there about √N groups of rows are summed first, and then their sums."""
+    N, C = x.shape
+    groups = math.gcd(N, 1 << N.bit_length() // 2) if device_of(x).splits_sums else 1
+    return x.reshape(groups, -1, C).sum(1).sum(0) if groups > 1 else x.sum(0)
 
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3     # malloc.h's M_...

@@ -22,6 +22,9 @@ settings.register_profile("search", max_examples=1000, **quiet)      # different
 settings.register_profile(      # for thousands of runs on broken code: see tests/mutants
     "mutants", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
 )
+settings.register_profile(      # each kind of operation is compiled first: see benchmarks/gpu.py
+    "gpu", max_examples=5, derandomize=True, phases=[Phase.explicit, Phase.generate], **quiet
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "hundred"))
 
 

@@ -1,7 +1,8 @@
 """Faster versions of layers for CUDA, with the names and arguments of npgpt.layers and results of
 the same shape and dtype.
 
-    fused       layer norm and GELU as CUDA kernels, for float32 and float64: layers.cu
+    fused       layer norm, GELU, dropout and attention's softmax as CUDA kernels, for float32 and
+                float64: the .cu files
     bfloat16    linear layers with products in bfloat16
 
 The versions are a property of a model: `layers_for` selects them once, by device and precision, and
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 from npgpt import layers
 from npgpt.errors import UserError
 from npgpt.kernels.activations import fused_gelu
+from npgpt.kernels.attention import fused_attention
+from npgpt.kernels.dropout import fused_dropout
 from npgpt.kernels.launch import compile_kernels
 from npgpt.kernels.layernorm import fused_layernorm
 
@@ -49,5 +52,6 @@ def fused_layers(device):
     if not hasattr(device.xp, "RawModule"):
         raise UserError(f"`fused` kernels need CUDA, and the device {device.name!r} has none")
     launch = compile_kernels(device.xp)
-    return {"layernorm": layers.Layer(*fused_layernorm(device.xp, launch)),
-            "gelu": layers.Layer(*fused_gelu(device.xp, launch))}
+    makers = {"layernorm": fused_layernorm, "gelu": fused_gelu, "dropout": fused_dropout,
+              "attention": fused_attention}
+    return {name: layers.Layer(*make(device.xp, launch)) for name, make in makers.items()}

@@ -1,4 +1,4 @@
-"""GELU with the kernels of layers.cu. The cache is only x; layers.cu says why."""
+"""GELU with the kernels of gelu.cu. The cache is only x; gelu.cu says why."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def fused_gelu(xp, launch):
         return y, (fused_backward, x)
 
     def fused_backward(dy, x):
-        require_like(dy, x)
+        require_like(dy, x.shape, x.dtype)
         dy = xp.ascontiguousarray(dy)
         dx = xp.empty(x.shape, x.dtype)
         launch("gelu_backward", x.dtype, min(x.size, MOST_THREADS),

@@ -9,6 +9,7 @@ layers cache for their backward take half the memory. Attention's products are i
 
 import ml_dtypes
 
+from npgpt.backend import sum_rows
 from npgpt.layers import linear
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -27,5 +28,5 @@ def linear_backward(dy, cache):
     """dy (..., O) -> dx (..., I), dw (I, O), db (O,); db is None if b was None."""
     rows, w, has_bias = cache
     dx, dw, _ = linear.linear_backward(dy.astype(BFLOAT16), (rows, w, False))
-    db = dy.reshape(-1, w.shape[1]).sum(0) if has_bias else None
+    db = sum_rows(dy.reshape(-1, w.shape[1])) if has_bias else None
     return dx.astype(dy.dtype), dw.astype(dy.dtype), db

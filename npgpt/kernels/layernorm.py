@@ -1,4 +1,4 @@
-"""Layer norm with the kernels of layers.cu.
+"""Layer norm with the kernels of layernorm.cu.
 
 The cache differs from the plain layer's: x with mean and rstd, two numbers per token, instead of
 xhat. Either way one array of the size of x stays in memory until the backward. But x already
@@ -8,11 +8,11 @@ instead and computes xhat in registers.
 
 import numpy as np
 
-from npgpt.kernels.launch import require_like, takes
+from npgpt.backend import sum_rows
+from npgpt.kernels.launch import LANES, require_like, takes
 from npgpt.layers import layernorm
 
-LANES = 32       # threads in a warp
-GROUPS = 256     # groups of rows for the partial sums of dw and db, see layers.cu
+GROUPS = 256     # groups of rows for the partial sums of dw and db, see layernorm.cu
 
 
 def fused_layernorm(xp, launch):
@@ -35,7 +35,7 @@ def fused_layernorm(xp, launch):
 
     def fused_backward(dy, cache):
         x, mean, rstd, w = cache
-        require_like(dy, x)
+        require_like(dy, x.shape, x.dtype)
         dy = xp.ascontiguousarray(dy)
         C = x.shape[-1]
         N = x.size // C
@@ -45,11 +45,11 @@ def fused_layernorm(xp, launch):
 
         G = min(GROUPS, N)
         strips = -(-C // LANES)
-        partial = xp.empty((2, G, C), x.dtype)
+        partial = xp.empty((G, 2 * C), x.dtype)
         launch("layernorm_backward_dwdb", x.dtype, G * strips * LANES,
                dy, x, mean, rstd, np.int64(N), np.int32(C), np.int32(G), partial)
-        dwdb = partial.sum(1)                    # (2, C)
-        return dx, dwdb[0], dwdb[1]
+        dwdb = sum_rows(partial)                 # (2C,)
+        return dx, dwdb[:C], dwdb[C:]
 
     def layernorm_backward(dy, cache):
         """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""

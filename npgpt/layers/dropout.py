@@ -58,11 +58,18 @@ def dropout_backward(dy, cache):
 
 def keep_mask(xp, key, p, shape):
     """-> bool array of the shape (B, ...), False with probability p."""
-    first, second = _hash_words((key.seed % WORD, key.seed // WORD, key.step, *key.site))
+    first, second, threshold = mask_words(key, p)
     rows = xp.arange(key.row, key.row + shape[0], dtype=xp.uint32)[:, None]    # (B, 1)
     elements = xp.arange(math.prod(shape[1:]), dtype=xp.uint32)                # (E,)
     bits = _scramble(elements ^ _scramble(rows ^ first), _scramble(rows ^ second))    # (B, E)
-    return (bits >= min(round(p * WORD), WORD - 1)).reshape(shape)
+    return (bits >= threshold).reshape(shape)
+
+
+def mask_words(key, p):
+    """-> the two words of a key's masks, and the threshold: an element is kept if its bits are at
+    least that. All are below 2**32."""
+    words = _hash_words((key.seed % WORD, key.seed // WORD, key.step, *key.site))
+    return *words, min(round(p * WORD), WORD - 1)
 
 
 def _hash_words(words):

@@ -13,6 +13,8 @@ component along xhat, times rstd:
 Both means are computed as products with w: dy @ w multiplies by w and sums over the channels.
 """
 
+from npgpt.backend import sum_rows
+
 
 def layernorm_forward(x, w, b, eps=1e-5):
     """x (..., C), w (C,), b (C,) -> y (..., C)."""
@@ -27,12 +29,11 @@ def layernorm_forward(x, w, b, eps=1e-5):
 def layernorm_backward(dy, cache):
     """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
     xhat, rstd, w = cache
-    axes = tuple(range(dy.ndim - 1))         # every axis but C
-    dy_xhat = dy * xhat
-    dw = dy_xhat.sum(axes)
-    db = dy.sum(axes)
-
     C = w.shape[0]
+    dy_xhat = dy * xhat
+    dw = sum_rows(dy_xhat.reshape(-1, C))    # over all axes but C
+    db = sum_rows(dy.reshape(-1, C))
+
     dxhat = dy * w
     mean_dxhat = dy @ w / C                  # (...)
     mean_dxhat_xhat = dy_xhat @ w / C        # (...)

@@ -8,6 +8,8 @@ x[n, i] * dy[n, j] over the tokens n. Both dw and dx are matrix products:
     dx = dy @ w.T        dw = x.T @ dy        db = sum of dy over the tokens
 """
 
+from npgpt.backend import sum_rows
+
 
 def linear_forward(x, w, b=None):
     """x (..., I), w (I, O), b (O,) or None -> y (..., O)."""
@@ -26,5 +28,5 @@ def linear_backward(dy, cache):
     # dw gets the memory layout of w, which may be a transposed view: adding it is then fast.
     transposed = w.strides[0] < w.strides[1]
     dw = (drows.T @ rows).T if transposed else rows.T @ drows
-    db = drows.sum(0) if has_bias else None
+    db = sum_rows(drows) if has_bias else None
     return dx.reshape(dy.shape[:-1] + w.shape[:1]), dw, db

@@ -62,7 +62,7 @@ class TrainingConfig(Options):
         None, "processes on a CPU (default: one per core; for a large model only one computes, "
         "with BLAS's threads, and the others only update)", at_least=1, at_most=1000
     )
-    fused: bool = option(False, "fused kernels; they need a GPU")
+    fused: bool | None = option(None, "the fused kernels, on a GPU (default: yes)")
 
     def __post_init__(self):
         super().__post_init__()

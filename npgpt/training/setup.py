@@ -35,8 +35,7 @@ def new_run(request):
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
     directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
-    model = GPT(architecture, seed=config.seed, device=device, fused=config.fused,
-                dtype=config.dtype or device.default_dtype)
+    model = GPT(architecture, seed=config.seed, device=device, **precision(config, device))
     return assemble(request, config, directory, source, data, model, comm)
 
 
@@ -56,14 +55,19 @@ def resumed_run(request):
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    model = GPT.from_pretrained(checkpoint, device, config.dtype or device.default_dtype,
-                                config.fused)
+    model = GPT.from_pretrained(checkpoint, device, **precision(config, device))
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
     comm = build_communicator(config, model.config, device)
     data = Dataset(source, model.config.block_size, device)
     run = assemble(request, config, directory, source, data, model, comm)
     return restore(run, state, checkpoint)
+
+
+def precision(config, device):
+    """-> the dtype and the version of the layers that a run uses on a device, by their names."""
+    return {"dtype": config.dtype or device.default_dtype,
+            "fused": device.fuses if config.fused is None else config.fused}
 
 
 def assemble(request, config, directory, source, data, model, comm):

@@ -26,6 +26,7 @@ from tests.cases import CASES, configs
 from tests.on_device import back, moved
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+ROUNDINGS = {"float64": 1e-13, "float32": 1e-5}     # on the double, which adds rows in groups
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
         "--dropout=0.1", "--eval-iters=2", "--log-interval=100", "--eval-interval=100"]
@@ -50,7 +51,7 @@ def agree(found, expected, device, tolerance):
 
 
 def tolerance(device, dtype="float64"):
-    return 0 if device.xp is double.cupy else TOLERANCE[dtype]
+    return (ROUNDINGS if device.xp is double.cupy else TOLERANCE)[dtype]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -105,8 +106,9 @@ def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, device):
                 loss, norm = train_step(gpt, optimizer, [batch], grads, lr=1e-2, grad_clip=1.0)
         ended.append((loss, norm, gpt.params.flat, optimizer.m, optimizer.v))
     on_cpu, there = ended
-    # The norm is summed in parts of another length, so even the double rounds otherwise.
-    agree(there, tuple(map(np.asarray, on_cpu)), device, TOLERANCE[dtype])
+    # Sums are rounded differently. AdamW divides a gradient by its size, so where it is nearly 0 the
+    # rounding alone decides an update.
+    agree(there, tuple(map(np.asarray, on_cpu)), device, {"float64": 1e-10, "float32": 1e-3}[dtype])
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "head_bias": True},

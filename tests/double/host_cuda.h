@@ -1,4 +1,4 @@
-// Enough of CUDA C++ for g++ to compile layers.cu as it stands and run it on the host, a warp at a
+// Enough of CUDA C++ for g++ to compile the kernels as they stand and run it on the host, a warp at a
 // time. Arithmetic and indexing are the kernel's own; time and memory are not those of a GPU.
 //
 // The 32 lanes of a warp are 32 fibers in one thread. They run in turn, each to its next shuffle,
@@ -22,7 +22,7 @@
 #include <vector>
 
 #define __global__ static
-#define __device__ static
+#define __device__
 #define __forceinline__ inline
 #define __restrict__ __restrict
 
@@ -109,6 +109,8 @@ static const char* launch(void (*kernel)(P...), unsigned grid, unsigned block, v
 template <typename T> struct name_of;
 template <> struct name_of<float> { static constexpr const char* value = "float32"; };
 template <> struct name_of<double> { static constexpr const char* value = "float64"; };
+template <> struct name_of<bool> { static constexpr const char* value = "bool"; };
+template <> struct name_of<unsigned> { static constexpr const char* value = "uint32"; };
 template <> struct name_of<int> { static constexpr const char* value = "int32"; };
 template <> struct name_of<long long> { static constexpr const char* value = "int64"; };
 

@@ -37,7 +37,7 @@ def nvrtc():
 
 def compiled(nvrtc, architecture):
     """-> the compiler's messages, its PTX, kernel's name in C++ -> its name in the PTX."""
-    program = nvrtc.createProgram(source(), "layers.cu", (), ())
+    program = nvrtc.createProgram(source(), "kernels.cu", (), ())
     try:
         for name in EXPRESSIONS.values():
             nvrtc.addNameExpression(program, name)

@@ -1,6 +1,7 @@
-"""The fused kernels agree with the plain layers. The test double compiles layers.cu for the host
-and checks each launch for writes outside an array, undefined shuffles and arguments of the wrong
-type: see tests/double/raw_module.py.
+"""The fused kernels of layer norm and GELU agree with the plain layers, and all fused layers pass
+their layers' own tests. The test double compiles the kernels for the host and checks each launch for
+writes outside an array, undefined shuffles and arguments of the wrong type: see
+tests/double/raw_module.py.
 """
 
 import inspect
@@ -11,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt import GPT, GPTConfig, UserError, kernels, layers
-from npgpt.backend import get_device
 from npgpt.gradcheck import check_gradients
 from npgpt.kernels import layernorm as fused_layernorm
 from npgpt.kernels.launch import EXPRESSIONS, OPTIONS, source
 from npgpt.layers import activations, layernorm
 from tests import double
-from tests.layers import test_activations, test_layernorm
+from tests.layers import test_activations, test_attention, test_dropout, test_layernorm
 
 PLAIN = {
     "layernorm": (layernorm.layernorm_forward, layernorm.layernorm_backward),
@@ -27,40 +27,6 @@ CHANNELS = st.one_of(st.sampled_from([1, 31, 32, 33, 64, 65, 100]), st.integers(
 DTYPES = st.sampled_from(["float32", "float64"])
 SEEDS = st.integers(0, 2**32 - 1)
 few = settings(max_examples=30)
-
-
-@pytest.fixture(scope="module")
-def device(request):
-    """The GPU with --device gpu, else the test double."""
-    if request.config.getoption("--device") == "gpu":
-        yield get_device("gpu")
-    else:
-        request.getfixturevalue("host_compiler")
-        with double.installed() as gpu:
-            yield gpu
-
-
-@pytest.fixture(scope="module")
-def fused(device):
-    """-> name of a layer -> its fused pair, as functions of NumPy arrays, so that the tests of the
-    layers can use them."""
-    records = kernels.fused_layers(device)
-
-    def hosted(name):
-        def forward(*inputs, **options):
-            inputs = map(device.to_device, inputs)
-            y, cache = records[name].forward(*inputs, **options)
-            return device.to_host(y), cache
-
-        def backward(dy, cache):
-            gradients = records[name].backward(device.to_device(dy), cache)
-            if isinstance(gradients, tuple):
-                return tuple(map(device.to_host, gradients))
-            return device.to_host(gradients)
-
-        return forward, backward
-
-    return {name: hosted(name) for name in PLAIN}
 
 
 def inputs_of(name, N, C, dtype, seed=0, shift=0.0):
@@ -123,15 +89,15 @@ def test_fused_backward_is_the_derivative_of_the_fused_forward(name, fused, N, C
 
 
 def own_tests():
-    """The tests of the two layers themselves, each with its arguments."""
-    for module in (test_layernorm, test_activations):
+    """The tests of the layers themselves, each with its arguments."""
+    for module in (test_layernorm, test_activations, test_dropout, test_attention):
         for name, test in inspect.getmembers(module, inspect.isfunction):
             if not name.startswith("test_") or "relu" in name:
                 continue
             marks = getattr(test, "pytestmark", [])
-            for values in marks[0].args[1] if marks else [()]:
-                values = values if isinstance(values, tuple) else (values,)
-                yield pytest.param(module, test, values, id="-".join(map(str, (name, *values))))
+            for number, values in enumerate(marks[0].args[1] if marks else [()]):
+                values = values if type(values) is tuple else (values,)
+                yield pytest.param(module, test, values, id=f"{name}-{number}")
 
 
 @pytest.mark.parametrize(("module", "test", "values"), [*own_tests()])
@@ -186,9 +152,10 @@ def test_unsupported_arrays_use_the_plain_layer(name, kind, fused):
 
 
 def test_mismatched_shapes_are_refused(fused):
-    for name, (forward, backward) in fused.items():
+    for name in PLAIN:
+        forward, backward = fused[name]
         inputs, dy = inputs_of(name, 2, 5, "float32")
-        with pytest.raises(ValueError, match=r"dy must be .*, like x"):
+        with pytest.raises(ValueError, match=r"dy must be .*, like y"):
             backward(dy[:, :3], forward(*inputs)[1])
     (x, w, b), _ = inputs_of("layernorm", 2, 5, "float32")
     for parameters in ((w[:3], b), (w, b[:3])):
@@ -236,7 +203,7 @@ def test_fused_layers_belong_to_their_model(device, monkeypatch):
     if device.xp is not double.cupy:
         pytest.skip("the double counts launches")
     fused, plain = (GPT(CONFIG, device=device, fused=fused) for fused in (True, False))
-    assert launches_of(fused, device, monkeypatch) == 4 * 3 - 1    # 3 norms with 3 kernels, a GELU
+    assert launches_of(fused, device, monkeypatch) == 3 * 3 + 2 + 2    # norms, GELU, attention
     assert launches_of(plain, device, monkeypatch) == 0
     assert plain.layers is layers
 

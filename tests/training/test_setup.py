@@ -1,10 +1,12 @@
 """A run before its first step, new and resumed, and what it saves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from npgpt import UserError, kernels
-from npgpt.backend import get_device
+from npgpt.backend import get_device, register
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
 from npgpt.training import estimate
@@ -41,10 +43,16 @@ def test_nothing_is_written_before_training(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["fox.txt"]
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_new_and_resumed_run_are_on_the_device_with_its_layers(device, monkeypatch, fused):
+@pytest.mark.parametrize(("flag", "by_default", "fused"), [
+    ("--fused", False, True), ("--no-fused", True, False),
+    ("--seed=1", False, False), ("--seed=1", True, True),
+])
+def test_new_and_resumed_run_are_on_the_device_with_its_layers(device, monkeypatch, flag,
+                                                               by_default, fused):
     monkeypatch.setattr(kernels, "fused_layers", lambda on: {"gelu": LAYERS["relu"]})
-    words = ["--device=gpu", *(["--fused"] if fused else [])]
+    device = dataclasses.replace(device, fuses=by_default)
+    register(device)
+    words = ["--device=gpu", flag]
     for run in (saved(*words), build("--resume", "--out-dir=run")):
         assert run.model.device is device and run.data.device is device
         assert isinstance(run.data.train, device.arrays)
