@@ -18,9 +18,7 @@ BFLOAT16 = ml_dtypes.bfloat16
 def linear_forward(x, w, b=None):
     """x (..., I), w (I, O), b (O,) or None, all float32 -> y (..., O)."""
     y, (rows, w, _) = linear.linear_forward(x.astype(BFLOAT16), w.astype(BFLOAT16))
-    y = y.astype(x.dtype)
-    if b is not None:
-        y += b
+    y = y.astype(x.dtype) if b is None else y + b        # the sum of both is float32
     return y, (rows, w, b is not None)
 
 

@@ -22,8 +22,8 @@ def install():
     module = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy
     backend._devices.pop("gpu", None)
-    make = backend._makers["gpu"]
-    backend._makers["gpu"] = lambda: replace(make(), fuses=False)     # they need a compiler
+    # The fused kernels need a compiler here.
+    backend._makers["gpu"] = lambda: replace(backend._gpu(), fuses=False)
 
     def restore():
         for part, before in zip(registry, saved):

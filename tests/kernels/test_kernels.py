@@ -1,6 +1,6 @@
 """The fused kernels of layer norm and GELU agree with the plain layers, and all fused layers pass
-their layers' own tests. The test double compiles the kernels for the host and checks each launch for
-writes outside an array, undefined shuffles and arguments of the wrong type: see
+the tests of their layers. The test double compiles the kernels for the host and checks each launch
+for writes outside an array, undefined shuffles and arguments of the wrong type: see
 tests/double/raw_module.py.
 """
 
@@ -47,6 +47,11 @@ def results(pair, inputs, dy):
     return [y, *(gradients if isinstance(gradients, tuple) else (gradients,))]
 
 
+def ulps_of(C):
+    """The tolerance: dx is multiplied by rstd, 1/√eps = 316 where a token has a single channel."""
+    return 64 if C > 1 else 64 * 316
+
+
 def assert_close(found, expected, ulps=64):
     """Each within this number of ulps of the largest number of its array, or of 1."""
     for a, b in zip(found, expected, strict=True):
@@ -60,7 +65,7 @@ def assert_close(found, expected, ulps=64):
 @given(N=st.integers(1, 70), C=CHANNELS, dtype=DTYPES, seed=SEEDS)
 def test_fused_layer_equals_the_plain_one(name, fused, N, C, dtype, seed):
     inputs, dy = inputs_of(name, N, C, dtype, seed)
-    assert_close(results(fused[name], inputs, dy), results(PLAIN[name], inputs, dy))
+    assert_close(results(fused[name], inputs, dy), results(PLAIN[name], inputs, dy), ulps_of(C))
 
 
 @pytest.mark.parametrize("C", [1, 33])
@@ -69,7 +74,7 @@ def test_groups_of_many_rows_are_summed(fused, C):
     for N in (fused_layernorm.GROUPS + 1, 2 * fused_layernorm.GROUPS + 88):
         inputs, dy = inputs_of("layernorm", N, C, "float64")
         assert_close(results(fused["layernorm"], inputs, dy),
-                     results(PLAIN["layernorm"], inputs, dy))
+                     results(PLAIN["layernorm"], inputs, dy), ulps_of(C))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

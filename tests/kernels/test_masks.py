@@ -86,8 +86,8 @@ def test_fused_backward_is_the_derivative_of_the_fused_forward(fused, kind, key)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_same_input_gives_the_same_bits(fused, dtype):
     arrays = heads(Tq=40, dtype=dtype)
-    first, second = (attended(fused["attention"], *arrays, mask_of("causal", 2, 3, 40, 70), 0.2, KEY)
-                     for _ in range(2))
+    options = mask_of("causal", 2, 3, 40, 70), 0.2, KEY
+    first, second = (attended(fused["attention"], *arrays, *options) for _ in range(2))
     assert [a.tobytes() for a in first] == [a.tobytes() for a in second]
 
 
@@ -108,7 +108,7 @@ def test_arguments_are_not_changed(fused):
     q, k, v, dy = heads()
     mask = mask_of("causal", 2, 3, 4, 70)
     before = [a.copy() for a in (q, k, v, dy, mask)]
-    y, cache = fused["attention"][0](q, k, v, mask, 0.3, KEY)
+    _, cache = fused["attention"][0](q, k, v, mask, 0.3, KEY)
     first = fused["attention"][1](dy, cache)
     second = fused["attention"][1](dy, cache)            # the cache is not changed, either
     for a, b in zip((q, k, v, dy, mask, *first), (*before, *second), strict=True):

@@ -26,7 +26,9 @@ def largest_arrays():
 @pytest.mark.parametrize(("model", "batch"), [
     (GPT_MODEL, (IDS, IDS)), (TRANSFORMER, (IDS, *teacher_forced(IDS))),
 ], ids=["gpt", "transformer"])
-def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(model, batch):
+def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(model, batch, request):
+    if request.config.getoption("--device") == "gpu":
+        pytest.skip("the memory of the host is traced, and the layers compute on the GPU")
     alive = {}
 
     def watched(name):
