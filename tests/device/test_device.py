@@ -106,7 +106,7 @@ def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, device):
                 loss, norm = train_step(gpt, optimizer, [batch], grads, lr=1e-2, grad_clip=1.0)
         ended.append((loss, norm, gpt.params.flat, optimizer.m, optimizer.v))
     on_cpu, there = ended
-    # Sums are rounded differently. AdamW divides a gradient by its size, so where it is nearly 0 the
+    # Sums are rounded differently. AdamW divides a gradient by its size: where it is nearly 0, the
     # rounding alone decides an update.
     agree(there, tuple(map(np.asarray, on_cpu)), device, {"float64": 1e-10, "float32": 1e-3}[dtype])
 
