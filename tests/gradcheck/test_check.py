@@ -421,6 +421,18 @@ def test_output_that_sums_over_a_kink_allows_the_slopes_on_its_two_sides(method)
                     tolerance=1)
 
 
+@pytest.mark.parametrize("method", ["both", "central"])
+def test_given_tolerance_counts_from_the_slopes_on_the_two_sides_of_a_kink(method):
+    def check(**tolerance):
+        check_gradients(lambda x: (np.where(x > 0, x, 0).sum(), x),
+                        lambda dy, x: dy * (x > 0) * 1.01, [KINKED], method=method, directions=10,
+                        **tolerance)
+
+    check(tolerance=1e-2)
+    with pytest.raises(GradientError):
+        check()
+
+
 def test_tuple_of_outputs_that_all_sum_over_a_kink():
     def forward(x):
         y = np.where(x > 0, x, 0).sum()

@@ -101,6 +101,14 @@ def test_what_a_device_does_not_support_is_refused(device, words, message):
     assert error.value.message.startswith(message)
 
 
+def test_settings_of_another_device_fall_back_to_the_defaults(device, monkeypatch):
+    monkeypatch.setattr(kernels, "fused_layers", lambda on: {})
+    run = saved("--device=gpu", "--dtype=tf32", "--fused")
+    assert (run.model.dtype, run.config.fused) == ("tf32", True)
+    run = build("--resume", "--out-dir=run", "--device=cpu")
+    assert (run.config.dtype, run.config.fused, run.model.dtype) == (None, None, "float32")
+
+
 def test_number_of_processes_is_refused_or_noted_only_if_it_is_asked_for(monkeypatch):
     """A checkpoint of another machine may have more than this one takes."""
     cores = get_device("cpu").cores
