@@ -33,6 +33,7 @@ def saved(*words):
     run.directory.begin(0)
     run.step = 5
     save(run, val_loss=2.5)
+    run.directory.close()
     return run
 
 
@@ -76,6 +77,7 @@ def test_checkpoint_has_the_moments_of_every_rank(optimizer):
     run.optimizer.set_rank(0, 2)
     run.directory.begin(0)
     save(run)
+    run.directory.close()
     found = build("--resume", "--out-dir=run").optimizer.state
     for array, name in zip(found.values(), found, strict=True):
         assert set(np.unique(array)) == {0, 7}, name
@@ -105,8 +107,11 @@ def test_number_of_processes_is_refused_or_noted_only_if_it_is_asked_for(monkeyp
     run.directory.begin(0)
     run.step = 5
     save(run)
-    assert build("--resume", "--out-dir=run").notes == []
-    assert build("--resume", "--out-dir=run", many[0]).notes == note
+    run.directory.close()
+    for more, expected in (([], []), (many[:1], note)):
+        run = build("--resume", "--out-dir=run", *more)
+        run.directory.close()
+        assert run.notes == expected
     monkeypatch.setattr("npgpt.training.setup.can_fork", lambda: False)
     assert build(*SIZES[:-1], "--workers=2").notes == ["1 process: several need Linux"]
     assert build(*SIZES[:-1], "--workers=1").notes == []
