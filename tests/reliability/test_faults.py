@@ -1,0 +1,60 @@
+"""Whatever fails while a run is written, and whenever it is killed: nothing that was saved is lost,
+and the next start goes on to the same bits. `python -m tests.reliability` tries more of it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import train as train_script
+from npgpt.training import evaluation
+from tests.commands.tiny import everything
+from tests.reliability.faults import CHANGING, KILL, KINDS, every_fault
+from tests.reliability.tiny_runs import (
+    NEW,
+    OLD,
+    STOPS,
+    copy,
+    problems,
+    references,
+    resume,
+    start,
+    train,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The working directory, with uninterrupted runs and the start of each."""
+    before, folder = os.getcwd(), tmp_path_factory.mktemp("faults")
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "SAMPLE_TOKENS", 1)
+        whole = references()
+        for seed, steps, name in ((OLD, STOPS, "old"), (NEW, 2, "part")):
+            assert train(start(seed, steps, folder=name)) == (0, "")
+        yield whole
+    os.chdir(before)
+
+
+RUNS = {"a new run": (None, start()), "a resumed run": ("part", resume()),
+        "an overwriting run": ("old", [*start(), "--overwrite"])}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_fault_nothing_is_lost_and_the_next_start_gives_the_same_bits(home, name, kind):
+    source, words = RUNS[name]
+    step = 5 if kind == KILL else 11                  # odd: not always the same calls of a save
+    tries = 0
+    for fault in every_fault(lambda: copy(source), lambda: train_script.main(words), "run", [kind],
+                             CHANGING, step):
+        tries += 1
+        assert fault.status in (-9, 0, 2, 3) and "Traceback" not in fault.output, fault
+        if fault.status == 2:
+            assert not source or everything("run") == everything(source), fault
+        assert problems("run", home, had_a_run=bool(source)) == [], fault
+    assert tries > 5 and not Path(".lock").exists()
