@@ -53,9 +53,10 @@ class Lock:
                 raise UserError(f"{self._path.parent} is in use by {_holder(descriptor)}; wait "
                                 "until it has ended, or choose another `out_dir`")
             if self._is_there(descriptor):           # and its last holder has not just removed it
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
                 self._descriptor = descriptor
+                with suppress(OSError):              # a full disk: others are not told which it is
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
         finally:
             if self._descriptor is None:
                 os.close(descriptor)

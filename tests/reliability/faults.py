@@ -68,7 +68,7 @@ def in_child(work, folder, kind=ONCE, number=0, calls=()):
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
-                sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))
+                sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
                 with injected(folder, kind, number, calls, hit):
                     status = work() or 0
             except BaseException:
