@@ -25,7 +25,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-ONCE, FOR_GOOD, KILL = KINDS = "fails once", "fails for good", "is killed"
+ONCE, FOR_GOOD, KILL = KINDS = "fails once", "fails, and all later ones", "kills the process"
 CHANGING = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "write", "create", "tensors")
 OTHERS = "open", "fsync", "chmod", "ftruncate"
 TRACEBACK = 70                  # exit status of a process whose work raised an exception

@@ -8,7 +8,6 @@ import pytest
 
 import train as train_script
 from npgpt.training import evaluation
-from tests.commands.tiny import everything
 from tests.reliability.faults import CHANGING, KILL, KINDS, every_fault
 from tests.reliability.tiny_runs import (
     NEW,
@@ -20,6 +19,7 @@ from tests.reliability.tiny_runs import (
     resume,
     start,
     train,
+    unlocked,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
@@ -37,11 +37,6 @@ def home(tmp_path_factory):
             assert train(start(seed, steps, folder=name)) == (0, "")
         yield whole
     os.chdir(before)
-
-
-def unlocked(folder):
-    """What a directory contains, apart from a lock that could not be removed."""
-    return {path: content for path, content in everything(folder).items() if path != ".lock"}
 
 
 RUNS = {"a new run": (None, start()), "a resumed run": ("part", resume()),

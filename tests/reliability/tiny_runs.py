@@ -52,7 +52,7 @@ def references(workers=1, end=END):
         folder = f"whole-{seed}-{workers}"
         assert train(start(seed, end, workers, folder)) == (0, "")
         losses = {m["step"]: m["val_loss"] for m in metrics(folder) if "val_loss" in m}
-        found[seed] = SimpleNamespace(losses=losses, left=left(folder), end=end)
+        found[seed] = SimpleNamespace(losses=losses, left=left(folder), end=end, workers=workers)
     return found
 
 
@@ -70,6 +70,11 @@ def left(folder):
     return found
 
 
+def unlocked(folder):
+    """Every path under a directory with its content, but for a lock that could not be removed."""
+    return {path: content for path, content in everything(folder).items() if path != ".lock"}
+
+
 def step(checkpoint):
     return read_json(checkpoint / "training.json")["step"]
 
@@ -83,7 +88,7 @@ def problems(folder, whole, had_a_run=False):
     except UserError as error:
         if had_a_run or Path(folder, "latest").exists():
             return [f"nothing to load: {error}"]
-        again = start(steps=END, folder=folder)
+        again = start(NEW, whole[NEW].end, whole[NEW].workers, folder)
         status, errors = train(again)
         if status == 2:                                       # there are metrics
             status, errors = train([*again, "--overwrite"])
