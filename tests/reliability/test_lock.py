@@ -94,19 +94,21 @@ def test_lock_of_a_killed_process_is_taken_over(home):
 @forks
 def test_lock_ends_with_its_process_though_its_children_live(home):
     """As a worker does for a moment after the first process is killed."""
-    read, write = os.pipe()
+    (ended, end), (started, start) = os.pipe(), os.pipe()
 
     def hold_and_fork():
         Lock(home)
         if os.fork() == 0:
-            os.close(write)
-            os.read(read, 1)                     # until the test ends
+            os.close(end)
+            os.write(start, b"x")
+            os.read(ended, 1)                    # until the test ends
             os._exit(0)
+        os.read(started, 1)
 
     assert in_child(hold_and_fork, home).status == 0
     Lock(home).release()
-    os.close(write)
-    os.close(read)
+    for descriptor in (ended, end, started, start):
+        os.close(descriptor)
 
 
 @forks
