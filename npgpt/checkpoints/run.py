@@ -37,7 +37,6 @@ class RunDirectory(RunContents):
         self._name = name                 # of a new directory in out/, created by `begin`
         self._overwrites = overwrites
         self._id = secrets.token_hex(8)   # None for a run of npgpt 0.1.0
-        self._has_begun = False
         self._is_saved = False            # whether there is a checkpoint of this run
         self._lock = None
 
@@ -106,16 +105,6 @@ class RunDirectory(RunContents):
             kept = [line for line in lines.decode(errors="replace").splitlines()
                     if _step_of(line) <= step]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
-        self._has_begun = True
-
-    def checkpoint(self, which):
-        """As in RunContents. Raises RunError if it is damaged while this process trains."""
-        try:
-            return super().checkpoint(which)
-        except UserError as error:
-            if self._has_begun:
-                raise RunError(error.message) from error
-            raise
 
     def discard(self):
         """Undo `begin` if nothing has been saved."""

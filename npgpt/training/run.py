@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from npgpt.checkpoints.run import TENSORS, RunDirectory
 from npgpt.checkpoints.tensors import read_tensors
-from npgpt.errors import UserError
+from npgpt.errors import RunError, UserError
 from npgpt.models.model import Model
 from npgpt.optim import Optimizer, OptimizerGroup
 from npgpt.parallel import Communicator
@@ -38,9 +38,21 @@ class Run:
 
     @property
     def kept(self):
-        """Which checkpoint remains, as text."""
-        return "there is no checkpoint yet" if self.saved_step is None else (
-            f"{self.directory.checkpoint('latest')} is complete")
+        """Which checkpoint remains, as text; before the first one, that of a run to overwrite."""
+        if not self.directory.holds_a_run():
+            return "there is no checkpoint yet"
+        try:
+            return f"{self.directory.checkpoint('latest')} is complete"
+        except UserError as error:               # somebody else has written there
+            return error.message
+
+    @property
+    def best(self):
+        """The path of the best checkpoint. Raises RunError if it is damaged by now."""
+        try:
+            return self.directory.checkpoint("best")
+        except UserError as error:
+            raise RunError(error.message) from error
 
 
 def save(run, val_loss=math.inf):

@@ -83,7 +83,11 @@ def test_only_files_of_a_run_are_removed(tmp_path):
         (run.path / name).touch()
     (run.path / "checkpoint-9").symlink_to(run.path / "checkpoint-1")
     (run.path / ".checkpoint-2.abc").mkdir()               # left by a run that was killed
+    for name in (".latest.new", ".best.new", ".metrics.jsonl.new", ".metrics-abc.jsonl"):
+        (run.path / name).touch()
     run.begin(1)
+    assert {p.name for p in run.path.iterdir() if p.name.startswith(".")} == {
+        ".lock", ".checkpoint-notes.txt"}
     save(run, 2, 3.5)
     run.close()
     assert {p.name for p in run.path.iterdir()} == {

@@ -5,6 +5,7 @@ import pytest
 
 from npgpt import UserError, kernels
 from npgpt.backend import get_device
+from npgpt.errors import RunError
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
 from npgpt.training import estimate
@@ -60,6 +61,20 @@ def test_resumed_run_knows_its_checkpoint():
     run = build("--resume", "--out-dir=run")
     assert (run.step, run.saved_step, run.best_val_loss) == (5, 5, 2.5)
     assert run.kept == "run/checkpoint-5 is complete"
+    run.directory.close()
+    assert build(*SIZES, "--overwrite").kept == "run/checkpoint-5 is complete"
+
+
+def test_directory_that_is_damaged_meanwhile_is_reported_as_a_failure(tmp_path):
+    """With status 3, not as an invalid request."""
+    run = saved()
+    (tmp_path / "run/best").write_text("mine")
+    message = "run/best names 'mine', which is not a checkpoint"
+    for use in (lambda: run.best, lambda: save(run, 2.0)):
+        with pytest.raises(RunError, match=message):
+            use()
+    (tmp_path / "run/latest").write_text("mine")
+    assert run.kept == "run/latest names 'mine', which is not a checkpoint"
 
 
 def test_of_equally_good_checkpoints_the_first_is_the_best():
