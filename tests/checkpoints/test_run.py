@@ -148,6 +148,23 @@ def test_only_latest_and_best_are_kept(tmp_path):
     assert {p.name for p in run.path.glob("checkpoint-*")} == {"checkpoint-40"}
 
 
+def test_checkpoint_is_found_though_a_process_that_trains_has_just_removed_it(tmp_path,
+                                                                              monkeypatch):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 10, 3.5)
+    steps = [20]
+
+    def glob(path, pattern, original=runs.Path.glob):
+        if steps:                                # `latest` has been read
+            save(run, steps.pop(), 3.0)
+        return original(path, pattern)
+
+    monkeypatch.setattr(runs.Path, "glob", glob)
+    assert RunDirectory(run.path).checkpoint("latest").name == "checkpoint-20"
+    assert steps == []
+
+
 def test_latest_and_best_are_one_line_each(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)

@@ -2,6 +2,7 @@
 checkpoint. test_faults.py kills processes at these moments."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -70,6 +71,9 @@ def test_best_is_the_lower_recorded_loss_whatever_best_names(run, two, losses, b
         recorded(two.path / f"checkpoint-{number}", best_val_loss=loss)
     assert two.checkpoint("best").name == sampled(run) == best
     assert two.checkpoint("latest").name == "checkpoint-2"
+    lowest = min((loss for loss in losses if loss), default=math.inf)
+    assert two.load_state()[0]["best_val_loss"] == lowest
+    two.close()
 
 
 def test_run_killed_before_it_names_its_best_model_keeps_it(whole, run):
@@ -127,6 +131,11 @@ def test_next_start_finishes_taking_over_and_removes_what_never_did(whole, run):
     ):
         copy("old")
         killed(overwrite, call, number)
+        directory = RunDirectory.existing(Path("run"))
+        state, _, _ = directory.load_state()         # whose metrics are those of the same run
+        last = json.loads(directory.metrics.read_text().splitlines()[-1])
+        assert last["step"] == state["step"] == (1 if number == 3 else 3)
+        directory.close()
         assert run(train_script.main, *words).status == 0
         assert left("run") == whole[seed].left
 
