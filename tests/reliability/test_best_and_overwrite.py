@@ -16,18 +16,15 @@ from npgpt.checkpoints.run import RunDirectory
 from npgpt.durable import SUMS
 from tests.commands.tiny import everything
 from tests.reliability.faults import KILL, every_fault, in_child
-from tests.reliability.tiny_runs import NEW, OLD, copy, left, references, resume, start, train
+from tests.reliability.tiny_runs import NEW, OLD, beginnings, copy, left, resume, start, train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
 
 
 @pytest.fixture
 def whole(home):
-    """Uninterrupted runs; "old" and "part" are beginnings of them."""
-    found = references()
-    for seed, steps, name in ((OLD, 3, "old"), (NEW, 2, "part")):
-        assert train(start(seed, steps, folder=name)) == (0, "")
-    return found
+    """Uninterrupted runs; "old", "same" and "part" are beginnings of them."""
+    return beginnings()
 
 
 def sampled(run, folder="run"):
@@ -103,11 +100,13 @@ def test_checkpoint_without_a_valid_loss_is_refused(run, two, value):
                             rf"is {re.escape(repr(value))}\n", result.err)
 
 
-def test_old_run_is_whole_until_latest_names_the_new_one(whole, run):
-    """Killed at each rename of the overwriting run. Its checkpoints have the names of the old's."""
-    before = everything("old")
+@pytest.mark.parametrize("source", ["old", "same"])
+def test_old_run_is_whole_until_latest_names_the_new_one(whole, run, source):
+    """Killed at each rename of the overwriting run. The first checkpoint has the name of the one in
+    "same"."""
+    before = everything(source)
     turns = []
-    for fault in every_fault(lambda: copy("old"), lambda: train_script.main(
+    for fault in every_fault(lambda: copy(source), lambda: train_script.main(
             [*start(), "--overwrite"]), "run", [KILL], ("rename", "replace")):
         found = everything("run")
         taken_over = found["latest"] != before["latest"] or (

@@ -43,6 +43,22 @@ def train(words):
         return train_script.main(words), errors.getvalue()
 
 
+def runs(steps=STOPS, workers=1):
+    """-> (name, the directory that is there before, the words that start it) for each kind."""
+    new = start(steps=steps, workers=workers)
+    return [("a new run", None, new), ("a resumed run", "part", resume(steps)),
+            ("an overwriting run", "old", [*new, "--overwrite"]),
+            ("a run that overwrites a checkpoint of its step", "same", [*new, "--overwrite"])]
+
+
+def beginnings(workers=1, end=END):
+    """Make the text and the directories of `runs` in the working directory -> `references`."""
+    whole = references(workers, end)
+    for seed, steps, name in ((OLD, STOPS, "old"), (OLD, 1, "same"), (NEW, 2, "part")):
+        assert train(start(seed, steps, workers, name)) == (0, "")
+    return whole
+
+
 def references(workers=1, end=END):
     """Make the text and uninterrupted runs in the working directory -> seed -> its losses by step,
     and what it leaves."""
