@@ -67,6 +67,8 @@ def start(arguments):
         return run.comm.launch(lambda: train(run))
     except WorkerEnded as error:
         raise RunError(f"{error}; {run.kept}") from error
+    finally:
+        run.directory.close()
 
 
 def default_config(device):

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from npgpt.errors import UserError
+from npgpt.errors import RunError, UserError
 
 SUMS = "SHA256SUMS"
 
@@ -24,7 +24,8 @@ def atomic_directory(target, files):
 
     An existing target is moved aside just before the rename, restored if the rename fails, and
     removed afterwards. files: the names that an existing target may contain. Raises UserError
-    before any change if it contains anything else, or if it is a file.
+    before any change if it contains anything else, or if it is a file, and RunError that says where
+    the old one is if it cannot be restored.
     """
     target = Path(target).resolve()
     for path in (target, *target.parents):
@@ -45,12 +46,17 @@ def atomic_directory(target, files):
             target.rename(old)
         new.rename(target)
         _flush(target.parent)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not target.exists():
-            old.rename(target)
+            try:
+                old.rename(target)
+            except OSError:
+                raise RunError(f"{target} could not be replaced ({error}) and is now {old}; move "
+                               "it back") from error
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if target.exists() or not old.exists():        # otherwise it is the only copy
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def verify(directory):
@@ -73,12 +79,29 @@ def verify(directory):
 
 def write_text(path, text):
     """Write a text file, or replace it atomically."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(text.encode())
-    _flush(temporary)
-    temporary.replace(path)
+    path, new = Path(path), temporary(path)
+    try:
+        new.write_bytes(text.encode())
+        _flush(new)
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
     _flush(path.parent)
+
+
+def temporary(path):
+    """The file that `write_text` writes and renames to `path`."""
+    return Path(path).with_name(f".{Path(path).name}.new")
+
+
+def remove_directory(path):
+    """Remove a directory. If the process is killed meanwhile, what is left has a name that begins
+    with a dot and the directory's name, as that of an `atomic_directory`."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    path.rename(aside / "old")
+    shutil.rmtree(aside)
 
 
 def write_json(path, value):

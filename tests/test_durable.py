@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from npgpt import UserError
-from npgpt.durable import SUMS, atomic_directory, read_json, verify, write_json, write_text
+from npgpt.durable import (
+    SUMS,
+    atomic_directory,
+    read_json,
+    remove_directory,
+    temporary,
+    verify,
+    write_json,
+    write_text,
+)
+from npgpt.errors import RunError
 
 FILES = {"a.json", SUMS}
 
@@ -161,6 +171,46 @@ def test_failure_at_any_point_keeps_the_old_directory(tmp_path, monkeypatch, fai
         write(tmp_path / "m", "new")
     assert (tmp_path / "m" / "a.json").read_text() == "old"
     assert tree(tmp_path) == ["m", "m/SHA256SUMS", "m/a.json"]
+
+
+def test_old_directory_is_kept_and_named_if_it_cannot_be_put_back(tmp_path, monkeypatch):
+    write(tmp_path / "m", "old")
+
+    def rename(path, target, original=Path.rename):
+        if Path(target).name == "m":
+            raise OSError(5, "Input/output error")
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(RunError) as error:
+        write(tmp_path / "m", "new")
+    [kept] = tmp_path.glob(".m.*/old")
+    assert error.value.message == (f"{tmp_path}/m could not be replaced ([Errno 5] Input/output "
+                                   f"error) and is now {kept}; move it back")
+    assert (kept / "a.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "unlink"])
+def test_failed_write_of_a_text_keeps_the_old_one_and_leaves_nothing(tmp_path, monkeypatch,
+                                                                     failing):
+    write_text(tmp_path / "latest", "old")
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    for name in {failing, "fsync"}:
+        monkeypatch.setattr(os, name, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "latest", "new")
+    assert (tmp_path / "latest").read_text() == "old"
+    left = [temporary(tmp_path / "latest").name] if failing == "unlink" else []
+    assert tree(tmp_path) == [*left, "latest"]
+
+
+def test_directory_that_is_removed_has_a_hidden_name_meanwhile(tmp_path, order):
+    write(tmp_path / "m", "one")
+    remove_directory(tmp_path / "m")
+    assert order[-1] == "m becomes old" and tree(tmp_path) == []
 
 
 def test_directory_with_other_files_is_not_replaced(tmp_path):

@@ -1,59 +1,62 @@
-"""The directory of a run: its contents, choosing a new one, finding an existing one.
-
-    checkpoint-500/    a model directory, and beside the model
-        training.json           step, configuration, data, best validation loss so far
-        training.safetensors    the optimiser's state
-        tokenizer.json          and tokenizer_config.json, the tokenizer
-    latest, best       one line each: the name of a checkpoint
-    metrics.jsonl      one JSON object per line
-
-A checkpoint is complete before `latest` or `best` names it. Other checkpoints are removed.
-"""
+"""The directory of a run from its start to its end: choosing a new one, finding an existing one,
+saving checkpoints there. `contents` says what it contains."""
 
 import json
 import math
 import os
-import re
-import shutil
+import secrets
 import tempfile
 from pathlib import Path
 
 from npgpt.checkpoints import models
+from npgpt.checkpoints.contents import (
+    FILES,
+    METRICS,
+    NAMES,
+    STATE,
+    TENSORS,
+    RunContents,
+    best_loss,
+)
+from npgpt.checkpoints.lock import Lock
 from npgpt.checkpoints.tensors import write_tensors
 from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
-from npgpt.errors import UserError
-from npgpt.text import tokenizer
+from npgpt.errors import RunError, UserError
 from npgpt.text.tokenizer import load_tokenizer
 
 OUT = Path("out")
-STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
-FILES = models.FILES | tokenizer.FILES | {STATE, TENSORS}
 
 
-class RunDirectory:
-    """The directory of a run. Create one with `new` or `existing`."""
+class RunDirectory(RunContents):
+    """The directory of a run. Create one with `new` or `existing`. A process that writes there
+    holds a lock on it until `close`."""
 
-    def __init__(self, path, name=None):
-        self.path = path
-        self._name = name        # of a new directory in out/, created by `begin`
-        self._has_best = True    # `best` names a checkpoint of this run, none that it overwrites
+    def __init__(self, path, name=None, overwrites=True):
+        super().__init__(path)
+        self.metrics = path / METRICS     # where the metrics of this run are now
+        self._name = name                 # of a new directory in out/, created by `begin`
+        self._overwrites = overwrites
+        self._id = secrets.token_hex(8)   # None for a run of npgpt 0.1.0
+        self._is_saved = False            # whether there is a checkpoint of this run
+        self._lock = None
 
     @classmethod
     def new(cls, out_dir, name, overwrite):
         """A directory for a new run: out_dir, or the first of out/name, out/name-2, ... that does
-        not exist. Raises UserError if out_dir contains a run, unless overwrite, or if it is not
-        writable."""
-        run = cls(out_dir or _first_free(name), None if out_dir else name)
+        not exist. Raises UserError if out_dir contains a run, unless overwrite, if it is not
+        writable, or if another process writes there."""
+        run = cls(out_dir or _first_free(name), None if out_dir else name, overwrite)
         for path in (run.path, *run.path.parents):
             if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path} is a file; `out_dir` takes a directory")
-        if run._holds_a_run() and not overwrite:
-            raise UserError(f"{run.path} already contains a run; `resume` continues it, "
-                            "`overwrite` replaces it, another `out_dir` keeps both")
-        if (run.path / METRICS).is_file() and not overwrite:
-            raise UserError(f"{run.path} contains the metrics of a run that was not saved; "
-                            "`overwrite` replaces it, another `out_dir` keeps both")
         run._try_writing()
+        try:
+            if run.path.is_dir():
+                run._acquire()
+            run._refuse_a_run()
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -61,30 +64,26 @@ class RunDirectory:
         """The directory of an existing run: out_dir, or the run in out/ that was saved last.
         Raises UserError if there is none."""
         if out_dir is None:
-            runs = [path.parent for path in OUT.glob("*/latest")]
-            if not runs:
+            found = [*OUT.glob("*/latest")] or [*OUT.glob(f"*/{METRICS}")]
+            if not found:
                 raise UserError(f"there is no run in {OUT}/; give its directory with `out_dir`")
-            out_dir = max(runs, key=lambda path: (path / "latest").stat().st_mtime)
+            out_dir = max(found, key=lambda path: path.stat().st_mtime).parent
         if not out_dir.is_dir():
             raise UserError(f"there is no directory {out_dir}")
-        if not (out_dir / "latest").is_file():
-            raise UserError(f"{out_dir} contains no checkpoint")
-        return cls(out_dir)
-
-    def checkpoint(self, which):
-        """The path of the checkpoint that `which`, "latest" or "best", names."""
-        try:
-            name = (self.path / which).read_bytes().decode().strip()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / which} cannot be read: {error}") from None
-        if self.path / name not in self._checkpoints():
-            raise UserError(f"{self.path / which} names {name!r}, which is not a checkpoint")
-        return self.path / name
+        run = cls(out_dir)
+        if run.holds_a_run():
+            return run
+        if run.metrics.is_file():
+            raise UserError(f"{out_dir} contains the metrics of a run that has saved no "
+                            "checkpoint; train again, with `overwrite` to replace it or with "
+                            "another `out_dir`")
+        raise UserError(f"{out_dir} contains no checkpoint")
 
     def begin(self, step):
-        """Prepare for the steps after `step`; metrics of later steps are removed.
+        """Prepare for the steps after `step`; metrics of later steps are removed, and what a killed
+        process has left. Raises UserError if another process has begun meanwhile.
 
-        Checkpoints of a run that is overwritten stay until this run has saved its first.
+        A run that is overwritten stays until this run has saved its first checkpoint.
         """
         while True:
             try:
@@ -92,65 +91,88 @@ class RunDirectory:
                 break
             except FileExistsError:              # another run has just created it
                 self.path = _first_free(self._name)
-        self._has_best = step > 0
-        for left in self.path.glob(".checkpoint-*"):      # by a run that was killed while saving
-            shutil.rmtree(left, ignore_errors=True)
-        metrics = self.path / METRICS
-        kept = []
-        if step and metrics.exists():
-            lines = metrics.read_bytes().decode(errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-        write_text(metrics, "".join(line + "\n" for line in kept))
+        self._acquire()
+        if step == 0:
+            self._refuse_a_run()
+        self.clean()
+        self.metrics = self.path / METRICS
+        if step == 0:
+            if self.holds_a_run() or self.metrics.exists():
+                self.metrics = self.aside(self._id)
+            self.metrics.write_bytes(b"")
+        else:
+            lines = self.metrics.read_bytes() if self.metrics.exists() else b""
+            kept = [line for line in lines.decode(errors="replace").splitlines()
+                    if _step_of(line) <= step]
+            write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def discard(self):
         """Undo `begin` if nothing has been saved."""
-        if not self._holds_a_run():
-            (self.path / METRICS).unlink(missing_ok=True)
+        if not self._is_saved:
+            self.metrics.unlink(missing_ok=True)
+            self.close()
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
-    def save(self, model, tokenizer, tensors, state, *, is_best):
-        """Write checkpoint-STEP, then let `latest` name it, and `best` if is_best. tensors: name ->
-        array, the optimiser's state. state: dict with at least "step", for JSON."""
-        target = self.path / f"checkpoint-{state['step']}"
-        with atomic_directory(target, FILES) as folder:
-            models.write_model(model, folder)
-            write_tensors(folder / TENSORS, tensors)
-            write_json(folder / STATE, state)
-            tokenizer.save(folder)
-        write_text(self.path / "latest", target.name + "\n")
-        if is_best or not self._has_best:
-            write_text(self.path / "best", target.name + "\n")
-            self._has_best = True
-        kept = {self.checkpoint("latest"), self.checkpoint("best")}
-        for path in self._checkpoints() - kept:
-            shutil.rmtree(path)
+    def close(self):
+        """Let other processes write there."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    def save(self, model, tokenizer, tensors, state):
+        """Write a checkpoint, let `latest` name it, and then `best` if its loss is below that of
+        the best one so far. tensors: name -> array, the optimiser's state. state: dict for JSON
+        with at least "step" and "best_val_loss", the lowest loss so far or None."""
+        try:
+            target = self.unnamed(state["step"])
+            with atomic_directory(target, FILES) as folder:
+                models.write_model(model, folder)
+                write_tensors(folder / TENSORS, tensors)
+                write_json(folder / STATE, state | {"run": self._id})
+                tokenizer.save(folder)
+            for name in NAMES[:1] if self._is_saved else NAMES:
+                write_text(self.path / name, target.name + "\n")
+            self._is_saved = True
+            self.follow_latest()
+            self.metrics = self.path / METRICS
+        except UserError as error:               # somebody else has written there
+            raise RunError(error.message) from error
 
     def load_state(self):
-        """-> state, tokenizer, path of the latest checkpoint. Raises UserError if one of them is
-        missing or damaged, or if the directory is not writable."""
+        """-> state, tokenizer, path of the latest checkpoint. "best_val_loss" is that of the best
+        one. Raises UserError if something is missing or damaged, if the directory is not writable,
+        or if another process writes there."""
         self._try_writing()
-        self.checkpoint("best")
-        path = self.checkpoint("latest")
+        self._acquire()
+        path, best = (self.checkpoint(which) for which in NAMES)
         verify(path)
-        return read_json(path / STATE), load_tokenizer(path), path
+        state = read_json(path / STATE) | {"best_val_loss": best_loss(best)}
+        self._id, self._is_saved = state.get("run"), True
+        if self.aside(self._id).exists():
+            self.metrics = self.aside(self._id)
+        return state, load_tokenizer(path), path
 
     def log(self, **values):
-        """Append a line to metrics.jsonl; non-finite values are written as null."""
+        """Append a line to the metrics; non-finite values are written as null."""
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.path / METRICS, "ab") as file:
+        with open(self.metrics, "ab") as file:
             file.write((json.dumps(values) + "\n").encode())
 
-    def _checkpoints(self):
-        """The checkpoints that `save` wrote."""
-        return {path for path in self.path.glob("checkpoint-*")
-                if re.fullmatch(r"checkpoint-\d+", path.name)
-                and (path / STATE).is_file() and not path.is_symlink()}
+    def _acquire(self):
+        if self._lock is None:
+            self._lock = Lock(self.path)
 
-    def _holds_a_run(self):
-        """Whether a run has saved something."""
-        return bool(self._checkpoints()) or any(
-            (self.path / name).is_file() for name in ("latest", "best"))
+    def _refuse_a_run(self):
+        """Raise UserError if there is a run, unless it may be overwritten."""
+        if self._overwrites:
+            return
+        choices = "`overwrite` replaces it, another `out_dir` keeps both"
+        if self.holds_a_run():
+            raise UserError(f"{self.path} already contains a run; `resume` continues it, {choices}")
+        if (self.path / METRICS).is_file():
+            raise UserError(f"{self.path} contains the metrics of a run that has saved no "
+                            f"checkpoint; {choices}")
 
     def _try_writing(self):
         """Raise UserError if the directory is not writable. Nothing is left behind."""

@@ -100,7 +100,7 @@ class Monitor:
         if peak:
             say(f"peak memory: {size(peak)}")
         if run.comm.is_first:
-            say(f"the model is in {run.directory.checkpoint('best')}; to generate text: "
+            say(f"the model is in {run.best}; to generate text: "
                 f"{command_line('sample')} --out-dir {run.directory.path}")
         return 0
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from npgpt.checkpoints.run import TENSORS, RunDirectory
 from npgpt.checkpoints.tensors import read_tensors
-from npgpt.errors import UserError
+from npgpt.errors import RunError, UserError
 from npgpt.models.model import Model
 from npgpt.optim import Optimizer, OptimizerGroup
 from npgpt.parallel import Communicator
@@ -38,20 +38,35 @@ class Run:
 
     @property
     def kept(self):
-        """Which checkpoint remains, as text."""
-        return "there is no checkpoint yet" if self.saved_step is None else (
-            f"{self.directory.checkpoint('latest')} is complete")
+        """Which checkpoint remains, as text; before the first one, that of a run to overwrite."""
+        if not self.directory.holds_a_run():
+            return "there is no checkpoint yet"
+        try:
+            return f"{self.directory.checkpoint('latest')} is complete"
+        except UserError as error:               # somebody else has written there
+            return error.message
+
+    @property
+    def best(self):
+        """The path of the best checkpoint. Raises RunError if it is damaged by now."""
+        try:
+            return self.directory.checkpoint("best")
+        except UserError as error:
+            raise RunError(error.message) from error
 
 
 def save(run, val_loss=math.inf):
     """Write a checkpoint; it is the best one if the validation loss is below all before. All ranks
     call it, and the first one writes."""
-    is_best, run.saved_step = val_loss < run.best_val_loss, run.step
     run.best_val_loss = min(val_loss, run.best_val_loss)
     for array, shard in run.optimizer.sharded_state:
         run.comm.all_gather(array, shard)
-    if not run.comm.is_first:
-        return
+    if run.comm.is_first:
+        _write(run)
+    run.saved_step = run.step
+
+
+def _write(run):
     values = vars(run.config) | vars(run.model.config) | {"data": run.source.name}
     del values["vocab_size"]                     # it follows from the tokenizer
     state = {
@@ -63,25 +78,23 @@ def save(run, val_loss=math.inf):
         "sha256": run.source.fingerprint,
         "values": values,
     }
-    run.directory.save(run.model, run.source.tokenizer, run.optimizer.state, state,
-                       is_best=is_best)
+    run.directory.save(run.model, run.source.tokenizer, run.optimizer.state, state)
 
 
 def restore(run, state, checkpoint):
-    """Restore a checkpoint into a new run. state: the contents of training.json."""
+    """Restore a checkpoint into a new run. state: as `RunDirectory.load_state` returns it."""
     shapes = {name: array.shape for name, array in run.optimizer.state.items()}
     run.optimizer.load_state(read_tensors(checkpoint / TENSORS, shapes), state["step"])
     run.step = run.saved_step = state["step"]
     run.seconds = state["seconds"]
-    best = state["best_val_loss"]
-    run.best_val_loss = math.inf if best is None else best
+    run.best_val_loss = state["best_val_loss"]
     return run
 
 
 def check_state(state, checkpoint):
     """Raise UserError if training.json lacks something that a resumed run needs."""
     kinds = {"format": int, "step": int, "seconds": (int, float), "values": dict, "sha256": str,
-             "best_val_loss": (int, float, type(None)), "config_name": str}
+             "config_name": str}
     for name, kind in kinds.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{checkpoint / 'training.json'} is damaged: {name} is "

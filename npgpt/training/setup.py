@@ -18,15 +18,25 @@ from npgpt.training.run import Run, check_state, restore
 
 
 def build_run(request):
-    """Request -> Run. Raises UserError for an invalid request. Nothing is written."""
+    """Request -> Run, whose directory the caller closes. Raises UserError for an invalid request.
+    Nothing is written, except for a lock on the directory if there is one."""
     try:
-        return resumed_run(request) if request.resume else new_run(request)
+        if request.resume:
+            directory, build = RunDirectory.existing(request.out_dir), resumed_run
+        else:
+            directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
+            build = new_run
+        try:
+            return build(request, directory)
+        except BaseException:
+            directory.close()
+            raise
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
 
 
-def new_run(request):
-    """-> a new Run."""
+def new_run(request, directory):
+    """-> a new Run in a directory."""
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
@@ -34,14 +44,12 @@ def new_run(request):
     architecture = request.model(source.tokenizer.vocab_size)
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
-    directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
     model = GPT(architecture, seed=config.seed, device=device, **precision(config, device))
     return assemble(request, config, directory, source, data, model, comm)
 
 
-def resumed_run(request):
+def resumed_run(request, directory):
     """-> the Run of a directory, restored from its latest checkpoint."""
-    directory = RunDirectory.existing(request.out_dir)
     state, tokenizer, checkpoint = directory.load_state()
     check_state(state, checkpoint)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 
 import numpy as np
@@ -18,10 +20,11 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def save(run, step, is_best=False):
+def save(run, step, loss=None):
+    """loss: the lowest so far."""
     model = GPT(GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=4))
     optimizer = AdamW(model.params)
-    run.save(model, CharTokenizer("ab"), optimizer.state, {"step": step}, is_best=is_best)
+    run.save(model, CharTokenizer("ab"), optimizer.state, {"step": step, "best_val_loss": loss})
 
 
 def test_each_run_gets_its_own_directory():
@@ -44,14 +47,19 @@ def test_directory_with_a_run_is_refused_or_overwritten(tmp_path):
     run.begin(0)
     run.log(step=0, val_loss=4.2)
     save(run, 5)
+    run.close()
     (tmp_path / "r" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"already contains a run; resume .* overwrite"):
         RunDirectory.new(tmp_path / "r", "laptop", False)
     again = RunDirectory.new(tmp_path / "r", "laptop", True)
     again.begin(0)
-    assert (again.path / "metrics.jsonl").read_text() == ""
+    again.log(step=0, val_loss=4.1)
+    assert "4.2" in (again.path / "metrics.jsonl").read_text()
     assert again.checkpoint("latest").name == "checkpoint-5"      # until the new run has saved one
     save(again, 3)
+    again.log(step=3, val_loss=4.0)
+    again.close()
+    assert re.findall(r"4\.\d", (again.path / "metrics.jsonl").read_text()) == ["4.1", "4.0"]
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]
     assert again.checkpoint("best").name == "checkpoint-3"
@@ -75,8 +83,13 @@ def test_only_files_of_a_run_are_removed(tmp_path):
         (run.path / name).touch()
     (run.path / "checkpoint-9").symlink_to(run.path / "checkpoint-1")
     (run.path / ".checkpoint-2.abc").mkdir()               # left by a run that was killed
+    for name in (".latest.new", ".best.new", ".metrics.jsonl.new", ".metrics-abc.jsonl"):
+        (run.path / name).touch()
     run.begin(1)
-    save(run, 2, is_best=True)
+    assert {p.name for p in run.path.iterdir() if p.name.startswith(".")} == {
+        ".lock", ".checkpoint-notes.txt"}
+    save(run, 2, 3.5)
+    run.close()
     assert {p.name for p in run.path.iterdir()} == {
         "best", "latest", "metrics.jsonl", "checkpoint-2", "checkpoint-mine", "checkpoint-7",
         "best-photos", "checkpoint-notes.txt", ".checkpoint-notes.txt", "checkpoint-9"}
@@ -126,13 +139,30 @@ def test_invalid_directory_is_refused(tmp_path):
 def test_only_latest_and_best_are_kept(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
-    save(run, 10, is_best=True)
+    save(run, 10, 3.5)
     assert (run.checkpoint("latest").name, run.checkpoint("best").name) == ("checkpoint-10",) * 2
-    save(run, 20)
-    save(run, 30)
+    save(run, 20, 3.5)
+    save(run, 30, 3.5)
     assert {p.name for p in run.path.glob("checkpoint-*")} == {"checkpoint-10", "checkpoint-30"}
-    save(run, 40, is_best=True)
+    save(run, 40, 3.25)
     assert {p.name for p in run.path.glob("checkpoint-*")} == {"checkpoint-40"}
+
+
+def test_checkpoint_is_found_though_a_process_that_trains_has_just_removed_it(tmp_path,
+                                                                              monkeypatch):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 10, 3.5)
+    steps = [20]
+
+    def glob(path, pattern, original=runs.Path.glob):
+        if steps:                                # `latest` has been read
+            save(run, steps.pop(), 3.0)
+        return original(path, pattern)
+
+    monkeypatch.setattr(runs.Path, "glob", glob)
+    assert RunDirectory(run.path).checkpoint("latest").name == "checkpoint-20"
+    assert steps == []
 
 
 def test_latest_and_best_are_one_line_each(tmp_path):
@@ -149,10 +179,13 @@ def test_resumed_run_keeps_its_best_checkpoint(begins, tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 1)
+    run.close()
     resumed = RunDirectory.existing(tmp_path / "r")
+    resumed.load_state()
     if begins:
         resumed.begin(1)
     save(resumed, 2)
+    resumed.close()
     assert resumed.checkpoint("best").name == "checkpoint-1"
 
 
@@ -163,19 +196,21 @@ def test_newest_run_is_the_one_saved_last(tmp_path):
         run = RunDirectory.new(runs.OUT / name, "laptop", False)
         run.begin(0)
         save(run, 1)
+        run.close()
         os.utime(run.path / "latest", (1000 + number % 2, 1000 + number % 2))
     assert RunDirectory.existing(None).path.name == "a"
     assert RunDirectory.existing(tmp_path / "out" / "b").path.name == "b"
 
 
 def test_directory_without_a_run_is_refused(tmp_path):
-    for path, message in ((tmp_path / "no", "there is no directory"), (tmp_path, "no checkpoint")):
+    for path, message in ((tmp_path / "no", "there is no directory"),
+                          (tmp_path, "contains no checkpoint$")):
         with pytest.raises(UserError, match=message):
             RunDirectory.existing(path)
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_checkpoint_of_the_same_step_is_replaced(older, tmp_path):
+def test_checkpoint_of_the_same_step_gets_a_name_of_its_own(older, tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
     save(run, 1)
@@ -184,8 +219,9 @@ def test_checkpoint_of_the_same_step_is_replaced(older, tmp_path):
                      "training.safetensors", "tokenizer.json", "tokenizer_config.json"}
     if older:                                                  # npgpt 0.1.0 did not write it
         (run.checkpoint("latest") / "tokenizer_config.json").unlink()
-    save(run, 1)
+    save(run, 1, 3.5)
     assert {path.name for path in run.checkpoint("latest").iterdir()} == names
+    assert {path.name for path in run.path.iterdir() if path.is_dir()} == {"checkpoint-1-2"}
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "checkpoint-7", "", "."])
@@ -202,9 +238,10 @@ def test_invalid_name_of_a_checkpoint_is_refused(name, tmp_path):
 def test_saved_state_is_loaded_unchanged(tmp_path):
     run = RunDirectory.new(tmp_path / "r", "laptop", False)
     run.begin(0)
-    save(run, 3)
+    save(run, 3, 2.5)
     state, tokenizer, path = run.load_state()
-    assert state == {"step": 3} and tokenizer.characters == "ab" and path.name == "checkpoint-3"
+    assert state.pop("run") and state == {"step": 3, "best_val_loss": 2.5}
+    assert tokenizer.characters == "ab" and path.name == "checkpoint-3"
     data = bytearray((path / "training.safetensors").read_bytes())
     data[-1] ^= 1
     (path / "training.safetensors").write_bytes(data)
@@ -217,10 +254,15 @@ def test_run_that_cannot_be_resumed_is_refused(tmp_path, monkeypatch):
     run.begin(0)
     save(run, 3)
     (run.path / "best").write_bytes(b"\xff\n")
-    with pytest.raises(UserError, match=r"best cannot be read: .*can't decode byte 0xff"):
+    with pytest.raises(UserError, match=r"best names '\ufffd', which is not a checkpoint"):
         run.load_state()
     (run.path / "best").unlink()
-    with pytest.raises(UserError, match=r"best cannot be read: .*No such file"):
+    (run.path / "best").mkdir()
+    with pytest.raises(UserError, match=r"best cannot be read: Is a directory"):
+        run.load_state()
+    (run.path / "best").rmdir()
+    shutil.copytree(run.path / "checkpoint-3", run.path / "checkpoint-2")
+    with pytest.raises(UserError, match=r"best is missing"):
         run.load_state()
     (run.path / "best").write_text("checkpoint-3\n")
     run.load_state()
@@ -246,12 +288,3 @@ def test_metrics_of_repeated_steps_are_removed(tmp_path):
     (run.path / "metrics.jsonl").unlink()
     run.begin(20)
     assert (run.path / "metrics.jsonl").read_text() == ""
-
-
-def test_run_that_was_killed_before_its_first_checkpoint_can_only_be_replaced(tmp_path):
-    run = RunDirectory.new(tmp_path / "r", "laptop", False)
-    run.begin(0)
-    run.log(step=0, val_loss=4.2)
-    with pytest.raises(UserError, match="metrics of a run that was not saved; overwrite replaces"):
-        RunDirectory.new(tmp_path / "r", "laptop", False)
-    assert RunDirectory.new(tmp_path / "r", "laptop", True).path == tmp_path / "r"

@@ -46,7 +46,9 @@ GROUPS = [
     ),
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
     Group("files", ("npgpt/checkpoints/*.py", "npgpt/text/*.py", "npgpt/durable.py"),
-          ("tests/checkpoints", "tests/text", "tests/test_durable.py"), share=0.2),
+          ("tests/checkpoints", "tests/text", "tests/test_durable.py",
+           "tests/reliability/test_best_and_overwrite.py", "tests/reliability/test_lock.py"),
+          share=0.2),
     Group("generation", ("npgpt/models/generate.py", "sample.py"),
           ("tests/models/test_generate.py", "tests/commands"), share=0.2,
           left_out="test_processes"),                # mutants do not reach processes

@@ -7,6 +7,7 @@ import pytest
 
 from npgpt import UserError, kernels
 from npgpt.backend import get_device, register
+from npgpt.errors import RunError
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
 from npgpt.training import estimate
@@ -35,6 +36,7 @@ def saved(*words):
     run.directory.begin(0)
     run.step = 5
     save(run, val_loss=2.5)
+    run.directory.close()
     return run
 
 
@@ -67,6 +69,20 @@ def test_resumed_run_knows_its_checkpoint():
     run = build("--resume", "--out-dir=run")
     assert (run.step, run.saved_step, run.best_val_loss) == (5, 5, 2.5)
     assert run.kept == "run/checkpoint-5 is complete"
+    run.directory.close()
+    assert build(*SIZES, "--overwrite").kept == "run/checkpoint-5 is complete"
+
+
+def test_directory_that_is_damaged_meanwhile_is_reported_as_a_failure(tmp_path):
+    """With status 3, not as an invalid request."""
+    run = saved()
+    (tmp_path / "run/best").write_text("mine")
+    message = "run/best names 'mine', which is not a checkpoint"
+    for use in (lambda: run.best, lambda: save(run, 2.0)):
+        with pytest.raises(RunError, match=message):
+            use()
+    (tmp_path / "run/latest").write_text("mine")
+    assert run.kept == "run/latest names 'mine', which is not a checkpoint"
 
 
 def test_of_equally_good_checkpoints_the_first_is_the_best():
@@ -84,6 +100,7 @@ def test_checkpoint_has_the_moments_of_every_rank(optimizer):
     run.optimizer.set_rank(0, 2)
     run.directory.begin(0)
     save(run)
+    run.directory.close()
     found = build("--resume", "--out-dir=run").optimizer.state
     for array, name in zip(found.values(), found, strict=True):
         assert set(np.unique(array)) == {0, 7}, name
@@ -121,8 +138,11 @@ def test_number_of_processes_is_refused_or_noted_only_if_it_is_asked_for(monkeyp
     run.directory.begin(0)
     run.step = 5
     save(run)
-    assert build("--resume", "--out-dir=run").notes == []
-    assert build("--resume", "--out-dir=run", many[0]).notes == note
+    run.directory.close()
+    for more, expected in (([], []), (many[:1], note)):
+        run = build("--resume", "--out-dir=run", *more)
+        run.directory.close()
+        assert run.notes == expected
     monkeypatch.setattr("npgpt.training.setup.can_fork", lambda: False)
     assert build(*SIZES[:-1], "--workers=2").notes == ["1 process: several need Linux"]
     assert build(*SIZES[:-1], "--workers=1").notes == []

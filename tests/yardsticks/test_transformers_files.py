@@ -63,7 +63,7 @@ def test_auto_tokenizer_reads_a_checkpoint_as_it_is(head_bias, tmp_path, transfo
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **sizes))
     run = RunDirectory(tmp_path / "run")
     run.begin(0)
-    run.save(model, tokenizer, {}, {"step": 1}, is_best=True)
+    run.save(model, tokenizer, {}, {"step": 1, "best_val_loss": None})
     theirs = transformers.AutoTokenizer.from_pretrained(run.checkpoint("latest"))
     assert len(theirs) == tokenizer.vocab_size and theirs.all_special_tokens == []
     for text in (*HARD_TEXTS, "".join(HARD_TEXTS)):

@@ -1,0 +1,133 @@
+"""Try to lose what a run has saved: `python -m tests.reliability`. Linux only, some minutes.
+
+Prints a Markdown table: what was tried, how often, and how often something was wrong.
+"""
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import train as train_script
+from npgpt.training import evaluation
+from tests.commands.tiny import ENVIRONMENT, command
+from tests.parallel.test_processes import gone
+from tests.reliability.faults import every_fault
+from tests.reliability.tiny_runs import beginnings, copy, problems, runs, unlocked
+
+LONG = 20                       # steps of a run that is killed at a random moment
+
+
+class Table:
+    """Counts tries and failures, and shows at once what fails."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def record(self, what, found, where):
+        """found: list of texts, empty if nothing is wrong."""
+        tries, failures = self.rows.get(what, (0, 0))
+        self.rows[what] = tries + 1, failures + bool(found)
+        if found:
+            print(f"{what}, {where}: {'; '.join(found)}", file=sys.stderr)
+
+    def show(self):
+        print("| what | tries | failures |\n| --- | ---: | ---: |")
+        for what, (tries, failures) in self.rows.items():
+            print(f"| {what} | {tries:,} | {failures:,} |")
+        return sum(failures for _, failures in self.rows.values())
+
+
+def try_faults(table, step):
+    """Every step-th fault of the file system, in each kind of run."""
+    whole = beginnings()
+    for name, source, words in runs():
+        for fault in every_fault(partial(copy, source), partial(train_script.main, words),
+                                 "run", step=step):
+            found = [] if fault.status in (-9, 0, 2, 3) else [f"status {fault.status}"]
+            if "Traceback" in fault.output:
+                found.append("a traceback: " + fault.output.strip().splitlines()[-1])
+            if fault.status == 2 and source and unlocked("run") != unlocked(source):
+                found.append("refused after something was written: " + fault.output)
+            found += problems("run", whole, had_a_run=bool(source))
+            table.record(f"{name}: a call of the file system {fault.kind}", found, fault)
+
+
+@contextlib.contextmanager
+def process(words):
+    """A process that has written its first line -> it, and its children's ids."""
+    with subprocess.Popen(command(*words), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as running:
+        assert running.stdout.readline(), running.stderr.read()
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text()
+        yield running, list(map(int, children.split()))
+
+
+def try_kills(table, tries, workers):
+    """SIGKILL at a random moment between the first line of train.py and its end."""
+    whole, random = beginnings(workers, LONG + 2), Random(workers)
+    for number in range(tries):
+        name, source, words = runs(LONG, workers)[number % 4]
+        if number < 4:                           # how long it takes
+            copy(source)
+            with process(words) as (running, _):
+                began = time.monotonic()
+                running.communicate()
+            seconds = time.monotonic() - began
+        copy(source)
+        with process(words) as (running, children):
+            time.sleep(random.uniform(0, seconds))
+            running.kill()
+            running.communicate()
+        found = [] if gone(children) else ["a worker is alive"]
+        found += problems("run", whole, had_a_run=bool(source))
+        table.record(f"{name}, {workers} worker{'s' * (workers > 1)}: SIGKILL at a random moment",
+                     found, f"try {number}")
+
+
+def try_pairs(table, tries):
+    """Two processes that start at the same time in one directory."""
+    whole = beginnings(end=LONG + 2)
+    for number in range(tries):
+        name, source, words = runs(LONG)[number % 4]
+        copy(source)
+        pair = [subprocess.Popen(command(*words), env=ENVIRONMENT, text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in "ab"]
+        errors = sorted((running.communicate()[1], running.returncode) for running in pair)
+        one_after_another = "overwrit" in name and errors == [("", 0), ("", 0)]
+        found = []
+        if not one_after_another and ([status for _, status in errors] != [0, 2]
+                                      or errors[0][0] or errors[1][0].count("\n") != 1):
+            found.append(f"they ended with {errors}")
+        found += problems("run", whole, had_a_run=True)
+        table.record(f"{name}, started twice at the same time", found, f"try {number}")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.reliability",
+        description="Make calls of the file system fail, kill runs and start them twice, and check "
+                    "that nothing is lost. Takes about 8 minutes, on Linux.")
+    parser.add_argument("--every", type=int, default=1, metavar="N",
+                        help="only every N-th call of the file system [1]; 0: none")
+    parser.add_argument("--kills", type=int, default=64, metavar="N",
+                        help="runs to kill at a random moment, with 1 and with 2 workers each [64]")
+    parser.add_argument("--pairs", type=int, default=32, metavar="N",
+                        help="pairs of processes that start at the same time [32]")
+    given, table = parser.parse_args(), Table()
+    evaluation.SAMPLE_TOKENS = 1
+    tries = [partial(try_faults, table, given.every)] if given.every else []
+    tries += [partial(try_kills, table, given.kills, workers) for workers in (1, 2)]
+    for attempt in (*tries, partial(try_pairs, table, given.pairs)):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            attempt()
+    return int(table.show() > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,8 @@
+"""A working directory with a small text, without a network, for every test."""
+
+from tests.commands.conftest import (  # noqa: F401
+    home,
+    run,
+    short_samples,
+    signals_arrive,
+)
