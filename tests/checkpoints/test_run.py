@@ -116,6 +116,7 @@ def test_run_stopped_before_its_first_step_leaves_no_files(tmp_path):
     save(run, 1)
     run.discard()
     assert run.checkpoint("best").name == "checkpoint-1"
+    assert (run.path / "metrics.jsonl").exists()
 
 
 def test_nonfinite_values_are_null_in_the_metrics(tmp_path):

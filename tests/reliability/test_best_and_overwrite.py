@@ -162,6 +162,11 @@ def test_run_without_a_checkpoint_is_neither_resumed_nor_replaced_silently(unsav
                            "another --out-dir\n")
     assert sampled.err == "sample.py" + resumed.err.removeprefix("train.py")
     assert everything("run") == before
+    again = RunDirectory.new(unsaved.path, "laptop", True)
+    again.begin(0)
+    again.log(step=0, val_loss=4.1)              # and before it saves a checkpoint, it is killed
+    again.close()
+    assert before.items() <= everything("run").items()
     assert run(train_script.main, *start(), "--overwrite").status == 0
 
 
