@@ -1,7 +1,12 @@
 """Generate text with a trained model: `python sample.py --prompt "ROMEO:"`."""
 
-import dataclasses
+import signal
 import sys
+
+if __name__ == "__main__":      # Ctrl-C in the imports: no traceback; run_command undoes this
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +68,11 @@ def sample(arguments):
             print("-" * 40)
         print(c.prompt or "", end="")
         settings = c if c.seed is None else dataclasses.replace(c, seed=c.seed + number)
-        for token in stream(model, idx[None], settings):
-            print(tokenizer.decode(token), end="", flush=True)
-        print(flush=True)
+        try:
+            for token in stream(model, idx[None], settings):
+                print(tokenizer.decode(token), end="", flush=True)
+        finally:                                 # Ctrl-C ends the line, too
+            print(flush=True)
 
 
 def model_directory(path):

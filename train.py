@@ -5,7 +5,13 @@ the parameters. The batch of a step and its dropout masks depend only on the see
 run that is stopped and resumed gives the same result as an uninterrupted one.
 """
 
+import signal
 import sys
+
+if __name__ == "__main__":      # Ctrl-C in the imports: no traceback; run_command undoes this
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from contextlib import suppress
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -16,7 +22,7 @@ from npgpt.errors import RunError
 from npgpt.optim import learning_rate
 from npgpt.parallel import WorkerEnded
 from npgpt.training.estimate import LESS_MEMORY
-from npgpt.training.evaluation import evaluate
+from npgpt.training.evaluation import Interrupted, evaluate
 from npgpt.training.monitor import Monitor
 from npgpt.training.request import read_command_line
 from npgpt.training.run import save
@@ -31,23 +37,24 @@ def train(run):
     optimizer.set_rank(comm.rank, comm.size)
 
     with Monitor(run, grads) as monitor:       # the screen, the metrics, Ctrl-C
-        if run.step == 0:
-            monitor.evaluation(evaluate(model, data, c, comm))
+        with suppress(Interrupted):            # in an evaluation
+            while True:
+                if run.evaluation_is_due:
+                    losses = evaluate(model, data, c, comm, monitor.after_batch)
+                    monitor.evaluation(losses)
+                    if run.step > 0:
+                        save(run, losses[1])
+                    monitor.restart_clock()
 
-        while run.step < c.max_iters and not comm.any(monitor.interrupted):
-            lr = learning_rate(run.step, c)
-            batches = batches_of_step(data, c, run.step, comm)
-            loss, grad_norm = train_step(
-                model, optimizer, batches, grads, comm, lr=lr, grad_clip=c.grad_clip
-            )
-            run.step += 1
-            monitor.step(lr, loss, grad_norm)
-
-            if run.step % c.eval_interval == 0 or run.step == c.max_iters:
-                losses = evaluate(model, data, c, comm)
-                monitor.evaluation(losses)
-                save(run, losses[1])
-                monitor.saved()
+                if run.step == c.max_iters or comm.any(monitor.interrupted):
+                    break
+                lr = learning_rate(run.step, c)
+                batches = batches_of_step(data, c, run.step, comm)
+                loss, grad_norm = train_step(
+                    model, optimizer, batches, grads, comm, lr=lr, grad_clip=c.grad_clip
+                )
+                run.step += 1
+                monitor.step(lr, loss, grad_norm)
 
         return monitor.finish()
 

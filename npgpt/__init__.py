@@ -3,6 +3,13 @@
     from npgpt import AdamW, Dataset, GPT, GPTConfig, load_source, train_step
 """
 
+import signal
+import sys
+from pathlib import PurePath
+
+if PurePath(*sys.argv[:1]).stem in ("npgpt", "-m"):      # a command. Ctrl-C in the imports: no
+    signal.signal(signal.SIGINT, signal.SIG_DFL)         # traceback; run_command undoes this
+
 from npgpt import gradcheck
 from npgpt.backend import get_device
 from npgpt.errors import UserError

@@ -25,6 +25,7 @@ from npgpt.errors import RunError, UserError
 from npgpt.text.tokenizer import load_tokenizer
 
 OUT = Path("out")
+FINAL = {"whole_val_loss", "final_val_loss"}     # of the whole validation split, or of a part
 
 
 class RunDirectory(RunContents):
@@ -158,6 +159,11 @@ class RunDirectory(RunContents):
         values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with open(self.metrics, "ab") as file:
             file.write((json.dumps(values) + "\n").encode())
+
+    def is_finished(self, step):
+        """Whether the metrics have the final loss, after all steps."""
+        lines = self.metrics.read_bytes().splitlines() if self.metrics.is_file() else []
+        return any(_step_of(line) == step and FINAL & json.loads(line).keys() for line in lines)
 
     def _acquire(self):
         if self._lock is None:

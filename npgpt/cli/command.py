@@ -3,11 +3,12 @@
     0          success
     2          invalid request; nothing was written
     3          failed while running; the last checkpoint is complete
-    130, 143   stopped by Ctrl-C or SIGTERM
+    130, 143, 129    stopped by Ctrl-C, by SIGTERM, by a closed terminal (SIGHUP)
     141        the reader of its output has closed the pipe
 """
 
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 
@@ -20,6 +21,8 @@ def run_command(name, main, less_memory="use a smaller model"):
 
     less_memory: what to do if memory runs out, with options in backticks.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:      # set while a script was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with _any_character():
         try:
             return main() or 0

@@ -92,3 +92,8 @@ class Communicator:
         flag may take effect only at the next call. Between two calls there must be a barrier or
         another collective."""
         return flag
+
+    def any_so_far(self, flag):
+        """Whether any rank has set its flag by now. Not collective: ranks may call it as often as
+        they like, and get different results at the same moment."""
+        return flag

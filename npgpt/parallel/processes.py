@@ -22,7 +22,8 @@ from npgpt.parallel.barrier import Barrier
 from npgpt.parallel.communicator import Communicator
 
 FAILURE = 4096                                    # bytes kept of a worker's traceback
-SIGNALS = signal.SIGINT, signal.SIGTERM
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                if hasattr(signal, name))
 
 
 class WorkerEnded(RunError):
@@ -41,6 +42,7 @@ class Processes(Communicator):
         self._numbers = _zeros((2, size, 1), np.float64)      # for all_reduce, used in turns
         self._flags = _zeros((2, size), np.int64)             # for `any`, used in turns
         self._sums = self._votes = 0
+        self._set = _zeros((size,), np.int64)                 # for `any_so_far`
         self._buffers = []
         self._shared = 0                                      # bytes
         self._failures = mmap.mmap(-1, size * FAILURE)        # of each rank, the end of a traceback
@@ -165,6 +167,10 @@ class Processes(Communicator):
         self._votes += 1
         now[self.rank] = flag
         return bool(before.any())
+
+    def any_so_far(self, flag):
+        self._set[self.rank] = flag
+        return bool(self._set.any())
 
 
 def _zeros(shape, dtype):

@@ -46,10 +46,11 @@ def draw_losses(metrics, path):
         points = [(line["step"], line[name]) for line in metrics if name in line]
         axes.plot(*zip(*points), label=label, **style)
     for line in metrics:
-        if "whole_val_loss" in line:
-            text = f"{line['whole_val_loss']:.3f} over the whole\nvalidation split"
-            axes.annotate(text, (line["step"], line["whole_val_loss"]), xytext=(-8, 34),
-                          textcoords="offset points", ha="right",
+        loss = line.get("whole_val_loss", line.get("final_val_loss"))
+        if loss is not None:
+            windows = f"{line['windows']:,} windows of the" if "windows" in line else "the whole"
+            axes.annotate(f"{loss:.3f} over {windows}\nvalidation split", (line["step"], loss),
+                          xytext=(-8, 34), textcoords="offset points", ha="right",
                           arrowprops={"arrowstyle": "-", "color": "0.4"})
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)

@@ -59,13 +59,14 @@ def step_seconds(model, data, rows, grads):
     return time.perf_counter() - start
 
 
-def run_seconds(step_seconds, training, first_step=0):
+def run_seconds(step_seconds, training, first_step=0, final_windows=0):
     """Seconds for the gradients of one batch, TrainingConfig -> seconds for the run from
-    first_step on. A forward takes about a third of the time of forward and backward."""
+    first_step on. final_windows: the number of windows of the final evaluation. A forward takes
+    about a third of the time of forward and backward."""
     steps = training.max_iters - first_step
     evaluations = steps // training.eval_interval + 1
-    batches = steps * training.grad_accum + evaluations * 2 * training.eval_iters / 3
-    return step_seconds * batches
+    forwards = evaluations * 2 * training.eval_iters + final_windows / training.batch_size
+    return step_seconds * (steps * training.grad_accum + forwards / 3)
 
 
 def size(n):

@@ -5,23 +5,39 @@ import numpy as np
 from npgpt.backend import to_host
 
 SAMPLE_TOKENS = 200
+FINAL_WINDOWS = 10_000      # most windows of the final evaluation
 
 
-def evaluate(model, data, config, comm):
-    """-> losses on the training and the validation split, always over the same windows."""
+class Interrupted(Exception):
+    """An evaluation was stopped, in every rank."""
+
+
+def evaluate(model, data, config, comm, after_batch=lambda done, total: False):
+    """-> losses on the training and the validation split, always over the same windows.
+    after_batch: as for `mean_loss`. Raises Interrupted."""
     windows = config.eval_iters * config.batch_size
-    return tuple(mean_loss(model, data, split, config, comm, windows)
+    return tuple(mean_loss(model, data, split, config, comm, windows, after_batch)
                  for split in (data.train, data.val))
 
 
-def mean_loss(model, data, split, config, comm, windows=None):
+def mean_loss(model, data, split, config, comm, windows=None,
+              after_batch=lambda done, total: False):
     """The loss in nats per token over a number of evenly spaced windows of a split; None: over all
-    its windows. The work is divided among the ranks."""
+    its windows. The work is divided among the ranks.
+
+    after_batch(done, total) is called in every rank after each of its `total` batches, and tells
+    whether to stop. Raises Interrupted in all ranks if one of them stops."""
     offsets = data.offsets(split, windows)
     parts = np.split(offsets, range(config.batch_size, len(offsets), config.batch_size))
     start, stop = comm.rows(len(parts))
-    total = sum(len(part) * float(to_host(model.loss(*data.windows(split, part))))
-                for part in parts[start:stop])
+    total, done = 0.0, 0
+    for part in parts[start:stop]:
+        total += len(part) * float(to_host(model.loss(*data.windows(split, part))))
+        done += 1
+        if comm.any_so_far(after_batch(done, stop - start)) and done < stop - start:
+            break
+    if comm.all_reduce(done) < len(parts):
+        raise Interrupted
     return float(comm.all_reduce(total) / len(offsets))
 
 

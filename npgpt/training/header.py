@@ -1,6 +1,7 @@
 """The header of a run's output."""
 
 from npgpt.training import estimate
+from npgpt.training.evaluation import FINAL_WINDOWS
 from npgpt.training.step import tokens_in_step
 
 
@@ -17,7 +18,8 @@ def header(run, trial):
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
     memory = estimate.memory_needed(m, c, device, comm.computing)
-    left = estimate.run_seconds(trial, c, run.step)
+    final_windows = len(run.data.offsets(run.data.val, FINAL_WINDOWS))
+    left = estimate.run_seconds(trial, c, run.step, final_windows)
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
     return ({"note": "; ".join(notes)} if notes else {}) | {
         "npgpt": f"config {run.config_name} on {device.description}, {model.dtype}"

@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM: the first signal stops the run after the current step, the second one stops
-it immediately."""
+"""Ctrl-C, SIGTERM, and SIGHUP, which a closed terminal sends: the first signal stops the run after
+the current step or batch of an evaluation, the second one stops it immediately."""
 
 import signal
+
+from npgpt.parallel.processes import SIGNALS
 
 
 class Interrupt:
@@ -12,7 +14,7 @@ class Interrupt:
         self._before = {}
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:      # as under nohup
                 self._before[number] = signal.signal(number, self._receive)
         return self

@@ -11,14 +11,16 @@ from npgpt.backend import to_host
 from npgpt.cli.bundle import command_line
 from npgpt.errors import RunError
 from npgpt.training.estimate import size
-from npgpt.training.evaluation import mean_loss, sample
+from npgpt.training.evaluation import FINAL_WINDOWS, Interrupted, mean_loss, sample
 from npgpt.training.header import header, trial_seconds
 from npgpt.training.interrupt import Interrupt
 from npgpt.training.progress import Progress
 from npgpt.training.run import save
 from npgpt.training.step import tokens_in_step
 
-MOST_NONFINITE = 10      # consecutive steps with non-finite gradients after which training fails
+# Consecutive steps with non-finite gradients after which training fails. Reading their number waits
+# for the device, so at most every ten steps.
+MOST_NONFINITE = CHECK_INTERVAL = 10
 
 
 class Monitor:
@@ -28,7 +30,9 @@ class Monitor:
         self.run, self.grads = run, grads
         self.progress = Progress(run.config.max_iters, run.step)
         self.interrupt = Interrupt()
-        self.nonfinite = run.model.device.xp.zeros((), "int64")     # lives on the device
+        # Live on the device: the number of such steps now, and the largest so far.
+        self.nonfinite = self.most_nonfinite = run.model.device.xp.zeros((), "int64")
+        self._first_step = run.step
         self._clock = time.perf_counter(), run.step
 
     def __enter__(self):
@@ -42,7 +46,7 @@ class Monitor:
             self.progress.header(header(run, seconds))
             self._stack = stack.pop_all()
         self._began = time.perf_counter() - run.seconds
-        self._restart_clock()
+        self.restart_clock()
         return self
 
     def __exit__(self, *error):
@@ -54,25 +58,43 @@ class Monitor:
         return self.interrupt.signal is not None
 
     def step(self, lr, loss, grad_norm):
-        """Record a step. Waits for the device only in steps that write a line of metrics."""
+        """Record a step. Waits for the device only in steps that write a line of metrics, and every
+        ten steps."""
         run, c, xp = self.run, self.run.config, self.run.model.device.xp
         run.seconds = time.perf_counter() - self._began
         self.nonfinite = xp.where(xp.isfinite(grad_norm), 0, self.nonfinite + 1)
-        if run.step % c.log_interval:
-            return
+        self.most_nonfinite = xp.maximum(self.most_nonfinite, self.nonfinite)
+        if run.step % c.log_interval == 0:
+            self._log_step(lr, loss, grad_norm)
+        if run.step % min(c.log_interval, CHECK_INTERVAL) == 0 or run.step == c.max_iters:
+            self._check_finite()
+
+    def _log_step(self, lr, loss, grad_norm):
+        run, c = self.run, self.run.config
         loss, grad_norm = float(to_host(loss)), float(to_host(grad_norm))
-        seconds, steps = self._restart_clock()
+        seconds, steps = self.restart_clock()
         speed = steps * tokens_in_step(c, run.data.block_size) / seconds
         self._log(step=run.step, loss=loss, learning_rate=lr, grad_norm=grad_norm,
                   tokens_per_second=speed, seconds=run.seconds)
         self.progress.step(run.step, loss, speed, (c.max_iters - run.step) * seconds / steps)
-        if int(to_host(self.nonfinite)) >= MOST_NONFINITE:
-            raise RunError(f"the gradients of {MOST_NONFINITE} steps in a row, up to {run.step}, "
-                           f"are not finite; {run.kept}. Try a lower `learning_rate`")
+
+    def _check_finite(self):
+        """Raise RunError after ten non-finite steps in a row, or at the end if all steps were."""
+        run = self.run
+        count = int(to_host(self.most_nonfinite))
+        if count >= min(MOST_NONFINITE, run.config.max_iters - self._first_step):
+            raise RunError(f"by step {run.step} the gradients of {count} steps in a row were not "
+                           f"finite; {run.kept}. Try a lower `learning_rate`")
+
+    def after_batch(self, done, total):
+        """Show the progress of an evaluation -> whether to stop it."""
+        self.progress.evaluating(done, total)
+        return self.interrupted
 
     def evaluation(self, losses):
         """Record and show the losses of an evaluation, and a sample of text."""
         run, (train_loss, val_loss) = self.run, losses
+        run.evaluated_step = run.step
         self._log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
         if not math.isfinite(val_loss):
             raise RunError(f"the validation loss at step {run.step} is not finite; {run.kept}. Try "
@@ -81,18 +103,24 @@ class Monitor:
             text = sample(run.model, run.data, run.config.seed)
             self.progress.evaluation(run.step, train_loss, val_loss, text)
 
-    def saved(self):
-        """Exclude the time of a checkpoint from the speed."""
-        self._restart_clock()
-
     def finish(self):
         """Report the result; if the run was stopped, save and say how to resume -> exit status."""
         run, say = self.run, self.progress.say
-        if run.step < run.config.max_iters:
+        if run.step < run.config.max_iters or run.evaluation_is_due:
             return self._stop()
-        whole = mean_loss(run.model, run.data, run.data.val, run.config, run.comm)
-        self._log(step=run.step, seconds=run.seconds, whole_val_loss=whole)
-        say(f"validation loss {whole:.4f} over the whole split, after {run.seconds:.0f} s")
+        try:
+            loss = mean_loss(run.model, run.data, run.data.val, run.config, run.comm, FINAL_WINDOWS,
+                             self.after_batch)
+        except Interrupted:
+            return self._stop()
+        windows = len(run.data.offsets(run.data.val))
+        if windows <= FINAL_WINDOWS:
+            values, over = {"whole_val_loss": loss}, "the whole split"
+        else:
+            values = {"final_val_loss": loss, "windows": FINAL_WINDOWS}
+            over = f"{FINAL_WINDOWS:,} of the split's {windows:,} windows"
+        self._log(step=run.step, seconds=run.seconds, **values)
+        say(f"validation loss {loss:.4f} over {over}, after {run.seconds:.0f} s")
         # Ranks that only update share the first rank's memory, apart from a few MB. The others
         # share a part of it, which counts once.
         own = (run.model.device.peak_memory() or 0) - run.comm.shared_memory
@@ -114,7 +142,10 @@ class Monitor:
             run.directory.discard()
             say("stopped before the first step; nothing was saved")
         else:
-            say(f"stopped at step {run.step}; to continue: {command_line('train')} --resume "
+            where = f"at step {run.step}"
+            if run.step == run.config.max_iters:
+                where = "in the last evaluation, after all steps"
+            say(f"stopped {where}; to continue: {command_line('train')} --resume "
                 f"--out-dir {run.directory.path}")
         return self.interrupt.status
 
@@ -122,7 +153,8 @@ class Monitor:
         if self.run.comm.is_first:
             self.run.directory.log(**values)
 
-    def _restart_clock(self):
-        """-> seconds and steps since it was started last."""
+    def restart_clock(self):
+        """Exclude what has taken time until now from the speed -> seconds and steps since the last
+        restart."""
         (before, first), self._clock = self._clock, (time.perf_counter(), self.run.step)
         return self._clock[0] - before, self._clock[1] - first

@@ -30,6 +30,7 @@ class Progress:
         self.console = console or Screen(highlight=False, markup=False, emoji=False)
         self.max_iters = max_iters
         self._said = time.monotonic()
+        self._step, self._numbers = first_step, ""
         self._bar = Bar(
             BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
             console=self.console, transient=True, disable=not self.console.is_terminal,
@@ -57,16 +58,36 @@ class Progress:
         """Show the latest numbers: loss in nats per token."""
         numbers = (f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
                    f"{duration(seconds_left)} left")
-        self._bar.update(self._task, completed=step, numbers=numbers)
-        if not self.console.is_terminal and time.monotonic() - self._said >= PLAIN_SECONDS:
-            self._said = time.monotonic()
-            self.say(f"step {step}/{self.max_iters}  {numbers}")
+        self._step = step
+        self._show(numbers)
+        self._say_sometimes(f"step {step}/{self.max_iters}  {numbers}")
+
+    def evaluating(self, done, total):
+        """Show how many batches of an evaluation are done, which the bar counts until the last."""
+        if done == total:
+            self._show(self._numbers)
+        else:
+            text = f"evaluation, batch {done:,} of {total:,}"
+            self._bar.update(self._task, completed=done, total=total, numbers=text)
+            self._say_sometimes(text)
 
     def evaluation(self, step, train_loss, val_loss, sample):
         """Show losses in nats per token, and a sample of text."""
         self._said = time.monotonic()
-        self._bar.update(self._task, completed=step)
+        self._step = step
+        self._show(self._numbers)
         self.say(f"step {step}/{self.max_iters}  train {train_loss:.4f}  val {val_loss:.4f}",
                  style="bold")
         for line in sample.strip("\n").splitlines():
             self.say(f"    {line}", style="dim")
+
+    def _show(self, numbers):
+        """Let the bar count steps, with these numbers beside it."""
+        self._numbers = numbers
+        self._bar.update(self._task, completed=self._step, total=self.max_iters, numbers=numbers)
+
+    def _say_sometimes(self, text):
+        """Print a line where there is no bar, unless one was printed a moment ago."""
+        if not self.console.is_terminal and time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.say(text)

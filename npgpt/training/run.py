@@ -35,6 +35,14 @@ class Run:
     seconds: float = 0.0                 # spent on them
     best_val_loss: float = math.inf      # nats per token
     saved_step: int | None = None        # of the latest checkpoint
+    evaluated_step: int | None = None    # of the latest evaluation
+
+    @property
+    def evaluation_is_due(self):
+        """Whether the evaluation of this step has not been made yet."""
+        c = self.config
+        return self.step != self.evaluated_step and (
+            self.step % c.eval_interval == 0 or self.step == c.max_iters)
 
     @property
     def kept(self):
@@ -72,6 +80,7 @@ def _write(run):
     state = {
         "format": FORMAT,
         "step": run.step,
+        "evaluated_step": run.evaluated_step,
         "seconds": run.seconds,
         "best_val_loss": None if math.isinf(run.best_val_loss) else run.best_val_loss,
         "config_name": run.config_name,
@@ -86,6 +95,7 @@ def restore(run, state, checkpoint):
     shapes = {name: array.shape for name, array in run.optimizer.state.items()}
     run.optimizer.load_state(read_tensors(checkpoint / TENSORS, shapes), state["step"])
     run.step = run.saved_step = state["step"]
+    run.evaluated_step = state.get("evaluated_step", run.step)
     run.seconds = state["seconds"]
     run.best_val_loss = state["best_val_loss"]
     return run

@@ -58,7 +58,8 @@ def resumed_run(request, directory):
     if source.fingerprint != state["sha256"]:
         raise UserError(f"the text {source.name} is not the one that {directory.path} was trained "
                         "on; `data` takes the path of that text")
-    if state["step"] >= config.max_iters:
+    left = config.max_iters - state["step"]
+    if left < 0 or (left == 0 and directory.is_finished(state["step"])):
         raise UserError(f"the run in {directory.path} has finished its {state['step']} steps; to "
                         "continue, raise `max_iters`")
     device = get_device(config.device)

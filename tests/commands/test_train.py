@@ -73,8 +73,7 @@ def test_speed_is_that_of_the_steps_since_the_last_line(train, home, monkeypatch
     monkeypatch.setattr("npgpt.training.monitor.time.perf_counter", lambda: clock["now"])
     train("--max-iters=20", "--workers=1")
     logged = [line for line in metrics("out/laptop") if "loss" in line]
-    assert [line["tokens_per_second"] for line in logged[:2]] == [64 * 5 / 1005, 64]
-    assert [line["tokens_per_second"] for line in logged[2:]] == [64, 64]
+    assert [line["tokens_per_second"] for line in logged] == [64, 64, 64, 64]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -208,7 +207,7 @@ def test_divergence_ends_with_status_3_and_a_complete_checkpoint(run, home):
 def test_divergence_before_the_first_checkpoint_says_so(run):
     result = run(train_script.main, *TINY, *WILD, "--eval-interval=400", "--out-dir=none")
     assert result.status == 3
-    step = re.fullmatch(r"train\.py: the gradients of 10 steps in a row, up to (\d+), are not "
+    step = re.fullmatch(r"train\.py: by step (\d+) the gradients of 1\d steps in a row were not "
                         r"finite; there is no checkpoint yet\. Try a lower --learning-rate\n",
                         result.err)[1]
     logged = [line for line in metrics("none") if "loss" in line]
