@@ -1,6 +1,7 @@
 """Try to lose what a run has saved: `python -m tests.reliability`. Linux only, some minutes.
 
-Prints a Markdown table: what was tried, how often, and how often something was wrong.
+Prints a Markdown table: what was tried, how often, and how often something was wrong. With TMPDIR
+in memory (/dev/shm) it is faster.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(
         prog="python -m tests.reliability",
         description="Make calls of the file system fail, kill runs and start them twice, and check "
-                    "that nothing is lost. Takes about 8 minutes, on Linux.")
+                    "that nothing is lost. Takes about 8 minutes, on Linux; Ctrl-C ends it.")
     parser.add_argument("--every", type=int, default=1, metavar="N",
                         help="only every N-th call of the file system [1]; 0: none")
     parser.add_argument("--kills", type=int, default=64, metavar="N",
@@ -123,9 +124,10 @@ def main():
     evaluation.SAMPLE_TOKENS = 1
     tries = [partial(try_faults, table, given.every)] if given.every else []
     tries += [partial(try_kills, table, given.kills, workers) for workers in (1, 2)]
-    for attempt in (*tries, partial(try_pairs, table, given.pairs)):
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            attempt()
+    with contextlib.suppress(KeyboardInterrupt):
+        for attempt in (*tries, partial(try_pairs, table, given.pairs)):
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                attempt()
     return int(table.show() > 0)
 
 
