@@ -60,11 +60,18 @@ class Device:
 
 
 def _available_host_memory():
+    """Free memory, or what this process may still take below its limit (`ulimit -v`)."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":") for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return free
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        return max(0, min(free, limit - used))
+    except (OSError, KeyError, ValueError, AttributeError):      # AttributeError: no `resource`
         return None
 
 
@@ -117,7 +124,7 @@ def _gpu():
     """
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError as error:
+    except Exception as error:               # a broken one may raise anything
         if importlib.util.find_spec("cupy") is None:
             raise UserError(
                 "no GPU: CuPy is not installed; run: pip install \"npgpt[cuda12]\" (or [cuda13], "
@@ -211,6 +218,16 @@ def get_device(name):
     return _devices[name]
 
 
+def problem_with_gpu():
+    """Why there is no GPU although CuPy is installed, "no GPU: ...", or None."""
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    try:
+        get_device("gpu")
+    except UserError as error:
+        return str(error)
+
+
 def device_of(x):
     """The device of an array. Raises TypeError if x is not an array of a known module."""
     kind = type(x)
@@ -235,9 +252,12 @@ def to_host(x):
 
 
 def sum_rows(x):
-    """x (N, C) -> (C,). A GPU computes each sum in few threads, and C sums may leave most of it
-    idle; there about √N groups of rows are summed first, and then their sums."""
-    N, C = x.shape
+    """x (..., C) -> (C,), the sum over all axes but the last, which are N rows. A GPU computes each
+    sum in few threads, and C sums may leave most of it idle; there about √N groups of rows are
+    summed first, and then their sums."""
+    C = x.shape[-1]
+    x = x.reshape(-1, C)
+    N = len(x)
     groups = math.gcd(N, 1 << N.bit_length() // 2) if device_of(x).splits_sums else 1
     return x.reshape(groups, -1, C).sum(1).sum(0) if groups > 1 else x.sum(0)
 

@@ -235,7 +235,7 @@ def test_damage_is_detected(tmp_path):
     (tmp_path / "m" / "a.json").unlink()
     with pytest.raises(UserError, match=r"a\.json is missing"):
         verify(tmp_path / "m")
-    (tmp_path / "m" / "SHA256SUMS").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "m" / "SHA256SUMS").write_bytes(b"\xff\xfe  \xff\n")
     with pytest.raises(UserError, match="missing"):
         verify(tmp_path / "m")
 
@@ -251,11 +251,11 @@ def test_file_that_is_not_listed_is_accepted_unless_npgpt_reads_its_kind(tmp_pat
         (tmp_path / "m" / name).unlink()
 
 
-def test_directory_in_the_place_of_a_file_counts_as_missing(tmp_path):
+def test_directory_in_the_place_of_a_file_is_named(tmp_path):
     write(tmp_path / "m", "one")
     (tmp_path / "m" / "a.json").unlink()
     (tmp_path / "m" / "a.json").mkdir()
-    with pytest.raises(UserError, match=r"a\.json is missing"):
+    with pytest.raises(UserError, match=r"a\.json is a directory"):
         verify(tmp_path / "m")
 
 
@@ -290,5 +290,5 @@ def test_json_is_read_as_utf_8_and_a_missing_file_is_named(tmp_path):
     assert read_json(tmp_path / "a.json") == {"é": "\U0001f600"}
     with pytest.raises(UserError, match=r"b\.json is missing"):
         read_json(tmp_path / "b.json")
-    with pytest.raises(UserError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=r" is a directory$"):
         read_json(tmp_path)

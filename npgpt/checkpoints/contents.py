@@ -18,18 +18,20 @@ one does that.
 """
 
 import math
+import os
 import re
 import shutil
 from contextlib import suppress
 
 from npgpt.checkpoints import models
-from npgpt.durable import read_json, remove_directory, temporary, write_text
+from npgpt.durable import read_bytes, read_json, remove_directory, temporary, write_text
 from npgpt.errors import UserError
 from npgpt.text import tokenizer
 
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
 FILES = models.FILES | tokenizer.FILES | {STATE, TENSORS}       # of a checkpoint
 NAMES = "latest", "best"
+LONGEST_NAME = 1000     # bytes
 
 
 class RunContents:
@@ -45,7 +47,7 @@ class RunContents:
         names = self._names()
         try:
             latest = self._find("latest", names)
-            return latest if which == "latest" else _better(self._find("best", names), latest)
+            return _better(self._find("best", names), latest) if which == "best" else latest
         except UserError:
             if self._names() == names:
                 raise
@@ -97,11 +99,11 @@ class RunContents:
         names = dict.fromkeys(NAMES)
         for name in NAMES:
             try:
-                names[name] = (self.path / name).read_bytes().decode(errors="replace").strip()
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise UserError(f"{self.path / name} cannot be read: {error.strerror}") from None
+                text = read_bytes(self.path / name, LONGEST_NAME)
+                names[name] = text.decode(errors="replace").strip()
+            except UserError:
+                if os.path.lexists(self.path / name):
+                    raise
         return names
 
     def _find(self, which, names):

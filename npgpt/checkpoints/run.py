@@ -20,7 +20,7 @@ from npgpt.checkpoints.contents import (
 )
 from npgpt.checkpoints.lock import Lock
 from npgpt.checkpoints.tensors import write_tensors
-from npgpt.durable import atomic_directory, read_json, verify, write_json, write_text
+from npgpt.durable import atomic_directory, read_bytes, read_json, verify, write_json, write_text
 from npgpt.errors import RunError, UserError
 from npgpt.text.tokenizer import load_tokenizer
 
@@ -102,9 +102,7 @@ class RunDirectory(RunContents):
                 self.metrics = self.aside(self._id)
             self.metrics.write_bytes(b"")
         else:
-            lines = self.metrics.read_bytes() if self.metrics.exists() else b""
-            kept = [line for line in lines.decode(errors="replace").splitlines()
-                    if _step_of(line) <= step]
+            kept = [line for line in self._metrics() if _step_of(line) <= step]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def discard(self):
@@ -162,8 +160,14 @@ class RunDirectory(RunContents):
 
     def is_finished(self, step):
         """Whether the metrics have the final loss, after all steps."""
-        lines = self.metrics.read_bytes().splitlines() if self.metrics.is_file() else []
-        return any(_step_of(line) == step and FINAL & json.loads(line).keys() for line in lines)
+        return any(_step_of(line) == step and FINAL & json.loads(line).keys()
+                   for line in self._metrics())
+
+    def _metrics(self):
+        """The lines of the metrics. Raises UserError if they cannot be read."""
+        if not os.path.lexists(self.metrics):
+            return []
+        return read_bytes(self.metrics, None).decode(errors="replace").splitlines()
 
     def _acquire(self):
         if self._lock is None:

@@ -6,7 +6,10 @@ import safetensors
 import safetensors.numpy
 
 from npgpt.backend import to_host
+from npgpt.durable import open_regular, parse_json
 from npgpt.errors import RunError, UserError
+
+LONGEST_HEADER = 10**8     # bytes, as in safetensors
 
 
 def write_tensors(path, arrays):
@@ -27,6 +30,7 @@ def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
     optional: names that may be missing. Names, shapes and dtypes are checked before any array is
     read. Raises UserError if they differ.
     """
+    _check_header(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             stored = {}
@@ -48,10 +52,25 @@ def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
             return {name: file.get_tensor(stored[name]) for name in needed}
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _check_header(path):
+    """Raise UserError if the file is missing, not a regular one, too large for the memory, or has a
+    name twice: safetensors would take one of the two. It checks everything else."""
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, LONGEST_HEADER))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except OSError as error:                            # it is a directory, or not readable
-        raise UserError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        parse_json(header)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
 
 
 def _compare(path, found, expected):

@@ -7,6 +7,7 @@
     141        the reader of its output has closed the pipe
 """
 
+import errno
 import os
 import signal
 import sys
@@ -38,12 +39,19 @@ def run_command(name, main, less_memory="use a smaller model"):
         except RunError as error:
             status, message = 3, error.message
         except MemoryError as error:
-            status, message = 3, f"out of memory ({str(error).rstrip('.')}); {less_memory}"
+            status, message = 3, _out_of_memory(error, less_memory)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             status, message = 3, f"{where}{error.strerror or error}"
+            if error.errno == errno.ENOMEM:
+                message = _out_of_memory(error, less_memory)
         print(f"{name}: {' '.join(with_flags(message).split())}", file=sys.stderr)
         return status
+
+
+def _out_of_memory(error, less_memory):
+    detail = str(error).rstrip(".") if isinstance(error, MemoryError) else error.strerror
+    return f"out of memory{f' ({detail})' if detail else ''}; {less_memory}"
 
 
 @contextmanager

@@ -26,5 +26,5 @@ def linear_backward(dy, cache):
     """dy (..., O) -> dx (..., I), dw (I, O), db (O,); db is None if b was None."""
     rows, w, has_bias = cache
     dx, dw, _ = linear.linear_backward(dy.astype(BFLOAT16), (rows, w, False))
-    db = sum_rows(dy.reshape(-1, w.shape[1])) if has_bias else None
+    db = sum_rows(dy) if has_bias else None
     return dx.astype(dy.dtype), dw.astype(dy.dtype), db

@@ -29,11 +29,11 @@ def layernorm_forward(x, w, b, eps=1e-5):
 def layernorm_backward(dy, cache):
     """dy (..., C) -> dx (..., C), dw (C,), db (C,)."""
     xhat, rstd, w = cache
-    C = w.shape[0]
     dy_xhat = dy * xhat
-    dw = sum_rows(dy_xhat.reshape(-1, C))    # over all axes but C
-    db = sum_rows(dy.reshape(-1, C))
+    dw = sum_rows(dy_xhat)                   # over all axes but C
+    db = sum_rows(dy)
 
+    C = w.shape[0]
     dxhat = dy * w
     mean_dxhat = dy @ w / C                  # (...)
     mean_dxhat_xhat = dy_xhat @ w / C        # (...)

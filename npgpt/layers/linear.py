@@ -28,5 +28,5 @@ def linear_backward(dy, cache):
     # dw gets the memory layout of w, which may be a transposed view: adding it is then fast.
     transposed = w.strides[0] < w.strides[1]
     dw = (drows.T @ rows).T if transposed else rows.T @ drows
-    db = sum_rows(drows) if has_bias else None
+    db = sum_rows(dy) if has_bias else None
     return dx.reshape(dy.shape[:-1] + w.shape[:1]), dw, db

@@ -10,6 +10,7 @@ from pathlib import Path
 from npgpt.checkpoints.run import METRICS
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser
+from npgpt.durable import read_bytes
 from npgpt.errors import UserError
 
 
@@ -17,10 +18,10 @@ def read_metrics(folder):
     """The lines of a run's metrics.jsonl -> list of dicts. Raises UserError if there are none."""
     path = Path(folder) / METRICS
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+        lines = [json.loads(line) for line in read_bytes(path, None).decode().splitlines()]
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
         raise UserError(f"{path} is damaged: not every line is an object with a step")

@@ -5,14 +5,12 @@ import difflib
 import hashlib
 import http.client
 import importlib
-import os
 import re
-import stat
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from npgpt.durable import write_text
+from npgpt.durable import open_regular, write_text
 from npgpt.errors import UserError
 
 NAMES = ("shakespeare", "pydocs")
@@ -65,17 +63,16 @@ def load_text(name=None):
 def read_text(path):
     """The text of a UTF-8 file, without a byte-order mark. Raises UserError."""
     try:
-        mode = os.stat(path).st_mode
-        data = path.read_bytes() if stat.S_ISREG(mode) else None        # reading a pipe may block
+        with open_regular(path) as file:
+            data = file.read()
+    except UserError as error:
+        raise UserError(f"{error.message}; `data` takes a text file") from None
     except FileNotFoundError:
         hint = _similar(path) or ";"
         raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}") from None
     except (OSError, ValueError) as error:                           # ValueError: NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{str(path)!r} cannot be read: {reason}") from None
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UserError(f"{path} is {kind}; `data` takes a text file")
     try:
         text = data.decode().removeprefix("\ufeff")      # the byte-order mark
     except UnicodeDecodeError as error:

@@ -7,10 +7,12 @@ and drops spaces and line breaks.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
+from npgpt.durable import parse_json, read_bytes
 from npgpt.errors import UserError
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -102,16 +104,18 @@ class CharTokenizer:
         """Read what `save` wrote. Raises UserError if the file is missing or of another kind."""
         path = Path(folder) / FILE
         try:
-            found = json.loads(path.read_bytes())
+            content = read_bytes(path)
+        except UserError:
+            if os.path.lexists(path):
+                raise
+            raise UserError(f"{path} is missing; token ids cannot be decoded without it") from None
+        try:
+            found = parse_json(content)
             vocab, merges = found["model"]["vocab"], found["model"]["merges"]
             characters = sorted(vocab)
             ids = [vocab[character] for character in characters]
             tokenizer = cls("".join(characters))
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; token ids cannot be decoded without it") from None
-        except OSError as error:                        # it is a directory, or not readable
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid tokenizer: {error!r}") from error
         is_ours = list(tokenizer.characters) == characters and ids == list(range(len(ids)))
         more = any(found.get(step) for step in OTHER_STEPS)

@@ -15,7 +15,7 @@ from npgpt.training.evaluation import FINAL_WINDOWS, Interrupted, mean_loss, sam
 from npgpt.training.header import header, trial_seconds
 from npgpt.training.interrupt import Interrupt
 from npgpt.training.progress import Progress
-from npgpt.training.run import save
+from npgpt.training.run import failing_write, save
 from npgpt.training.step import tokens_in_step
 
 # Consecutive steps with non-finite gradients after which training fails. Reading their number waits
@@ -151,7 +151,8 @@ class Monitor:
 
     def _log(self, **values):
         if self.run.comm.is_first:
-            self.run.directory.log(**values)
+            with failing_write(self.run, "metrics"):
+                self.run.directory.log(**values)
 
     def restart_clock(self):
         """Exclude what has taken time until now from the speed -> seconds and steps since the last

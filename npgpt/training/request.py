@@ -11,6 +11,7 @@ from pathlib import Path
 
 from npgpt.cli.bundle import bundled
 from npgpt.cli.options import Parser, checked, suggestion
+from npgpt.durable import read_bytes
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
 from npgpt.training.config import (
@@ -122,9 +123,9 @@ def layered(lower, upper):
 def read_toml(path):
     """A TOML file of keys that are field names -> checked values. Raises UserError."""
     try:
-        found = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        found = tomllib.loads(read_bytes(path).decode())
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     for name in found:

@@ -1,6 +1,8 @@
 """A training run, and how to save it to a checkpoint and restore it."""
 
+import errno
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from npgpt.checkpoints.run import TENSORS, RunDirectory
@@ -70,8 +72,23 @@ def save(run, val_loss=math.inf):
     for array, shard in run.optimizer.sharded_state:
         run.comm.all_gather(array, shard)
     if run.comm.is_first:
-        _write(run)
+        with failing_write(run, f"the checkpoint of step {run.step}"):
+            _write(run)
     run.saved_step = run.step
+
+
+@contextmanager
+def failing_write(run, what):
+    """Context manager: an error of writing `what` becomes a RunError that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError from error
+        raise RunError(f"{what} cannot be written to {run.directory.path}: "
+                       f"{error.strerror or error}; {run.kept}") from error
+    except RunError as error:
+        raise RunError(f"{error.message}; {run.kept}") from error
 
 
 def _write(run):

@@ -1,9 +1,10 @@
 """From a request to a run, new or resumed. Invalid requests are refused here, before anything is
 written."""
 
+import errno
 from dataclasses import replace
 
-from npgpt.backend import get_device
+from npgpt.backend import get_device, problem_with_gpu
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
@@ -32,7 +33,10 @@ def build_run(request):
             directory.close()
             raise
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        if error.errno == errno.ENOMEM:
+            raise MemoryError from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror or error}") from error
 
 
 def new_run(request, directory):
@@ -82,8 +86,11 @@ def precision(config, device):
 def assemble(request, config, directory, source, data, model, comm):
     """-> the Run of a model, new or loaded."""
     optimizer, buffers = distribute(model, config, comm)
+    notes = [*request.notes, *notes_on_workers(request, config, model.device)]
+    if config.device == "auto" and model.device.name == "cpu" and (why := problem_with_gpu()):
+        notes.append(f"on the CPU, since there is {why}")
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
-               buffers, [*request.notes, *notes_on_workers(request, config, model.device)])
+               buffers, notes)
 
 
 def distribute(model, config, comm):

@@ -259,7 +259,7 @@ def test_run_that_cannot_be_resumed_is_refused(tmp_path, monkeypatch):
         run.load_state()
     (run.path / "best").unlink()
     (run.path / "best").mkdir()
-    with pytest.raises(UserError, match=r"best cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=r"best is a directory"):
         run.load_state()
     (run.path / "best").rmdir()
     shutil.copytree(run.path / "checkpoint-3", run.path / "checkpoint-2")

@@ -95,7 +95,7 @@ def test_other_dtypes_are_refused_by_name(name, size, path):
 def test_file_that_is_missing_damaged_or_a_directory_is_named(path):
     with pytest.raises(UserError, match=r"y\.safetensors is missing"):
         read_tensors(path.with_name("y.safetensors"), SHAPES)
-    with pytest.raises(UserError, match=r"cannot be read: "):
+    with pytest.raises(UserError, match=r" is a directory$"):
         read_tensors(path.parent, SHAPES)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"x\.safetensors is damaged or not a safetensors file: "):

@@ -33,7 +33,7 @@ def test_metrics_that_are_damaged_or_empty_are_refused(text, message, tmp_path):
 
 
 def test_directory_without_metrics_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is missing"):
         read_metrics(tmp_path)
 
 

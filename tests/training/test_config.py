@@ -1,6 +1,6 @@
 import dataclasses
+import os
 import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -270,13 +270,13 @@ def test_help_does_not_look_for_a_gpu(word, capsys):
 def test_configuration_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "mine.toml"
     path.write_text("n_layer = 2\n")
-    original = Path.read_bytes
+    original = os.open
 
-    def read_bytes(self):
-        if self == path:
-            raise PermissionError(13, "Permission denied", str(self))
-        return original(self)
+    def refuse(name, *arguments, **options):
+        if name == path:
+            raise PermissionError(13, "Permission denied", str(name))
+        return original(name, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=r"mine\.toml cannot be read: Permission denied$"):
         read_command_line([f"--config={path}"], lambda device: "laptop")
