@@ -31,7 +31,8 @@ from npgpt.text import tokenizer
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
 FILES = models.FILES | tokenizer.FILES | {STATE, TENSORS}       # of a checkpoint
 NAMES = "latest", "best"
-LONGEST_NAME = 1000     # bytes
+NAME = r"checkpoint-\d+(-\d+)?"     # of a checkpoint
+LONGEST_NAME = 1000                 # bytes
 
 
 class RunContents:
@@ -115,12 +116,14 @@ class RunContents:
         if name is None:
             raise UserError(f"{self.path / which} is missing")
         if self.path / name not in checkpoints:
+            if re.fullmatch(NAME, name) and (self.path / name).is_dir():
+                raise UserError(f"{self.path / name / STATE} is missing, or not a regular file")
             raise UserError(f"{self.path / which} names {name!r}, which is not a checkpoint")
         return self.path / name
 
     def _checkpoints(self):
         return {path for path in self.path.glob("checkpoint-*")
-                if re.fullmatch(r"checkpoint-\d+(-\d+)?", path.name)
+                if re.fullmatch(NAME, path.name)
                 and (path / STATE).is_file() and not path.is_symlink()}
 
 

@@ -79,7 +79,8 @@ def test_text_around_the_excerpts_is_kept(root):
 def test_excerpt_has_the_steps_from_the_first_name_to_the_last_a_check_and_the_verdict(root):
     lines = (root / "README.md").read_text(encoding="utf-8").split("```")[1].strip("\n").split("\n")
     code = [line.partition("│ ")[2].strip() for line in lines if re.match(r" *\d+ │ ", line)]
-    assert code[0].startswith("dw = sum_rows(dy_xhat)") and code[-1].startswith("mean_dxhat_xhat = ")
+    assert code[0].startswith("dw = sum_rows(dy_xhat)")
+    assert code[-1].startswith("mean_dxhat_xhat = ")
     assert "dw (4,)  ✓ relative error" in "\n".join(lines)
     assert lines[lines.index("…") + 1].startswith("dw (4,)  ✓") and lines.count("…") == 2
     assert lines[-2].startswith("✓ Every gradient is right.")
