@@ -158,7 +158,8 @@ def _refuse_other_weights(directory):
     """Raise UserError if the directory has the weights in a format that npgpt does not read."""
     for pattern, (kind, options) in OTHER_WEIGHTS.items():
         for path in sorted(directory.iterdir()):
-            if match := re.fullmatch(pattern, path.name):
+            match = re.fullmatch(pattern, path.name)
+            if match and path.is_file():                     # not a link to nowhere
                 options = options.format(*match.groups())
                 raise UserError(
                     f"{directory} has no model.safetensors, but {path.name} ({kind}); convert it "
