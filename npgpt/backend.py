@@ -59,6 +59,11 @@ class Device:
         return [slice(at, min(at + self.chunk, stop)) for at in range(start, stop, self.chunk)]
 
 
+# OpenBLAS takes about this number of bytes for each thread with the first product, and ends the
+# process if it cannot.
+BLAS_BUFFER = 2**26
+
+
 def _available_host_memory():
     """Free memory, or what this process may still take below its limit (`ulimit -v`)."""
     try:
@@ -70,7 +75,7 @@ def _available_host_memory():
             return free
         with open("/proc/self/statm", encoding="ascii") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
-        return max(0, min(free, limit - used))
+        return max(0, min(free, limit - used - _cores() * BLAS_BUFFER))
     except (OSError, KeyError, ValueError, AttributeError):      # AttributeError: no `resource`
         return None
 

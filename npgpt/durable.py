@@ -77,7 +77,8 @@ def verify(directory):
             raise UserError(f"{directory / SUMS} is damaged: {path.name} is not listed")
     for name, digest in recorded.items():
         try:
-            found = _sha256(directory / name)
+            with open_to_load(directory / name) as file:
+                found = _sha256(file)
         except FileNotFoundError:
             raise UserError(f"{directory / name} is missing") from None
         except (OSError, ValueError) as error:          # ValueError: NUL in the name
@@ -117,31 +118,37 @@ def remove_directory(path):
 
 def open_regular(path, most=None):
     """Open a regular file for reading bytes. Raises UserError if it is something else, which may
-    block or never end, or has more bytes than `most`; None: than there is free memory. Raises
-    OSError if it cannot be opened."""
+    block or never end, or has more bytes than `most`. Raises OSError if it cannot be opened."""
     descriptor = os.open(path, READING)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
             raise UserError(f"{path} is {kind}")
-        free = get_device("cpu").memory()
         if most is not None and found.st_size > most:
             raise UserError(f"{path} has {found.st_size:,} bytes; at most {most:,} are expected")
-        if most is None and free is not None and found.st_size > free:
-            raise UserError(f"{path} has {found.st_size:,} bytes, and {free:,} bytes of memory are "
-                            "free")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
+def open_to_load(path):
+    """The same for a file that is loaded as a whole: raises UserError if it has more bytes than
+    there is free memory."""
+    file, free = open_regular(path), get_device("cpu").memory()
+    size = os.fstat(file.fileno()).st_size
+    if free is not None and size > max(free, LARGEST):
+        file.close()
+        raise UserError(f"{path} has {size:,} bytes, and {free:,} bytes of memory are free")
+    return file
+
+
 def read_bytes(path, most=LARGEST):
-    """The contents of a regular file. Raises UserError that names it if it is missing or cannot be
-    read, or as `open_regular`."""
+    """The contents of a regular file of at most this number of bytes; None: that fits into memory.
+    Raises UserError that names it if it is missing, cannot be read, or is another file."""
     try:
-        with open_regular(path, most) as file:
+        with open_to_load(path) if most is None else open_regular(path, most) as file:
             return file.read()
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
@@ -187,7 +194,10 @@ def read_json(path):
 def _seal(folder):
     """Record the hash of every file and flush all of it to disk."""
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
+    lines = []
+    for path in files:
+        with open(path, "rb") as file:
+            lines.append(f"{_sha256(file)}  {path.name}\n")
     (folder / SUMS).write_bytes("".join(lines).encode())
     for path in (*files, folder / SUMS):
         path.chmod(0o644)                  # safetensors creates files that only the owner can read
@@ -195,9 +205,8 @@ def _seal(folder):
     _flush(folder)
 
 
-def _sha256(path):
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, hashlib.sha256).hexdigest()
+def _sha256(file):
+    return hashlib.file_digest(file, hashlib.sha256).hexdigest()
 
 
 def _flush(path):

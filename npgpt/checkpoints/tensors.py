@@ -6,7 +6,7 @@ import safetensors
 import safetensors.numpy
 
 from npgpt.backend import to_host
-from npgpt.durable import open_regular, parse_json
+from npgpt.durable import open_to_load, parse_json
 from npgpt.errors import RunError, UserError
 
 LONGEST_HEADER = 10**8     # bytes, as in safetensors
@@ -60,7 +60,7 @@ def _check_header(path):
     """Raise UserError if the file is missing, not a regular one, too large for the memory, or has a
     name twice: safetensors would take one of the two. It checks everything else."""
     try:
-        with open_regular(path) as file:
+        with open_to_load(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = file.read(min(length, LONGEST_HEADER))
     except FileNotFoundError:

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from npgpt.durable import open_regular, write_text
+from npgpt.durable import open_to_load, write_text
 from npgpt.errors import UserError
 
 NAMES = ("shakespeare", "pydocs")
@@ -63,7 +63,7 @@ def load_text(name=None):
 def read_text(path):
     """The text of a UTF-8 file, without a byte-order mark. Raises UserError."""
     try:
-        with open_regular(path) as file:
+        with open_to_load(path) as file:
             data = file.read()
     except UserError as error:
         raise UserError(f"{error.message}; `data` takes a text file") from None

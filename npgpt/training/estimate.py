@@ -20,10 +20,12 @@ def memory_needed(model, training, device, ranks=1):
     only after all that is freed; they matter if a large model trains on a small batch.
     """
     C, T, V = model.n_embd, model.block_size, model.vocab_size
+    fused = device.fuses if training.fused is None else training.fused
+    mask = 0.25 if model.dropout and not fused else 0   # a byte for an element; kernels store none
     row = model.n_head * T                              # of attention, for each token
-    attention = row * (2.25 if model.dropout else 1)    # after dropout too, and a byte for the mask
-    mlp = 4 * C * (3 if model.activation == "gelu" else 1)
-    block = 10 * C + attention + mlp + (0.5 * C if model.dropout else 0)
+    attention = row * (2 + mask if model.dropout else 1)              # after dropout too
+    mlp = 4 * C * (1 if model.activation == "relu" else 2 if fused else 3)
+    block = 10 * C + attention + mlp + 2 * mask * C
     head = 2 * V + 2 * C                                # probabilities and their gradient
     attending = row * (2 if model.dropout else 1) + 4 * C
     passing = 8 * C + max(12 * C, attending)            # temporaries of a block's backward
