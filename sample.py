@@ -3,8 +3,8 @@
 import signal
 import sys
 
-if __name__ == "__main__":      # Ctrl-C in the imports: no traceback; run_command undoes this
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)     # in the imports; run_command undoes this
 
 import dataclasses
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ run that is stopped and resumed gives the same result as an uninterrupted one.
 import signal
 import sys
 
-if __name__ == "__main__":      # Ctrl-C in the imports: no traceback; run_command undoes this
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)     # in the imports; run_command undoes this
 
 from contextlib import suppress
 

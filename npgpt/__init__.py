@@ -7,8 +7,9 @@ import signal
 import sys
 from pathlib import PurePath
 
-if PurePath(*sys.argv[:1]).stem in ("npgpt", "-m"):      # a command. Ctrl-C in the imports: no
-    signal.signal(signal.SIGINT, signal.SIG_DFL)         # traceback; run_command undoes this
+is_command = PurePath(*sys.argv[:1]).stem in ("npgpt", "-m")
+if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)     # in the imports; run_command undoes this
 
 from npgpt import gradcheck
 from npgpt.backend import get_device

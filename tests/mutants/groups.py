@@ -34,7 +34,7 @@ class Group:
 
 
 # Mutants do not reach other programs that a test starts.
-PROCESSES = ("test_processes or simultaneous or all_processes or in_the_imports or bar_moves or "
+PROCESSES = ("test_processes or simultaneous or all_processes or the_imports or bar_moves or "
              "importing_npgpt")
 
 GROUPS = [
