@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import PurePath
 
-is_command = PurePath(*sys.argv[:1]).stem in ("npgpt", "-m")
-if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_is_command = PurePath(*sys.argv[:1]).stem in ("npgpt", "-m")
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)     # in the imports; run_command undoes this
 
 from npgpt import gradcheck

@@ -48,4 +48,4 @@ def test_report_plots_the_losses_of_a_run(capsys, monkeypatch, tmp_path):
 def test_report_of_a_missing_run_is_refused(capsys, tmp_path):
     status, _, message = run(capsys, "report", str(tmp_path / "no"), "loss.png")
     assert status == 2
-    assert message.startswith(f"npgpt report: {tmp_path}/no/metrics.jsonl cannot be read")
+    assert message.startswith(f"npgpt report: {tmp_path}/no/metrics.jsonl is missing")
