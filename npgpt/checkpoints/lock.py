@@ -19,6 +19,8 @@ except ImportError:                                  # Windows
     import msvcrt
 
 NAME = ".lock"
+# Without waiting if it is a pipe, and without following a link: its target would be overwritten.
+OPENING = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 _held = set()
 
 
@@ -47,7 +49,7 @@ class Lock:
         self._descriptor = None
 
     def _try(self):
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(self._path, OPENING)
         try:
             if not _lock(descriptor):
                 raise UserError(f"{self._path.parent} is in use by {_holder(descriptor)}; wait "

@@ -116,7 +116,9 @@ class CharTokenizer:
             ids = [vocab[character] for character in characters]
             tokenizer = cls("".join(characters))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a valid tokenizer: {error!r}") from error
+            # str: repr would quote the file if it is not UTF-8.
+            raise UserError(f"{path} is not a valid tokenizer: {type(error).__name__}: "
+                            f"{error}") from error
         is_ours = list(tokenizer.characters) == characters and ids == list(range(len(ids)))
         more = any(found.get(step) for step in OTHER_STEPS)
         if merges or more or not ids or not is_ours:

@@ -140,6 +140,16 @@ def test_lock_whose_file_was_just_removed_is_not_enough(home, monkeypatch):
     lock.release()
 
 
+def test_link_is_not_followed(home, run):
+    """The file that it leads to would be overwritten."""
+    (home / "run").mkdir()
+    (home / "run" / NAME).symlink_to(home / "fox.txt")
+    before = (home / "fox.txt").read_text()
+    result = run(train_script.main, *start())
+    assert result.status == 2 and result.err.count("\n") == 1 and f"run/{NAME}: " in result.err
+    assert (home / "fox.txt").read_text() == before and (home / "run" / NAME).is_symlink()
+
+
 def test_file_system_without_locks_is_used_without(home, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 

@@ -98,12 +98,13 @@ def test_text_that_is_larger_than_the_free_memory_is_named(run, home):
 
 
 def attempt():
-    """Build the resumed run -> whether it was refused."""
+    """Build the resumed run -> whether it was refused, in a line that can be read."""
     run = None
     try:
         run = build_run(read_command_line(["--resume", "--max-iters=11", "--out-dir=run"],
                                           lambda device: "laptop"))
-    except UserError:
+    except UserError as error:
+        assert len(str(error)) < 500 and "\n" not in str(error)
         return True
     finally:
         if run:
