@@ -32,11 +32,13 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def signals_arrive():
-    """If a shell starts the tests in the background, they and their child processes ignore Ctrl-C;
-    this undoes it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """If the tests are started in the background of a shell, or by nohup, they and their child
+    processes ignore Ctrl-C or a closed terminal; this undoes it."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
