@@ -29,6 +29,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from npgpt.layers import LAYERS
@@ -115,11 +116,15 @@ class Result:
             mutmut = Mutmut(self.group, folder)
             by_mutmut = mutmut.run(rng.sample("0123456789", round(10 * self.share)), WORKERS)
             has_listed = {function for function, _, _ in listed}
-            for m in by_mutmut:
-                key = None
-                if m.survived or f"{m.module}.{m.function}" in has_listed:
-                    key = (f"{m.module}.{m.function}", *mutmut.shown(m))
-                self._count(m.module, key, m.survived, listed)
+
+            def key_of(m):                   # takes a second, and matters for few
+                function = f"{m.module}.{m.function}"
+                if m.survived or function in has_listed:
+                    return function, *mutmut.shown(m)
+
+            with ThreadPoolExecutor(WORKERS) as pool:
+                for m, key in zip(by_mutmut, pool.map(key_of, by_mutmut)):
+                    self._count(m.module, key, m.survived, listed)
             reached = mutmut.reached
         ours = all_mutants(self.group)
         ours = rng.sample(ours, round(self.share * len(ours)))
