@@ -34,7 +34,7 @@ def mean_loss(model, data, split, config, comm, windows=None,
     for part in parts[start:stop]:
         total += len(part) * float(to_host(model.loss(*data.windows(split, part))))
         done += 1
-        if comm.any_so_far(after_batch(done, stop - start)) and done < stop - start:
+        if comm.any_so_far(after_batch(done, stop - start)):
             break
     if comm.all_reduce(done) < len(parts):
         raise Interrupted

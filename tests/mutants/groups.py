@@ -62,7 +62,7 @@ GROUPS = [
                "config", "request", "setup", "run", "step", "evaluation"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text",
            *(f"tests/reliability/test_{name}.py" for name in (
-               "evaluation", "signals", "unusable"))),
+               "evaluation", "reading", "signals", "unusable", "writing"))),
           share=0.1, left_out=PROCESSES),
     Group("explain", ("npgpt/explain/measure.py",), ("tests/explain/test_measure.py",)),
 ]

@@ -7,15 +7,16 @@ import os
 import random
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 import sample as sample_script
 import train as train_script
-from npgpt import UserError
+from npgpt import UserError, durable
 from npgpt.checkpoints.tensors import read_tensors
 from npgpt.cli.command import run_command
-from npgpt.durable import LARGEST, open_regular, read_bytes, read_json
+from npgpt.durable import LARGEST, open_regular, open_to_load, read_bytes, read_json
 from npgpt.report import losses
 from npgpt.training.request import read_command_line
 from npgpt.training.setup import build_run
@@ -150,7 +151,7 @@ def test_name_that_is_twice_in_a_file_is_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UserError, match=r"x\.safetensors is damaged .*'a' is there twice"):
         read_tensors(tmp_path / "x.safetensors", {"a": (1,)})
-    (tmp_path / "x.json").write_text('{"a": {"b": 1, "b": 2}}')
+    (tmp_path / "x.json").write_text('{"a": {"c": 0, "b": 1, "b": 2}}')
     with pytest.raises(UserError, match=r"x\.json is not valid JSON: 'b' is there twice"):
         read_json(tmp_path / "x.json")
 
@@ -174,11 +175,29 @@ def test_small_files_have_a_limit(tmp_path):
 
 def test_refused_file_is_closed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    huge_file(tmp_path / "huge")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(UserError, match="pipe is not a regular file"):
             open_regular(tmp_path / "pipe")
+        with pytest.raises(UserError, match="bytes of memory are free"):
+            open_to_load(tmp_path / "huge")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_file_that_just_fits_is_loaded_and_small_ones_always(tmp_path, monkeypatch):
+    path, free = tmp_path / "x", {}
+    path.write_bytes(b"abc")
+    monkeypatch.setattr(durable, "get_device", lambda name: SimpleNamespace(memory=lambda: free[0]))
+    for free[0] in (None, 0, 3):
+        with open_to_load(path) as file:
+            assert file.read() == b"abc"
+    monkeypatch.setattr(durable, "LARGEST", 1)
+    for free[0] in (None, 3, 4):
+        open_to_load(path).close()
+    free[0] = 2
+    with pytest.raises(UserError, match="x has 3 bytes, and 2 bytes of memory are free"):
+        open_to_load(path)
 
 
 def test_text_of_one_character_is_refused(run, home):

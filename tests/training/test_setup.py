@@ -1,6 +1,8 @@
 """A run before its first step, new and resumed, and what it saves."""
 
 import dataclasses
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from npgpt.backend import get_device, register
 from npgpt.errors import RunError
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
-from npgpt.training import estimate
+from npgpt.training import estimate, setup
 from npgpt.training.request import read_command_line
 from npgpt.training.run import save
 from npgpt.training.setup import build_run
@@ -60,6 +62,23 @@ def test_new_and_resumed_run_are_on_the_device_with_its_layers(device, monkeypat
         assert isinstance(run.data.train, device.arrays)
         assert (run.model.layers.gelu_forward is LAYERS["relu"].forward) == fused
         assert run.model.dtype == device.default_dtype
+
+
+@pytest.mark.parametrize(("error", "raised", "message"), [
+    (OSError(errno.EIO, "Input/output error", "fox.txt"), UserError, "fox.txt: Input/output error"),
+    (OSError(errno.EIO, "Input/output error"), UserError, "Input/output error"),
+    (OSError("odd"), UserError, "odd"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError, ""),
+])
+def test_error_of_the_system_before_the_start_is_in_one_line(monkeypatch, error, raised, message):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(setup, "load_source", fail)
+    with pytest.raises(raised) as found:
+        build(*SIZES)
+    assert str(found.value) == message
+    assert not os.path.lexists("run")
 
 
 def test_resumed_run_knows_its_checkpoint():
