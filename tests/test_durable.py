@@ -259,6 +259,23 @@ def test_directory_in_the_place_of_a_file_is_named(tmp_path):
         verify(tmp_path / "m")
 
 
+def test_directory_that_is_removed_halfway_has_a_temporary_name(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a").touch()
+
+    def killed(path, *arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        remove_directory(tmp_path / "m")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".m.") and [path.name for path in left.rglob("a")] == ["a"]
+    (tmp_path / "n").mkdir()
+    remove_directory(tmp_path / "n")
+    assert [*tmp_path.iterdir()] == [left]
+
+
 def test_directory_without_hashes_is_accepted(tmp_path):
     (tmp_path / "a.json").write_text("one")
     verify(tmp_path)

@@ -45,14 +45,14 @@ class RunContents:
         """The path of the "latest" checkpoint or of the "best": of the two that `latest` and `best`
         name, the one with the lower loss; `best` may be behind, or of a run that is overwritten.
         Raises UserError if they are missing or damaged."""
-        names = self._names()
-        try:
-            latest = self._find("latest", names)
-            return _better(self._find("best", names), latest) if which == "best" else latest
-        except UserError:
-            if self._names() == names:
-                raise
-            return self.checkpoint(which)        # a process that trains has just changed them
+        while True:
+            names = self._names()
+            try:
+                latest = self._find("latest", names)
+                return _better(self._find("best", names), latest) if which == "best" else latest
+            except UserError:
+                if self._names() == names:       # a process that trains has not just changed them
+                    raise
 
     def holds_a_run(self):
         """Whether a run has saved something."""

@@ -19,6 +19,7 @@ except ImportError:                                  # Windows
     import msvcrt
 
 NAME = ".lock"
+LONGEST = 300        # bytes of its content that are read
 # Without waiting if it is a pipe, and without following a link: its target would be overwritten.
 OPENING = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 _held = set()
@@ -87,7 +88,7 @@ def _lock(descriptor):
 def _holder(descriptor):
     """The process that holds the lock, in words."""
     os.lseek(descriptor, 0, os.SEEK_SET)
-    number, _, host = os.read(descriptor, 300).decode(errors="replace").partition(" ")
+    number, _, host = os.read(descriptor, LONGEST).decode(errors="replace").partition(" ")
     return f"process {number} on {host.strip()}" if number.isdigit() else "another process"
 
 

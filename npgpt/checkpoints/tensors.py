@@ -52,8 +52,6 @@ def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
             return {name: file.get_tensor(stored[name]) for name in needed}
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def _check_header(path):

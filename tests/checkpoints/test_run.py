@@ -11,6 +11,8 @@ import pytest
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints import run as runs
 from npgpt.checkpoints.run import RunDirectory
+from npgpt.durable import LARGEST
+from npgpt.errors import RunError
 from npgpt.optim import AdamW
 from npgpt.text.tokenizer import CharTokenizer
 
@@ -289,3 +291,40 @@ def test_metrics_of_repeated_steps_are_removed(tmp_path):
     (run.path / "metrics.jsonl").unlink()
     run.begin(20)
     assert (run.path / "metrics.jsonl").read_text() == ""
+
+
+def test_checkpoint_that_was_left_without_a_name_is_replaced(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 2, 4.0)
+    shutil.copytree(run.path / "checkpoint-2", run.path / "checkpoint-3")
+    save(run, 3, 3.0)
+    assert run.checkpoint("best") == run.checkpoint("latest") == run.path / "checkpoint-3"
+    assert json.loads((run.path / "checkpoint-3/training.json").read_text())["step"] == 3
+
+
+def test_name_that_is_damaged_while_a_run_saves_is_in_the_error(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 2, 4.0)
+    (run.path / "best").write_text("mine\n")
+    with pytest.raises(RunError, match=r"^.*/best names 'mine', which is not a checkpoint$"):
+        save(run, 3, 5.0)
+
+
+def test_run_is_finished_if_its_metrics_have_the_final_loss_of_that_step(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    run.log(step=3, loss=4.0)
+    run.log(step=2, whole_val_loss=4.0)
+    assert not run.is_finished(3) and run.is_finished(2)
+    run.log(step=3, final_val_loss=4.0, windows=7)
+    assert run.is_finished(3) and not run.is_finished(4)
+
+
+def test_metrics_may_be_larger_than_other_files(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    with open(run.metrics, "wb") as file:
+        file.truncate(LARGEST + 1)
+    assert not run.is_finished(3)

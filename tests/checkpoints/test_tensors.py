@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import safetensors
@@ -90,6 +92,15 @@ def test_other_dtypes_are_refused_by_name(name, size, path):
     with pytest.raises(UserError, match=rf"x\.safetensors: a has the dtype {name}; npgpt reads "
                                         "F64, F32 and F16"):
         read_tensors(path, {"a": (2,)})
+
+
+def test_file_that_may_not_be_read_is_named(path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be read: Permission denied$"):
+        read_tensors(path, SHAPES)
 
 
 def test_file_that_is_missing_damaged_or_a_directory_is_named(path):

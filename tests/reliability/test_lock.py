@@ -140,6 +140,18 @@ def test_lock_whose_file_was_just_removed_is_not_enough(home, monkeypatch):
     lock.release()
 
 
+@pytest.mark.parametrize(("content", "holder"), [
+    (b"12 a b\n", "process 12 on a b"), (b"\xff\xfe 1", "another process"),
+    (b"", "another process"),
+])
+def test_holder_is_what_the_file_says(home, content, holder):
+    lock = Lock(home)
+    (home / NAME).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{home} is in use by {holder}; wait"):
+        Lock(home)
+    lock.release()
+
+
 def test_link_is_not_followed(home, run):
     """The file that it leads to would be overwritten."""
     (home / "run").mkdir()
