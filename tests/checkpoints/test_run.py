@@ -328,3 +328,15 @@ def test_metrics_may_be_larger_than_other_files(tmp_path):
     with open(run.metrics, "wb") as file:
         file.truncate(LARGEST + 1)
     assert not run.is_finished(3)
+
+
+def test_name_that_is_too_long_and_checkpoint_without_a_state_are_named(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 2, 4.0)
+    (run.path / "checkpoint-2/training.json").unlink()
+    with pytest.raises(UserError, match=r"r/checkpoint-2/training\.json is missing, or not a"):
+        run.checkpoint("latest")
+    (run.path / "latest").write_text("x" * 1001)
+    with pytest.raises(UserError, match=r"latest has 1,001 bytes; at most 1,000 are expected"):
+        run.checkpoint("latest")
