@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import sample as sample_script
 import train as train_script
 from npgpt import UserError
+from npgpt.checkpoints import lock as locks
 from npgpt.checkpoints.lock import NAME, Lock
 from npgpt.checkpoints.run import RunDirectory
 from tests.commands.tiny import ENVIRONMENT, command, everything, metrics
@@ -162,6 +164,37 @@ def test_link_is_not_followed(home, run):
     assert (home / "fox.txt").read_text() == before and (home / "run" / NAME).is_symlink()
 
 
+def test_holder_that_cannot_be_written_does_not_matter(home, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "ftruncate", full)
+    held = Lock(home)
+    with pytest.raises(UserError, match="is in use by another process; wait"):
+        Lock(home)
+    held.release()
+
+
+def test_on_windows_a_byte_behind_the_content_is_locked(home, monkeypatch):
+    """With a msvcrt that records its calls: whether Windows locks was not tried."""
+    calls = []
+
+    def locking(descriptor, mode, count):
+        calls.append((os.lseek(descriptor, 0, os.SEEK_CUR), mode, count))
+        if len(calls) == 2:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(locks, "fcntl", None)
+    fake = SimpleNamespace(locking=locking, LK_NBLCK=2)
+    monkeypatch.setattr(locks, "msvcrt", fake, raising=False)
+    held = Lock(home)
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "):
+        Lock(home)
+    assert calls == [(2**20, 2, 1)] * 2
+    assert (home / NAME).read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    held.release()
+
+
 def test_file_system_without_locks_is_used_without(home, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
@@ -169,8 +202,8 @@ def test_file_system_without_locks_is_used_without(home, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    locks = [Lock(home), Lock(home)]
-    for lock in locks:
+    both = [Lock(home), Lock(home)]
+    for lock in both:
         lock.release()
     assert os.listdir(home) == ["fox.txt"]
 
