@@ -4,8 +4,8 @@ saving checkpoints there. `contents` says what it contains."""
 import json
 import math
 import os
-import secrets
 import tempfile
+import uuid
 from pathlib import Path
 
 from npgpt.checkpoints import models
@@ -32,21 +32,23 @@ class RunDirectory(RunContents):
     """The directory of a run. Create one with `new` or `existing`. A process that writes there
     holds a lock on it until `close`."""
 
-    def __init__(self, path, name=None, overwrites=True):
+    _name = None              # of a new directory in out/, created by `begin`
+    _may_overwrite = False    # whether a new run may take the place of another
+    _is_saved = False         # whether there is a checkpoint of this run
+    _lock = None
+
+    def __init__(self, path):
         super().__init__(path)
         self.metrics = path / METRICS     # where the metrics of this run are now
-        self._name = name                 # of a new directory in out/, created by `begin`
-        self._overwrites = overwrites
-        self._id = secrets.token_hex(8)   # None for a run of npgpt 0.1.0
-        self._is_saved = False            # whether there is a checkpoint of this run
-        self._lock = None
+        self._id = uuid.uuid4().hex       # None for a run of npgpt 0.1.0
 
     @classmethod
     def new(cls, out_dir, name, overwrite):
         """A directory for a new run: out_dir, or the first of out/name, out/name-2, ... that does
         not exist. Raises UserError if out_dir contains a run, unless overwrite, if it is not
         writable, or if another process writes there."""
-        run = cls(out_dir or _first_free(name), None if out_dir else name, overwrite)
+        run = cls(out_dir or _first_free(name))
+        run._name, run._may_overwrite = None if out_dir else name, overwrite
         for path in (run.path, *run.path.parents):
             if os.path.lexists(path) and not path.is_dir():
                 raise UserError(f"{path} is a file; `out_dir` takes a directory")
@@ -175,7 +177,7 @@ class RunDirectory(RunContents):
 
     def _refuse_a_run(self):
         """Raise UserError if there is a run, unless it may be overwritten."""
-        if self._overwrites:
+        if self._may_overwrite:
             return
         choices = "`overwrite` replaces it, another `out_dir` keeps both"
         if self.holds_a_run():
