@@ -259,6 +259,17 @@ def test_directory_in_the_place_of_a_file_is_named(tmp_path):
         verify(tmp_path / "m")
 
 
+def test_odd_names_and_deep_nesting_are_named(tmp_path):
+    write(tmp_path / "m", "one")
+    digest = hashlib.sha256((tmp_path / "m" / "a.json").read_bytes()).hexdigest().encode()
+    (tmp_path / "m" / SUMS).write_bytes(digest + b"  a.json\n" + digest + b"  b\0\n")
+    with pytest.raises(UserError, match=r"m/b\x00 cannot be read: embedded null"):
+        verify(tmp_path / "m")
+    (tmp_path / "deep.json").write_text("[" * 10**6)
+    with pytest.raises(UserError, match=r"deep\.json is not valid JSON: it is nested too deeply$"):
+        read_json(tmp_path / "deep.json")
+
+
 def test_directory_that_is_removed_halfway_has_a_temporary_name(tmp_path, monkeypatch):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "a").touch()
