@@ -67,6 +67,7 @@ def test_signal_after_a_checkpoint_does_not_write_it_again(run, home, monkeypatc
     result = run(train_script.main, *TINY, "--workers=1", "--max-iters=20", "--out-dir=run")
     assert result.status == 130 and "stopped at step 10; " in result.out
     assert [(home / "run/checkpoint-10").stat().st_ino] == saves
+    assert (home / "run/latest").read_text() == "checkpoint-10\n"
 
 
 def test_signal_before_the_first_step_leaves_nothing(run, home, monkeypatch):
