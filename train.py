@@ -9,16 +9,18 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)     # in the imports; run_command undoes this
+    # While the modules are imported, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from contextlib import suppress
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from npgpt.backend import get_device, keep_freed_memory
+from npgpt.backend import get_device
 from npgpt.cli.command import run_command
 from npgpt.errors import RunError
+from npgpt.host import keep_freed_memory
 from npgpt.optim import learning_rate
 from npgpt.parallel import WorkerEnded
 from npgpt.training.estimate import LESS_MEMORY

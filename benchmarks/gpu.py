@@ -79,7 +79,7 @@ def main():
 def tests(tiny):
     """The test suite, with fewer examples per test, and without the tests that move every element
     of an input by itself. In several processes if pytest-xdist is installed."""
-    command = [sys.executable, "-m", "pytest", "--hypothesis-profile=gpu", "--tb=short", "-q",
+    command = [sys.executable, "-m", "pytest", "--hypothesis-profile=gpu", "--tb=short",
                "-k", "not every_element", "-p", "no:cacheprovider",
                f"--device={'double' if tiny else 'gpu'}", *(SUITE[-2:] if tiny else SUITE)]
     if importlib.util.find_spec("xdist") and not tiny:
@@ -121,7 +121,7 @@ def repeats(tiny):
     for vocab_size in (65, 50257 if not tiny else 500):
         gpu = get_device("gpu")
         c = _configuration(tiny, dropout=0.2, n_layer=1, vocab_size=vocab_size)
-        gpt = _model(c, "gpu", gpu.default_dtype)
+        gpt = _model(c, "gpu", gpu.default_dtype, gpu.fuses)
         begun, hashes = gpt.params.flat.copy(), set()
         for _ in range(100):
             gpt.params.flat[...] = begun
@@ -217,9 +217,10 @@ def training(tiny):
         words = ["--device=gpu", "--dtype=bfloat16", "--out-dir", folder, *words]
         limit = time.perf_counter() + LIMITS["--train"]
         with subprocess.Popen(_command(tiny, "--train", *words), stdout=subprocess.PIPE) as running:
-            best = float("nan")
-            while running.poll() is None and time.perf_counter() < limit and not best <= bar:
+            best, ended = float("nan"), False
+            while not ended and time.perf_counter() < limit and not best <= bar:
                 time.sleep(0.2)
+                ended = running.poll() is not None         # then the metrics are complete
                 evaluated = [line for line in _metrics(folder) if "val_loss" in line]
                 best = min((line["val_loss"] for line in evaluated), default=float("nan"))
             running.kill()

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import GPT, GPTConfig
-from npgpt.backend import get_device, keep_freed_memory
+from npgpt.backend import get_device
+from npgpt.host import keep_freed_memory
 from npgpt.models.parameters import count
 from npgpt.optim import learning_rate
 from npgpt.parallel import choose_ranks, make_communicator

@@ -9,7 +9,8 @@ from pathlib import PurePath
 
 _is_command = PurePath(*sys.argv[:1]).stem in ("npgpt", "-m")
 if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)     # in the imports; run_command undoes this
+    # While the modules are imported, Ctrl-C ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from npgpt import gradcheck
 from npgpt.backend import get_device

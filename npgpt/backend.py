@@ -5,13 +5,11 @@ is specific to a device is in this file: selecting it, why it is not available, 
 and from it, and how much memory it has. Tests can register other devices.
 """
 
-import ctypes
 import importlib
 import importlib.util
 import math
 import os
 import platform
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,12 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
+from npgpt import host
 from npgpt.errors import UserError
-
-try:
-    import resource
-except ImportError:                    # Windows
-    resource = None
 
 
 @dataclass(frozen=True)
@@ -59,59 +53,13 @@ class Device:
         return [slice(at, min(at + self.chunk, stop)) for at in range(start, stop, self.chunk)]
 
 
-# OpenBLAS takes about this number of bytes for each thread with the first product, and ends the
-# process if it cannot.
-BLAS_BUFFER = 2**26
-
-
-def _available_host_memory():
-    """Free memory, or what this process may still take below its limit (`ulimit -v`)."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":") for line in file)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
-            return free
-        with open("/proc/self/statm", encoding="ascii") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        return max(0, min(free, limit - used - _cores() * BLAS_BUFFER))
-    except (OSError, KeyError, ValueError, AttributeError):      # AttributeError: no `resource`
-        return None
-
-
-def _peak_host_memory():
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:     # of this program alone:
-            fields = dict(line.split(":", 1) for line in file)        # ru_maxrss begins with what
-        return int(fields["VmHWM"].split()[0]) * 1024                 # started it
-    except (OSError, KeyError, ValueError):
-        pass
-    if resource is None:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _cores():
-    """The number of CPU cores that this process may use. Containers often have a quota of CPU time
-    that is less than all cores of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):                 # no such file, or "max"
-        return cores
-
-
 def _cpu():
-    cores = _cores()
+    cores = host.cores()
     return Device(
         "cpu", np, (np.ndarray, np.generic),      # a sum over all axes is an np.generic
         cores=cores,
-        memory=_available_host_memory,
-        peak_memory=_peak_host_memory,
+        memory=host.free_memory,
+        peak_memory=host.peak_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
         chunk=32_768,
     )
@@ -265,23 +213,6 @@ def sum_rows(x):
     N = len(x)
     groups = math.gcd(N, 1 << N.bit_length() // 2) if device_of(x).splits_sums else 1
     return x.reshape(groups, -1, C).sum(1).sum(0) if groups > 1 else x.sum(0)
-
-
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3     # malloc.h's M_...
-LARGEST = 32 * 2**20       # bytes: the largest MMAP_THRESHOLD that glibc accepts
-
-
-def keep_freed_memory():
-    """Let malloc keep freed memory for later use, in this process and those that it forks.
-    -> whether the C library supports it."""
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):              # musl has no mallopt
-        return False
-    return bool(mallopt(MMAP_THRESHOLD, LARGEST) and mallopt(TRIM_THRESHOLD, 2**31 - 1)
-                and mallopt(TOP_PAD, 2**26))
 
 
 register(_cpu())

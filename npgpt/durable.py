@@ -1,4 +1,4 @@
-"""Atomic and durable writes, and reading files that somebody else may have put there.
+"""Atomic and durable writes.
 
 A directory is written under a temporary name, flushed to disk and then renamed, so even after a
 crash it is never incomplete under its final name. It contains SHA256SUMS, with a line for each
@@ -10,17 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 
-from npgpt.backend import get_device
 from npgpt.errors import RunError, UserError
+from npgpt.reading import open_regular, read_bytes
 
 SUMS = "SHA256SUMS"
-LARGEST = 2**26      # bytes of a configuration, a tokenizer, a list of hashes
-# Without waiting for a process that writes to a pipe.
-READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextlib.contextmanager
@@ -76,15 +72,8 @@ def verify(directory):
         if path.suffix in (".json", ".safetensors") and path.name not in recorded:
             raise UserError(f"{directory / SUMS} is damaged: {path.name} is not listed")
     for name, digest in recorded.items():
-        try:
-            with open_to_load(directory / name) as file:
-                found = _sha256(file)
-        except FileNotFoundError:
-            raise UserError(f"{directory / name} is missing") from None
-        except (OSError, ValueError) as error:          # ValueError: NUL in the name
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{directory / name} cannot be read: {error}") from None
+        with open_regular(directory / name) as file:
+            found = _sha256(file)
         if found != digest:
             raise UserError(f"{directory / name} is damaged: its SHA-256 is not that in {SUMS}")
 
@@ -116,79 +105,9 @@ def remove_directory(path):
     shutil.rmtree(aside)
 
 
-def open_regular(path, most=None):
-    """Open a regular file for reading bytes. Raises UserError if it is something else, which may
-    block or never end, or has more bytes than `most`. Raises OSError if it cannot be opened."""
-    descriptor = os.open(path, READING)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-            raise UserError(f"{path} is {kind}")
-        if most is not None and found.st_size > most:
-            raise UserError(f"{path} has {found.st_size:,} bytes; at most {most:,} are expected")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def open_to_load(path):
-    """The same for a file that is loaded as a whole: raises UserError if it has more bytes than
-    there is free memory."""
-    file, free = open_regular(path), get_device("cpu").memory()
-    size = os.fstat(file.fileno()).st_size
-    if free is not None and size > max(free, LARGEST):
-        file.close()
-        raise UserError(f"{path} has {size:,} bytes, and {free:,} bytes of memory are free")
-    return file
-
-
-def read_bytes(path, most=LARGEST):
-    """The contents of a regular file of at most this number of bytes; None: that fits into memory.
-    Raises UserError that names it if it is missing, cannot be read, or is another file."""
-    try:
-        with open_to_load(path) if most is None else open_regular(path, most) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def parse_json(text):
-    """JSON -> value. Raises ValueError if it is invalid, too deep, or an object has a key twice:
-    different programs would read different values."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _unique(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return found
-
-
 def write_json(path, value):
     """Write a JSON object into an `atomic_directory`."""
     Path(path).write_bytes((json.dumps(value, indent=2) + "\n").encode())
-
-
-def read_json(path):
-    """Read a JSON object. Raises UserError if there is none."""
-    try:
-        value = parse_json(read_bytes(path))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not contain a JSON object")
-    return value
 
 
 def _seal(folder):

@@ -9,7 +9,6 @@ from npgpt import UserError
 from npgpt.durable import (
     SUMS,
     atomic_directory,
-    read_json,
     remove_directory,
     temporary,
     verify,
@@ -17,6 +16,7 @@ from npgpt.durable import (
     write_text,
 )
 from npgpt.errors import RunError
+from npgpt.reading import read_json
 
 FILES = {"a.json", SUMS}
 

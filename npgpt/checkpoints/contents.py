@@ -24,8 +24,9 @@ import shutil
 from contextlib import suppress
 
 from npgpt.checkpoints import models
-from npgpt.durable import read_bytes, read_json, remove_directory, temporary, write_text
+from npgpt.durable import remove_directory, temporary, write_text
 from npgpt.errors import UserError
+from npgpt.reading import read_bytes, read_json
 from npgpt.text import tokenizer
 
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
@@ -99,12 +100,9 @@ class RunContents:
         """What `latest` and `best` contain -> dict; None for one that is missing."""
         names = dict.fromkeys(NAMES)
         for name in NAMES:
-            try:
+            if os.path.lexists(self.path / name):
                 text = read_bytes(self.path / name, LONGEST_NAME)
                 names[name] = text.decode(errors="replace").strip()
-            except UserError:
-                if os.path.lexists(self.path / name):
-                    raise
         return names
 
     def _find(self, which, names):

@@ -12,9 +12,9 @@ import numpy as np
 
 from npgpt.backend import to_host
 from npgpt.checkpoints.tensors import read_tensors
-from npgpt.durable import read_json
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
+from npgpt.reading import read_json
 
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 TABLE, HEAD = "wte.weight", "lm_head.weight"

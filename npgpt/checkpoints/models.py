@@ -28,7 +28,7 @@ def write_model(model, folder):
 
 
 def load_model(directory, family, **options):
-    """Read a model directory -> a model of the family. options: as for a new model."""
+    """Verify and read a model directory -> a model of the family. options: as for a new model."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"the model directory {directory} does not exist")
@@ -37,6 +37,11 @@ def load_model(directory, family, **options):
         raise UserError(f"{directory} is a run, not a model; its models are its checkpoints: "
                         f"{', '.join(map(str, runs))}")
     verify(directory)
+    return read_model(directory, family, **options)
+
+
+def read_model(directory, family, **options):
+    """Read a model directory that has been verified -> a model of the family."""
     config, values = _format(family).read(directory / CONFIG, directory / WEIGHTS)
     return family(config, values=values, **options)
 

@@ -20,8 +20,9 @@ from npgpt.checkpoints.contents import (
 )
 from npgpt.checkpoints.lock import Lock
 from npgpt.checkpoints.tensors import write_tensors
-from npgpt.durable import atomic_directory, read_bytes, read_json, verify, write_json, write_text
+from npgpt.durable import atomic_directory, verify, write_json, write_text
 from npgpt.errors import RunError, UserError
+from npgpt.reading import read_bytes, read_json
 from npgpt.text.tokenizer import load_tokenizer
 
 OUT = Path("out")

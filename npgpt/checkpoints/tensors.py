@@ -6,8 +6,8 @@ import safetensors
 import safetensors.numpy
 
 from npgpt.backend import to_host
-from npgpt.durable import open_to_load, parse_json
 from npgpt.errors import RunError, UserError
+from npgpt.reading import open_regular, parse_json
 
 LONGEST_HEADER = 10**8     # bytes, as in safetensors
 
@@ -57,14 +57,9 @@ def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
 def _check_header(path):
     """Raise UserError if the file is missing, not a regular one, too large for the memory, or has a
     name twice: safetensors would take one of the two. It checks everything else."""
-    try:
-        with open_to_load(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(min(length, LONGEST_HEADER))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, LONGEST_HEADER))
     try:
         parse_json(header)
     except ValueError as error:

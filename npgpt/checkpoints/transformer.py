@@ -5,9 +5,9 @@ import dataclasses
 
 from npgpt.backend import to_host
 from npgpt.checkpoints.tensors import read_tensors
-from npgpt.durable import read_json
 from npgpt.errors import UserError
 from npgpt.models.transformer import TransformerConfig
+from npgpt.reading import read_json
 
 MODEL_TYPE = "npgpt-transformer"
 

@@ -30,7 +30,7 @@ def run_command(name, main, less_memory="use a smaller model"):
         except SystemExit as stop:                # argparse, after --help or --version
             return stop.code or 0
         except BrokenPipeError:                   # sample.py | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
             return 141
         except KeyboardInterrupt:
             return 130
@@ -45,8 +45,19 @@ def run_command(name, main, less_memory="use a smaller model"):
             status, message = 3, f"{where}{error.strerror or error}"
             if error.errno == errno.ENOMEM:
                 message = _out_of_memory(error, less_memory)
-        print(f"{name}: {' '.join(with_flags(message).split())}", file=sys.stderr)
+        try:
+            print(f"{name}: {' '.join(with_flags(message).split())}", file=sys.stderr)
+        except OSError:                           # the terminal is closed
+            discard(sys.stderr)
         return status
+
+
+def discard(stream):
+    """From now on a stream of the process writes to nowhere, also what it still has in its
+    buffer."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _out_of_memory(error, less_memory):

@@ -1,7 +1,7 @@
 // Dropout: npgpt/layers/dropout.py.
 //
 // The mask is computed where it is needed, in the forward and again in the backward, and never
-// stored: a GPU can do the sixty or so operations of the hash in the time of a memory access.
+// stored: a GPU computes the hash in less time than a memory access takes.
 
 constexpr int CHUNK = 1024;      // elements of a row that one warp processes
 

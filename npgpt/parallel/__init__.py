@@ -5,10 +5,10 @@
 
 from npgpt.parallel.communicator import Communicator
 from npgpt.parallel.norm import squared_norm
-from npgpt.parallel.processes import Processes, WorkerEnded, can_fork, limit_blas
+from npgpt.parallel.processes import SIGNALS, Processes, WorkerEnded, can_fork, limit_blas
 from npgpt.parallel.single import Single
 
-__all__ = ["LARGE", "Communicator", "Processes", "Single", "WorkerEnded", "can_fork",
+__all__ = ["LARGE", "SIGNALS", "Communicator", "Processes", "Single", "WorkerEnded", "can_fork",
            "choose_ranks", "make_communicator", "squared_norm", "world"]
 
 LARGE = 20_000_000       # parameters; from this size on BLAS's threads are faster than processes

@@ -10,17 +10,16 @@ from pathlib import Path
 from npgpt.checkpoints.run import METRICS
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser
-from npgpt.durable import read_bytes
 from npgpt.errors import UserError
+from npgpt.reading import read_bytes
 
 
 def read_metrics(folder):
     """The lines of a run's metrics.jsonl -> list of dicts. Raises UserError if there are none."""
     path = Path(folder) / METRICS
+    content = read_bytes(path, None)
     try:
-        lines = [json.loads(line) for line in read_bytes(path, None).decode().splitlines()]
-    except UserError:
-        raise
+        lines = [json.loads(line) for line in content.decode().splitlines()]
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):

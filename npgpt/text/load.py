@@ -5,13 +5,15 @@ import difflib
 import hashlib
 import http.client
 import importlib
+import os
 import re
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from npgpt.durable import open_to_load, write_text
+from npgpt.durable import write_text
 from npgpt.errors import UserError
+from npgpt.reading import read_bytes
 
 NAMES = ("shakespeare", "pydocs")
 TAKES = "shakespeare, pydocs or the path of a text file"
@@ -62,17 +64,13 @@ def load_text(name=None):
 
 def read_text(path):
     """The text of a UTF-8 file, without a byte-order mark. Raises UserError."""
+    if not os.path.lexists(path):
+        hint = _similar(path) or ";"
+        raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}")
     try:
-        with open_to_load(path) as file:
-            data = file.read()
+        data = read_bytes(path, None)
     except UserError as error:
         raise UserError(f"{error.message}; `data` takes a text file") from None
-    except FileNotFoundError:
-        hint = _similar(path) or ";"
-        raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}") from None
-    except (OSError, ValueError) as error:                           # ValueError: NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{str(path)!r} cannot be read: {reason}") from None
     try:
         text = data.decode().removeprefix("\ufeff")      # the byte-order mark
     except UnicodeDecodeError as error:

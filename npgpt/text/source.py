@@ -38,7 +38,8 @@ def load_source(name=None, tokenizer=None):
     """A text by name or path, as for `load_text` -> TokenSource. tokenizer: None: a new one for the
     characters of the text. Raises UserError."""
     text = load_text(name)
-    if len(set(text.text)) == 1:
+    source = TokenSource.from_text(text.text, text.name, tokenizer, text.note)
+    if source.tokenizer.vocab_size == 1:
         raise UserError(f"the text {text.name} contains no character but {text.text[0]!r}; there "
                         "is nothing to learn")
-    return TokenSource.from_text(text.text, text.name, tokenizer, text.note)
+    return source

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.durable import parse_json, read_bytes
 from npgpt.errors import UserError
+from npgpt.reading import parse_json, read_bytes
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 FILES = {FILE, CONFIG}
@@ -103,12 +103,9 @@ class CharTokenizer:
     def load(cls, folder):
         """Read what `save` wrote. Raises UserError if the file is missing or of another kind."""
         path = Path(folder) / FILE
-        try:
-            content = read_bytes(path)
-        except UserError:
-            if os.path.lexists(path):
-                raise
-            raise UserError(f"{path} is missing; token ids cannot be decoded without it") from None
+        if not os.path.lexists(path):
+            raise UserError(f"{path} is missing; token ids cannot be decoded without it")
+        content = read_bytes(path)
         try:
             found = parse_json(content)
             vocab, merges = found["model"]["vocab"], found["model"]["merges"]

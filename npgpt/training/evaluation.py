@@ -12,7 +12,12 @@ class Interrupted(Exception):
     """An evaluation was stopped, in every rank."""
 
 
-def evaluate(model, data, config, comm, after_batch=lambda done, total: False):
+def go_on(done, total):
+    """Never stops an evaluation."""
+    return False
+
+
+def evaluate(model, data, config, comm, after_batch=go_on):
     """-> losses on the training and the validation split, always over the same windows.
     after_batch: as for `mean_loss`. Raises Interrupted."""
     windows = config.eval_iters * config.batch_size
@@ -20,8 +25,7 @@ def evaluate(model, data, config, comm, after_batch=lambda done, total: False):
                  for split in (data.train, data.val))
 
 
-def mean_loss(model, data, split, config, comm, windows=None,
-              after_batch=lambda done, total: False):
+def mean_loss(model, data, split, config, comm, windows=None, after_batch=go_on):
     """The loss in nats per token over a number of evenly spaced windows of a split; None: over all
     its windows. The work is divided among the ranks.
 

@@ -3,7 +3,7 @@ the current step or batch of an evaluation, the second one stops it immediately.
 
 import signal
 
-from npgpt.parallel.processes import SIGNALS
+from npgpt.parallel import SIGNALS
 
 
 class Interrupt:

@@ -42,7 +42,8 @@ class Monitor:
             stack.enter_context(self.progress)
             stack.enter_context(self.interrupt)
             if run.comm.is_first:
-                run.directory.begin(run.step)
+                with failing_write(run, "the metrics"):
+                    run.directory.begin(run.step)
             self.progress.header(header(run, seconds))
             self._stack = stack.pop_all()
         self._began = time.perf_counter() - run.seconds
@@ -151,7 +152,7 @@ class Monitor:
 
     def _log(self, **values):
         if self.run.comm.is_first:
-            with failing_write(self.run, "metrics"):
+            with failing_write(self.run, "the metrics"):
                 self.run.directory.log(**values)
 
     def restart_clock(self):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from npgpt.cli.bundle import bundled
 from npgpt.cli.options import Parser, checked, suggestion
-from npgpt.durable import read_bytes
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
+from npgpt.reading import read_bytes
 from npgpt.training.config import (
     FIELDS,
     MODEL_FIELDS,
@@ -122,10 +122,9 @@ def layered(lower, upper):
 
 def read_toml(path):
     """A TOML file of keys that are field names -> checked values. Raises UserError."""
+    content = read_bytes(path)
     try:
-        found = tomllib.loads(read_bytes(path).decode())
-    except UserError:
-        raise
+        found = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     for name in found:

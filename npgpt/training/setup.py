@@ -5,6 +5,7 @@ import errno
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
+from npgpt.checkpoints.models import read_model
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
@@ -68,7 +69,7 @@ def resumed_run(request, directory):
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    model = GPT.from_pretrained(checkpoint, device, **precision(config, device))
+    model = read_model(checkpoint, GPT, device=device, **precision(config, device))
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
     comm = build_communicator(config, model.config, device)

@@ -11,9 +11,9 @@ import pytest
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints import run as runs
 from npgpt.checkpoints.run import RunDirectory
-from npgpt.durable import LARGEST
 from npgpt.errors import RunError
 from npgpt.optim import AdamW
+from npgpt.reading import LARGEST
 from npgpt.text.tokenizer import CharTokenizer
 
 

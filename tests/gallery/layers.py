@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-import npgpt.gradcheck.check
+import npgpt.gradcheck.direction
 from npgpt.gradcheck import GradientError, check_gradients
 from npgpt.layers import (
     Key,
@@ -426,6 +426,6 @@ BUGS.append(Bug(
     "must be relative to the gradient, and the gradient must not be tiny.",
     right="error = max(abs(expected - found) - slack, 0.0) / scale if scale else 0.0",
     wrong="assert np.allclose(found, numeric, atol=1e-2)",
-    correct=relative_to_the_gradient, broken=within_a_tolerance, source=npgpt.gradcheck.check,
+    correct=relative_to_the_gradient, broken=within_a_tolerance, source=npgpt.gradcheck.direction,
     check=zero_is_rejected, blind=right_is_accepted,
 ))

@@ -50,7 +50,8 @@ GROUPS = [
         constants=True,
     ),
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
-    Group("files", ("npgpt/checkpoints/*.py", "npgpt/text/*.py", "npgpt/durable.py"),
+    Group("files", ("npgpt/checkpoints/*.py", "npgpt/text/*.py", "npgpt/durable.py",
+                    "npgpt/reading.py"),
           ("tests/checkpoints", "tests/text", "tests/test_durable.py",
            *(f"tests/reliability/test_{name}.py" for name in (
                "best_and_overwrite", "lock", "reading"))),

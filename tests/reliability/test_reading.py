@@ -7,16 +7,15 @@ import os
 import random
 import shutil
 import socket
-from types import SimpleNamespace
 
 import pytest
 
 import sample as sample_script
 import train as train_script
-from npgpt import UserError, durable
+from npgpt import UserError, reading
 from npgpt.checkpoints.tensors import read_tensors
 from npgpt.cli.command import run_command
-from npgpt.durable import LARGEST, open_regular, open_to_load, read_bytes, read_json
+from npgpt.reading import LARGEST, open_regular, read_bytes, read_json
 from npgpt.report import losses
 from npgpt.training.request import read_command_line
 from npgpt.training.setup import build_run
@@ -181,23 +180,23 @@ def test_refused_file_is_closed(tmp_path):
         with pytest.raises(UserError, match="pipe is not a regular file"):
             open_regular(tmp_path / "pipe")
         with pytest.raises(UserError, match="bytes of memory are free"):
-            open_to_load(tmp_path / "huge")
+            open_regular(tmp_path / "huge")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_file_that_just_fits_is_loaded_and_small_ones_always(tmp_path, monkeypatch):
     path, free = tmp_path / "x", {}
     path.write_bytes(b"abc")
-    monkeypatch.setattr(durable, "get_device", lambda name: SimpleNamespace(memory=lambda: free[0]))
+    monkeypatch.setattr(reading, "free_memory", lambda: free[0])
     for free[0] in (None, 0, 3):
-        with open_to_load(path) as file:
+        with open_regular(path) as file:
             assert file.read() == b"abc"
-    monkeypatch.setattr(durable, "LARGEST", 1)
+    monkeypatch.setattr(reading, "LARGEST", 1)
     for free[0] in (None, 3, 4):
-        open_to_load(path).close()
+        open_regular(path).close()
     free[0] = 2
     with pytest.raises(UserError, match="x has 3 bytes, and 2 bytes of memory are free"):
-        open_to_load(path)
+        open_regular(path)
 
 
 def test_text_of_one_character_is_refused(run, home):

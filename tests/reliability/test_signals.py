@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,33 @@ def test_signal_to_all_processes_saves(home, number, status):
     assert (running.returncode, err) == (status, "")
     assert "stopped at step " in out
     assert (home / "run/latest").is_file()
+
+
+@pytest.mark.skipif(not can_fork(), reason="needs a terminal")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_terminal_that_is_closed_takes_nothing_with_it(home, workers):
+    """It sends SIGHUP, and from then on every write to it fails."""
+    import pty  # not on Windows
+
+    words = command(*TINY, "--max-iters=100000", f"--workers={workers}", "--out-dir=run")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(words[0], words, ENVIRONMENT | {"TERM": "xterm"})
+    shown = b""
+    while b"step 10/" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    assert int((home / "run/latest").read_text().removeprefix("checkpoint-")) >= 10
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_output_that_cannot_be_written_is_named(home):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(*TINY, "--max-iters=10", "--out-dir=run"), stdout=full,
+                              stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (
+        3, "train.py: the output: No space left on device\n")
 
 
 def test_ctrl_c_in_a_sample_ends_the_line(run, home, monkeypatch):

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 import train as train_script
-from npgpt import backend
+from npgpt import host
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.cli.command import run_command
 from tests.commands.tiny import ENVIRONMENT, TINY, command, metrics, process
@@ -48,8 +48,8 @@ def test_full_disk_while_logging_names_the_metrics_and_what_is_kept(run, home, m
     monkeypatch.setattr(RunDirectory, "log", log)
     result = run(train_script.main, *WORDS)
     assert result.status == 3
-    assert result.err == ("train.py: metrics cannot be written to run: No space left on device; "
-                          "run/checkpoint-10 is complete\n")
+    assert result.err == ("train.py: the metrics cannot be written to run: No space left on "
+                          "device; run/checkpoint-10 is complete\n")
     monkeypatch.undo()
 
 
@@ -73,14 +73,14 @@ def test_files_that_may_not_grow_end_in_one_line_with_the_checkpoint_whole(run, 
 
 
 def test_limit_of_the_address_space_counts_as_memory():
-    free = backend.get_device("cpu").memory()
-    code = ("import resource; from npgpt.backend import get_device; import os; "
+    free = host.free_memory()
+    code = ("import resource; from npgpt.host import free_memory; "
             "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
             "limit = used + 300_000_000; resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); "
-            "print(get_device('cpu').memory())")
+            "print(free_memory())")
     done = subprocess.run([*command()[:1], "-c", code], env=ENVIRONMENT, capture_output=True,
                           text=True, check=True)
-    buffers = backend.get_device("cpu").cores * backend.BLAS_BUFFER
+    buffers = host.cores() * host.BLAS_BUFFER
     assert 200_000_000 < int(done.stdout) + buffers <= 300_000_000 < free
 
 

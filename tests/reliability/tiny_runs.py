@@ -13,7 +13,8 @@ import train as train_script
 from npgpt import GPT, UserError
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.checkpoints.tensors import read_tensors
-from npgpt.durable import read_json, verify
+from npgpt.durable import verify
+from npgpt.reading import read_json
 from npgpt.text.tokenizer import load_tokenizer
 from tests.commands.tiny import TEXT, everything, metrics
 

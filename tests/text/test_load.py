@@ -125,8 +125,8 @@ def test_file_that_is_not_utf_8_is_refused(content, message, tmp_path):
 def test_directory_pipe_and_missing_file_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in (("", "is a directory"), ("pipe", "is not a regular file"),
-                          ("nothing", "there is no file"), ("a\x00b", "cannot be read"),
-                          ("pipe/a", "cannot be read: Not a directory$")):
+                          ("nothing", "there is no file"), ("a\x00b", "there is no file"),
+                          ("pipe/a", "there is no file")):
         with pytest.raises(UserError, match=message):
             load_text(f"{tmp_path}/{name}")
 

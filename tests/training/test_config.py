@@ -273,7 +273,7 @@ def test_configuration_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     original = os.open
 
     def refuse(name, *arguments, **options):
-        if name == path:
+        if os.fspath(name) == str(path):
             raise PermissionError(13, "Permission denied", str(name))
         return original(name, *arguments, **options)
 

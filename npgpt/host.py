@@ -1,0 +1,72 @@
+"""The machine that the program runs on: its cores, and its memory."""
+
+import ctypes
+import os
+import sys
+
+try:
+    import resource
+except ImportError:                    # Windows
+    resource = None
+
+# OpenBLAS takes about this number of bytes for each thread with the first product, and ends the
+# process if it cannot.
+BLAS_BUFFER = 2**26
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3     # malloc.h's M_...
+LARGEST = 32 * 2**20       # bytes: the largest MMAP_THRESHOLD that glibc accepts
+
+
+def cores():
+    """The number of CPU cores that this process may use. Containers often have a quota of CPU time
+    that is less than all cores of the machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, min(found, round(int(quota) / int(period))))
+    except (OSError, ValueError):                 # no such file, or "max"
+        return found
+
+
+def free_memory():
+    """-> bytes: free memory, or what this process may still take below its limit (`ulimit -v`) if
+    that is less. None: unknown."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":") for line in file)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return free
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        return max(0, min(free, limit - used - cores() * BLAS_BUFFER))
+    except (OSError, KeyError, ValueError, AttributeError):      # AttributeError: no `resource`
+        return None
+
+
+def peak_memory():
+    """-> bytes: the most memory that this process has had. None: unknown."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:     # of this program alone:
+            fields = dict(line.split(":", 1) for line in file)        # ru_maxrss begins with what
+        return int(fields["VmHWM"].split()[0]) * 1024                 # started it
+    except (OSError, KeyError, ValueError):
+        pass
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory():
+    """Let malloc keep freed memory for later use, in this process and those that it forks.
+    -> whether the C library supports it."""
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):              # musl has no mallopt
+        return False
+    return bool(mallopt(MMAP_THRESHOLD, LARGEST) and mallopt(TRIM_THRESHOLD, 2**31 - 1)
+                and mallopt(TOP_PAD, 2**26))
