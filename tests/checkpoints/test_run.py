@@ -14,7 +14,7 @@ from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import RunError
 from npgpt.optim import AdamW
 from npgpt.reading import LARGEST
-from npgpt.text.tokenizer import CharTokenizer
+from npgpt.text.characters import CharTokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from npgpt.layers import attention_forward, causal_mask, cross_entropy_forward, embedding_forward
 from npgpt.lecture import cephes
 from npgpt.lecture.torch_random import TorchRandom
-from npgpt.text.tokenizer import CharTokenizer
+from npgpt.text.characters import CharTokenizer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHAKESPEARE = CharTokenizer("\n !$&',-.3:;?" + LETTERS + LETTERS.lower())

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from npgpt import UserError
+from npgpt.text.characters import CharTokenizer
 from npgpt.text.source import TokenSource, load_source
-from npgpt.text.tokenizer import CharTokenizer
 
 ALPHABET = "".join(chr(ord("a") + i % 26) for i in range(1000))
 

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import UserError
-from npgpt.text.tokenizer import FILES, CharTokenizer, load_tokenizer
+from npgpt.text.characters import Alphabet, CharTokenizer
+from npgpt.text.tokenizer import FILES, load_tokenizer
+
+REFUSED = r"tokenizer\.json is (not a valid tokenizer: |a tokenizer of the kind BPE; npgpt reads )"
 
 
 @given(st.text(min_size=1))
@@ -23,6 +26,28 @@ def test_ids_are_positions_in_the_sorted_alphabet():
     assert tokenizer.characters == "\nehlo"
     assert tokenizer.encode("hole").tolist() == [2, 4, 3, 1]
     assert tokenizer.encode("").tolist() == []
+
+
+@given(st.lists(st.text()))
+def test_alphabet_of_parts_is_that_of_the_text(parts):
+    alphabet = Alphabet()
+    for part in parts:
+        alphabet.add(part)
+    assert alphabet.characters == "".join(sorted(set("".join(parts))))
+
+
+@given(st.lists(st.text()))
+def test_parts_have_the_ids_of_the_whole_text(parts):
+    text = "".join(parts)
+    tokenizer = CharTokenizer(text + "a")
+    ids = [i for part in tokenizer.encode_parts(parts) for i in part]
+    assert ids == tokenizer.encode(text).tolist()
+    assert sum(tokenizer.byte_lengths[ids]) == len(text.encode())
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+def test_digest_is_that_of_the_alphabet():
+    assert CharTokenizer("ab").digest == CharTokenizer("abba").digest != CharTokenizer("a").digest
 
 
 @pytest.mark.parametrize("unknown", ["é", "a", "\U0001f600", "\x00", "\udcff"])
@@ -120,7 +145,7 @@ def test_half_of_a_surrogate_pair_is_refused_before_anything_is_trained(half):
 def test_file_that_is_not_a_character_tokenizer_is_refused(content, tmp_path):
     content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a (valid|character) tokenizer"):
+    with pytest.raises(UserError, match=REFUSED):
         load_tokenizer(tmp_path)
 
 
@@ -132,7 +157,7 @@ def test_tokenizer_that_does_more_than_look_up_characters_is_refused(part, value
     CharTokenizer("ab").save(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a character tokenizer"):
+    with pytest.raises(UserError, match=REFUSED):
         load_tokenizer(tmp_path)
 
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints.run import RunDirectory
-from npgpt.text.tokenizer import CharTokenizer, load_tokenizer
+from npgpt.text.characters import CharTokenizer
+from npgpt.text.tokenizer import load_tokenizer
 
 SIZES = {"vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 4, "n_embd": 16}
 OTHER_NAMES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",

@@ -1,0 +1,249 @@
+"""Byte-level byte-pair encoding, as of GPT-2 (Radford et al. 2019), by Hugging Face's `tokenizers`.
+
+The alphabet is the 256 bytes, so every text can be encoded, and a token can end in the middle of a
+character. The most frequent pairs of tokens are merged into new ones, again and again, but not
+beyond the pieces that a regular expression cuts a text into: words, numbers, runs of punctuation.
+
+A long text is encoded in parts. It is cut between a letter and a white space, where the regular
+expressions of GPT-2 and of all its successors cut it, too.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.errors import UserError
+from npgpt.reading import parse_json, read_bytes
+from npgpt.text.characters import CONFIG, FILE, SETTINGS
+
+END = "<|endoftext|>"
+ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")     # in other vocabularies
+PART = 2**16              # characters that are encoded at once
+BATCH = 16                # of these parts, in as many threads as there are cores
+CUT = re.compile(r"[^\W\d_](?=\s)")                  # after this letter
+EXTRA = "the package tokenizers, which is missing; install it with: pip install 'npgpt[bpe]'"
+
+
+class BPETokenizer:
+    """Bytes <-> token ids. It has the methods of every tokenizer, see tokenizer.py."""
+
+    kind = "byte-level BPE"
+
+    def __init__(self, tokenizer, content, settings, path):
+        """tokenizer: of Hugging Face's library; content: its tokenizer.json in bytes; settings:
+        tokenizer_config.json in bytes, or None; path: for messages. Raises UserError if it is not a
+        byte-level BPE."""
+        self._tokenizer, self._content, self._settings = tokenizer, content, settings
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        steps = parse_json(tokenizer.to_str())
+        if steps["model"]["type"] != "BPE" or "ByteLevel" not in _types(steps["decoder"]):
+            raise UserError(f"{path} is a tokenizer of the kind {steps['model']['type']}; npgpt "
+                            "reads byte-level BPE and characters")
+        self._may_cut = (not _finds(steps["pre_tokenizer"], "add_prefix_space")
+                         and _cuts(steps["pre_tokenizer"]))
+        added = tokenizer.get_added_tokens_decoder()
+        vocab = tokenizer.get_vocab()
+        self.vocab_size = max(vocab.values()) + 1
+        self._bytes = [b""] * self.vocab_size
+        byte_of = {character: byte for byte, character in enumerate(_alphabet())}
+        try:
+            for token, i in vocab.items():
+                self._bytes[i] = (added[i].content.encode() if i in added else
+                                  bytes(byte_of[character] for character in token))
+        except KeyError as error:
+            raise UserError(f"{path}: {error.args[0]!r} in the token {token!r} is none of the 256 "
+                            "characters that stand for bytes") from None
+        self._special = {i for i, token in added.items() if token.special}
+        self.end = _end(vocab, settings, path)
+
+    @classmethod
+    def from_json(cls, content, settings=None, path=FILE):
+        """The bytes of a tokenizer.json, and of a tokenizer_config.json or None -> BPETokenizer.
+        path: for messages. Raises UserError if it is damaged or of another kind."""
+        library = _library(path)
+        try:
+            model = parse_json(content)["model"]
+            _check_merges(model.get("vocab"), model.get("merges", ()))
+            tokenizer = library.Tokenizer.from_buffer(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a valid tokenizer: {error}") from None
+        return cls(tokenizer, content, settings, path)
+
+    @classmethod
+    def from_pairs(cls, vocab_path, merges_path, settings=None):
+        """GPT-2's vocab.json and merges.txt -> BPETokenizer."""
+        library = _library(vocab_path)
+        vocab, lines = read_bytes(vocab_path), read_bytes(merges_path)
+        try:
+            vocab, lines = parse_json(vocab), lines.decode().split("\n")
+            pairs = [tuple(line.split(" ")) for line in lines if line and line[:9] != "#version:"]
+            _check_merges(vocab, pairs)
+            tokenizer = byte_level(library, vocab, pairs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{vocab_path} and {merges_path.name} are not a valid tokenizer: "
+                            f"{error}") from None
+        if END in vocab:
+            tokenizer.add_special_tokens([END])
+        return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), settings, vocab_path)
+
+    @classmethod
+    def train(cls, parts, vocab_size, show_progress=False):
+        """An iterator over parts of texts -> a BPETokenizer of at most this number of tokens, whose
+        first one ends a text. The regular expression is GPT-2's. show_progress: on stderr."""
+        library = _library(f"`vocab_size` {vocab_size}")
+        tokenizer = byte_level(library)
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[END], show_progress=show_progress,
+            initial_alphabet=_alphabet())
+        tokenizer.train_from_iterator(parts, trainer)
+        return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), None, FILE)
+
+    @property
+    def start(self):
+        """(1,) int: the end-of-text token, as between documents; a line break if there is none."""
+        return self.encode("\n")[:1] if self.end is None else np.array([self.end])
+
+    def encode(self, text):
+        """Text -> (n,) int64. Special tokens in the text are read as such. Raises UserError for
+        half of a surrogate pair, which UTF-8 cannot represent."""
+        return self._encode_all([text])[0].astype(np.int64)
+
+    def encode_parts(self, parts):
+        """Parts of one text -> an iterator over (n,) int: the ids of the whole text. Tokens may
+        reach from one part into the next. Raises UserError as `encode`."""
+        pieces = []
+        for piece in self._pieces(parts):
+            pieces.append(piece)
+            if len(pieces) == BATCH:
+                yield np.concatenate(self._encode_all(pieces))
+                pieces = []
+        if pieces:
+            yield np.concatenate(self._encode_all(pieces))
+
+    def _pieces(self, parts):
+        """Divide the text at cuts that no token crosses, if there are any."""
+        rest = ""
+        for part in parts:
+            rest += part
+            while self._may_cut and len(rest) > PART:
+                at = next((found.end() for found in CUT.finditer(rest, PART)), None)
+                if at is None:
+                    break
+                yield rest[:at]
+                rest = rest[at:]
+        yield rest
+
+    def _encode_all(self, texts):
+        before = os.environ.get("TOKENIZERS_PARALLELISM")
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if len(texts) > 1 else "false"
+        try:
+            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            half = next(c for text in texts for c in text if "\ud800" <= c <= "\udfff")
+            raise UserError(f"the text contains {half!r}, half of a surrogate pair, which UTF-8 "
+                            "cannot represent; remove it") from None
+        finally:       # a process that is forked now must not wait for threads that it lacks
+            os.environ["TOKENIZERS_PARALLELISM"] = before or "false"
+        return [np.array(encoding.ids, np.uint32) for encoding in found]
+
+    def decode(self, ids):
+        """Token ids (n,) -> text; "\ufffd" for bytes that are not UTF-8."""
+        return b"".join(self._bytes[i] for i in ids).decode(errors="replace")
+
+    def token_bytes(self, i):
+        """-> the bytes of a token; of a special token, its name."""
+        return self._bytes[i]
+
+    @property
+    def byte_lengths(self):
+        """(V,) int: the number of bytes of each token; 0 for special tokens, which are not text."""
+        return np.array([0 if i in self._special else len(token)
+                         for i, token in enumerate(self._bytes)])
+
+    @property
+    def digest(self):
+        """A SHA-256 that only equal tokenizers have in common, as hexadecimal digits."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+
+    def save(self, folder):
+        """Write tokenizer.json and tokenizer_config.json, as they were read."""
+        settings = self._settings
+        if settings is None:
+            names = {} if self.end is None else dict.fromkeys(
+                ("bos_token", "eos_token", "unk_token"), self._bytes[self.end].decode())
+            settings = (json.dumps(SETTINGS | names, indent=1) + "\n").encode()
+        (Path(folder) / FILE).write_bytes(self._content)
+        (Path(folder) / CONFIG).write_bytes(settings)
+
+
+def byte_level(library, vocab=None, pairs=None):
+    """-> a tokenizer of Hugging Face's library with GPT-2's regular expression."""
+    tokenizer = library.Tokenizer(library.models.BPE(vocab, pairs))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer
+
+
+def _library(wanted):
+    """-> Hugging Face's library. wanted: what needs it."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError(f"{wanted} needs {EXTRA}") from None
+    return tokenizers
+
+
+def _check_merges(vocab, merges):
+    """Raise ValueError unless both halves of every merge and the whole are tokens. The library takes
+    that for granted."""
+    for merge in merges:
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        for token in (first, second, first + second):
+            if token not in vocab:
+                raise ValueError(f"{token!r} of the merge {first!r}, {second!r} is not a token")
+
+
+def _alphabet():
+    """-> 256 characters, which stand for the bytes in tokenizer.json: printable ones for
+    themselves, the others for what follows from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _types(step):
+    """The types of a step of a tokenizer and of all steps in it."""
+    if isinstance(step, list):
+        return {kind for part in step for kind in _types(part)}
+    if not isinstance(step, dict):
+        return set()
+    return {step.get("type")}.union(*map(_types, step.values()))
+
+
+def _finds(step, key):
+    """Whether a key is true in a step or in one of those in it."""
+    if isinstance(step, list):
+        return any(_finds(part, key) for part in step)
+    return isinstance(step, dict) and (bool(step.get(key))
+                                       or any(_finds(part, key) for part in step.values()))
+
+
+def _cuts(step):
+    """Whether a step divides texts by a regular expression."""
+    return "Split" in _types(step) or _finds(step, "use_regex")
+
+
+def _end(vocab, settings, path):
+    """-> the id of the end-of-text token: the one that tokenizer_config.json names, or a token with
+    one of the usual names. None: there is none."""
+    try:
+        named = parse_json(settings).get("eos_token") if settings is not None else None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{Path(path).with_name(CONFIG)} is not valid JSON: {error}") from None
+    named = named.get("content") if isinstance(named, dict) else named
+    return next((vocab[name] for name in (named, *ENDS) if name in vocab), None)

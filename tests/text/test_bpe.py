@@ -1,0 +1,210 @@
+"""Byte-level BPE. tests/yardsticks compares it with transformers."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgpt import UserError
+from npgpt.text import bpe
+from npgpt.text.bpe import END, BPETokenizer
+from npgpt.text.stream import TextStream
+from npgpt.text.tokenizer import FILES, load_tokenizer
+
+BOOK = ("It's 1999's café — naïve “quotes”, 3.14 and 12345; don't! The fox's dens. \n\n\t"
+        "for i in range(10):\n    print(i)\r\n" * 30)
+words = st.text() | st.text(st.sampled_from("a é1'. \n\t\U0001f600"), max_size=60)
+split = st.lists(words | st.just(END)).map(lambda parts: ["", *parts])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BPETokenizer.train([BOOK], 320)
+
+
+def test_own_vocabulary_has_all_bytes_and_an_end(tokenizer):
+    assert tokenizer.vocab_size == 320
+    assert {tokenizer.token_bytes(i) for i in range(320)} >= {bytes([b]) for b in range(256)}
+    assert tokenizer.token_bytes(tokenizer.end) == END.encode()
+    assert tokenizer.start.tolist() == [tokenizer.end]
+    assert len(tokenizer.encode(BOOK)) < len(BOOK.encode()) / 2
+
+
+def test_training_is_reproducible(tokenizer):
+    assert BPETokenizer.train([BOOK], 320).digest == tokenizer.digest
+    assert BPETokenizer.train([BOOK], 300).digest != tokenizer.digest
+
+
+@given(words)
+def test_decoding_undoes_encoding(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int64 and tokenizer.decode(ids) == text
+    assert sum(tokenizer.byte_lengths[ids]) == len(text.encode())
+
+
+@given(split)
+def test_parts_have_the_ids_of_the_whole_text(tokenizer, parts):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "PART", 3)
+        patch.setattr(bpe, "BATCH", 2)
+        found = [i for ids in tokenizer.encode_parts(parts) for i in ids]
+    assert found == tokenizer.encode("".join(parts)).tolist()
+
+
+def test_long_text_is_encoded_in_parts(tokenizer, monkeypatch):
+    monkeypatch.setattr(bpe, "PART", 100)
+    monkeypatch.setattr(bpe, "BATCH", 2)
+    arrays = list(tokenizer.encode_parts([BOOK]))
+    assert len(arrays) > 10
+    assert np.concatenate(arrays).tolist() == tokenizer.encode(BOOK).tolist()
+
+
+@pytest.mark.parametrize("pre", [
+    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True),
+    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Digits(individual_digits=True),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+], ids=["a space before a text", "one piece", "digits"])
+def test_parts_have_the_ids_of_the_whole_text_with_other_pieces(pre, monkeypatch):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer, library.decoder = pre, tokenizers.decoders.ByteLevel()
+    library.train_from_iterator([BOOK], tokenizers.trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    tokenizer = BPETokenizer.from_json(library.to_str().encode())
+    monkeypatch.setattr(bpe, "PART", 20)
+    found = np.concatenate(list(tokenizer.encode_parts([BOOK[:4000], BOOK[4000:]])))
+    assert found.tolist() == library.encode(BOOK, add_special_tokens=False).ids
+
+
+def test_special_token_in_a_text_is_one_token_of_no_bytes(tokenizer):
+    ids = tokenizer.encode(f"a{END}b")
+    assert ids[1] == tokenizer.end and len(ids) == 3
+    assert tokenizer.byte_lengths[ids].tolist() == [1, 0, 1]
+    assert tokenizer.decode(ids) == f"a{END}b"
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udfff"])
+def test_half_of_a_surrogate_pair_is_refused(tokenizer, half):
+    with pytest.raises(UserError) as error:
+        tokenizer.encode(f"ab{half}")
+    assert str(error.value) == (f"the text contains {half!r}, half of a surrogate pair, which "
+                                "UTF-8 cannot represent; remove it")
+
+
+@given(words)
+def test_stream_shows_characters_as_soon_as_they_are_whole(tokenizer, text):
+    stream, shown, read = TextStream(tokenizer), "", b""
+    for i in tokenizer.encode(text):
+        shown += stream.push(i)
+        read += tokenizer.token_bytes(i)
+        assert shown == read.decode(errors="ignore")
+    assert shown + stream.finish() == text
+
+
+def test_stream_ends_half_a_character(tokenizer):
+    stream = TextStream(tokenizer)
+    first = tokenizer.encode("\U0001f600")[0]
+    assert stream.push(first) == "" and stream.finish() == "\ufffd"
+
+
+def test_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    again = load_tokenizer(tmp_path)
+    assert again.digest == tokenizer.digest and again.end == tokenizer.end
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == END
+
+
+def test_files_from_elsewhere_are_kept_as_they_are(tokenizer, tmp_path):
+    content = tokenizers.Tokenizer.from_str(
+        (tokenizer.save(tmp_path), (tmp_path / "tokenizer.json").read_text())[1]).to_str()
+    settings = '{"tokenizer_class": "GPT2Tokenizer", "eos_token": {"content": "a"}}'
+    (tmp_path / "tokenizer.json").write_text(content)
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    found = load_tokenizer(tmp_path)
+    assert found.token_bytes(found.end) == b"a"
+    (tmp_path / "new").mkdir()
+    found.save(tmp_path / "new")
+    assert (tmp_path / "new/tokenizer.json").read_text() == content
+    assert (tmp_path / "new/tokenizer_config.json").read_text() == settings
+
+
+def test_pair_of_files_is_the_same_tokenizer(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]
+    (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    pairs = load_tokenizer(tmp_path)
+    assert (pairs.vocab_size, pairs.end) == (320, tokenizer.end)
+    assert pairs.encode(f"{BOOK}{END}").tolist() == tokenizer.encode(f"{BOOK}{END}").tolist()
+    (tmp_path / "merges.txt").write_text("q zz\n")
+    with pytest.raises(UserError, match=r"vocab\.json and merges\.txt are not a valid tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(UserError, match=r"merges\.txt is missing"):
+        load_tokenizer(tmp_path)
+
+
+def test_vocabulary_without_an_end_starts_from_a_line_break(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["added_tokens"] = []
+    vocab = found["model"]["vocab"]
+    vocab.pop(END)
+    path.write_text(json.dumps(found))
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.end is None
+    assert tokenizer.decode(tokenizer.start) == "\n"
+    tokenizer.save(tmp_path)
+    assert "eos_token" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize("kind", [
+    tokenizers.models.WordPiece({"a": 0}, unk_token="a"), tokenizers.models.Unigram([("a", 0.0)])])
+def test_other_kinds_are_refused_by_name(kind, tmp_path):
+    tokenizers.Tokenizer(kind).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=rf"json is a tokenizer of the kind {type(kind).__name__}; "
+                                        "npgpt reads byte-level BPE and characters"):
+        load_tokenizer(tmp_path)
+
+
+def test_token_that_is_no_bytes_is_refused(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["model"]["vocab"]["a\u4e00"] = 320
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="'\u4e00' in the token 'a\u4e00' is none of the 256"):
+        load_tokenizer(tmp_path)
+
+
+def test_damaged_settings_are_named(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json is not valid JSON"):
+            load_tokenizer(tmp_path)
+
+
+def test_missing_library_is_named_with_its_extra(tokenizer, tmp_path, monkeypatch):
+    tokenizer.save(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/tokenizer.json needs the package tokenizers, which is missing; install it "
+        "with: pip install 'npgpt[bpe]'")
+    with pytest.raises(UserError, match=r"^vocab_size 300 needs the package tokenizers"):
+        BPETokenizer.train([BOOK], 300)
+
+
