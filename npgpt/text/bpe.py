@@ -199,8 +199,8 @@ def _library(wanted):
 
 
 def _check_merges(vocab, merges):
-    """Raise ValueError unless both halves of every merge and the whole are tokens. The library takes
-    that for granted."""
+    """Raise ValueError unless both halves of every merge and the whole are tokens, as the library
+    assumes."""
     for merge in merges:
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         for token in (first, second, first + second):
