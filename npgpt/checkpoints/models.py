@@ -42,8 +42,14 @@ def load_model(directory, family, **options):
 
 def read_model(directory, family, **options):
     """Read a model directory that has been verified -> a model of the family."""
-    config, values = _format(family).read(directory / CONFIG, directory / WEIGHTS)
+    config, values = read_values(directory, family)
     return family(config, values=values, **options)
+
+
+def read_values(directory, family):
+    """Read a model directory that has been verified -> the configuration of its family, and pairs
+    of names and NumPy arrays, the parameters."""
+    return _format(family).read(directory / CONFIG, directory / WEIGHTS)
 
 
 def _format(family):

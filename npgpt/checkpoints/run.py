@@ -196,6 +196,14 @@ class RunDirectory(RunContents):
             raise UserError(f"{there} cannot be written to: {error.strerror}") from None
 
 
+def model_directory(path):
+    """A run -> its best checkpoint; a model directory -> the directory itself. None: the newest
+    run in out/. Raises UserError."""
+    if path is not None and (path / models.CONFIG).is_file():
+        return path
+    return RunDirectory.existing(path).checkpoint("best")
+
+
 def _first_free(name):
     number = 1
     while os.path.lexists(path := OUT / (name if number == 1 else f"{name}-{number}")):

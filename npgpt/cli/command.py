@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from contextlib import contextmanager, suppress
 
 from npgpt.errors import RunError, UserError, with_flags
@@ -50,6 +51,26 @@ def run_command(name, main, less_memory="use a smaller model"):
         except OSError:                           # the terminal is closed
             discard(sys.stderr)
         return status
+
+
+@contextmanager
+def ended_by_signals():
+    """Inside, SIGTERM and SIGHUP raise SystemExit with their exit status, so that what has been
+    begun is cleaned up. Signals that are ignored or handled already stay as they are."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number, frame):
+    raise SystemExit(128 + number)
 
 
 def discard(stream):

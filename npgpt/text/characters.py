@@ -20,6 +20,7 @@ SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization
 OTHER_STEPS = "added_tokens", "normalizer", "pre_tokenizer"
 SHOWN = 100      # characters listed in a message
 CODES = 0x110000                  # of Unicode
+UNKNOWN = 255
 
 
 class CharTokenizer:
@@ -39,6 +40,10 @@ class CharTokenizer:
                             "UTF-8 cannot represent; remove it")
         self._ids = np.full(_codes(self.characters[-1:]).max(initial=0) + 1, -1, np.int32)
         self._ids[_codes(self.characters)] = np.arange(len(self.characters))      # by code point
+        # The same as bytes for ASCII, which bytes.translate looks up ten times faster.
+        ascii_ids = [UNKNOWN if i < 0 else i for i in self._ids[:128].tolist()]
+        self._table = (bytes(ascii_ids).ljust(256, bytes([UNKNOWN]))
+                       if len(self.characters) <= UNKNOWN else None)
 
     @property
     def vocab_size(self):
@@ -60,6 +65,10 @@ class CharTokenizer:
         return map(self._encode, parts)
 
     def _encode(self, text):
+        if self._table and text.isascii():
+            ids = text.encode().translate(self._table)
+            if UNKNOWN not in ids:
+                return np.frombuffer(ids, np.uint8)
         codes = _codes(text)
         ids = self._ids.take(codes, mode="clip")         # no code is below 0
         beyond = codes.max(initial=0) >= len(self._ids)
@@ -136,10 +145,14 @@ class Alphabet:
 
     def __init__(self):
         self._seen = np.zeros(CODES, bool)
+        self._ascii = b""
 
     def add(self, text):
         """Add the characters of a part of the text."""
+        if text.isascii():
+            text = text.encode().translate(None, delete=self._ascii).decode()    # what is new
         self._seen[_codes(text)] = True
+        self._ascii = bytes(np.flatnonzero(self._seen[:128]).tolist())
 
     @property
     def characters(self):

@@ -6,8 +6,10 @@ resumed, or divided among ranks, uses the same batches.
 
 import numpy as np
 
-from npgpt.backend import get_device
-from npgpt.errors import UserError
+from npgpt.backend import array_module, get_device, to_host
+from npgpt.errors import RunError, UserError
+
+CHUNK = 256      # windows that are counted at once
 
 
 class Dataset:
@@ -24,7 +26,9 @@ class Dataset:
         self.tokenizer = source.tokenizer
         self.block_size = block_size
         self.device = get_device(device)
-        self.train, self.val = map(self.device.to_device, (source.train, source.val))
+        self.train, self.val = source.train, source.val
+        if not source.is_mapped:                 # a mapped file is read window by window
+            self.train, self.val = map(self.device.to_device, (source.train, source.val))
 
     def batch(self, seed, step, rows, start=0, stop=None):
         """Rows start..stop of the training batch of (seed, step), which has `rows` rows
@@ -37,10 +41,25 @@ class Dataset:
 
     def windows(self, split, offsets):
         """offsets (B,) into a split -> idx, targets (B, T), of the split's unsigned dtype: convert
-        them before writing values outside its range, such as targets of -1."""
-        xp = self.device.xp
-        offsets = self.device.to_device(offsets)[:, None] + xp.arange(self.block_size)
-        return split[offsets], split[offsets + 1]
+        them before writing values outside its range, such as targets of -1. Raises RunError if a
+        mapped file is damaged there."""
+        xp = array_module(split)
+        offsets = xp.asarray(offsets)[:, None] + xp.arange(self.block_size)
+        idx, targets = split[offsets], split[offsets + 1]
+        if isinstance(split, np.memmap):
+            largest = max(idx.max(initial=0), targets.max(initial=0))
+            if largest >= self.tokenizer.vocab_size:
+                raise RunError(f"{split.filename} is damaged: it has the token {largest}, and the "
+                               f"vocabulary ends at {self.tokenizer.vocab_size - 1}")
+            idx, targets = (self.device.to_device(np.asarray(ids)) for ids in (idx, targets))
+        return idx, targets
+
+    def bytes_per_token(self, split, offsets):
+        """The mean length in bytes of the targets of windows at offsets (B,) into a split."""
+        lengths, total = self.tokenizer.byte_lengths, 0
+        for part in np.split(offsets, range(CHUNK, len(offsets), CHUNK)):
+            total += lengths[to_host(self.windows(split, part)[1])].sum()
+        return float(total / (len(offsets) * self.block_size))
 
     def offsets(self, split, windows=None):
         """The offsets of consecutive windows of a split, without overlap: all of them (None), or

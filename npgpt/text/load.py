@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from npgpt.durable import write_text
 from npgpt.errors import UserError
-from npgpt.reading import read_bytes
+from npgpt.text.files import read_parts
 
 NAMES = ("shakespeare", "pydocs")
-TAKES = "shakespeare, pydocs or the path of a text file"
+TAKES = "shakespeare, pydocs, or the path of a text, a directory of texts or a token file"
 SHAKESPEARE = Path("data/tinyshakespeare.txt")
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -67,16 +67,7 @@ def read_text(path):
     if not os.path.lexists(path):
         hint = _similar(path) or ";"
         raise UserError(f"there is no file {str(path)!r}{hint} `data` takes {TAKES}")
-    try:
-        data = read_bytes(path, None)
-    except UserError as error:
-        raise UserError(f"{error.message}; `data` takes a text file") from None
-    try:
-        text = data.decode().removeprefix("\ufeff")      # the byte-order mark
-    except UnicodeDecodeError as error:
-        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
-        raise UserError(f"{path} is not UTF-8 (byte {error.start} is {data[error.start]:#04x}); "
-                        f"convert it with: iconv -f {encoding} -t utf-8") from None
+    text = "".join(read_parts(path, None))
     if not text:
         raise UserError(f"{path} is empty; `data` takes {TAKES}")
     return text

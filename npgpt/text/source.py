@@ -1,14 +1,20 @@
-"""Training data: the token ids of a text, in a training and a validation split."""
+"""Training data: token ids, in a training and a validation split, and what made them."""
 
+import glob
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from npgpt.errors import UserError
+from npgpt.text.cache import cached_tokens
+from npgpt.text.characters import CharTokenizer
 from npgpt.text.load import load_text, sha256
-from npgpt.text.tokenizer import CharTokenizer
+from npgpt.text.token_file import is_token_file, open_tokens, smallest_type
 
 TRAIN_FRACTION = 0.9      # the first tokens; the rest is the validation split, as in the lecture
+LARGE = 2**22             # bytes of a text from which on it is encoded into a file
+CACHE = Path("data/cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,30 +22,87 @@ class TokenSource:
     """Token ids and their origin. Create one with `from_text` or `load_source`."""
 
     name: str                     # the value of `data` that loads it
-    train: np.ndarray             # (N,), of the smallest unsigned dtype that fits the vocabulary
-    val: np.ndarray               # (M,)
-    tokenizer: CharTokenizer
+    ids: np.ndarray               # (N,), of the smallest unsigned dtype that fits the vocabulary
+    tokenizer: object
     fingerprint: str              # SHA-256 of the text in UTF-8, as hexadecimal digits
     note: str                     # one line for the user, may be empty
     summary: str                  # "1,760 characters, 28 of them distinct"
+
+    @property
+    def train(self):
+        """(n,): the training split."""
+        return self.ids[:int(TRAIN_FRACTION * len(self.ids))]
+
+    @property
+    def val(self):
+        """(N - n,): the validation split."""
+        return self.ids[int(TRAIN_FRACTION * len(self.ids)):]
+
+    @property
+    def is_mapped(self):
+        """Whether the ids are in a file, which may be larger than the memory."""
+        return isinstance(self.ids, np.memmap)
 
     @classmethod
     def from_text(cls, text, name="text", tokenizer=None, note=""):
         """tokenizer: None: a new one for the characters of the text.
         Raises UserError if the tokenizer does not know a character of the text."""
         tokenizer = tokenizer or CharTokenizer(text)
-        ids = tokenizer.encode(text).astype(np.min_scalar_type(tokenizer.vocab_size - 1))
-        border = int(TRAIN_FRACTION * len(ids))
-        summary = f"{len(text):,} characters, {len(set(text))} of them distinct"
-        return cls(name, ids[:border], ids[border:], tokenizer, sha256(text), note, summary)
+        ids = tokenizer.encode(text).astype(smallest_type(tokenizer))
+        facts = {"tokens": len(ids), "documents": 1, "characters": len(text),
+                 "bytes": len(text.encode()), "distinct": len(np.unique(ids))}
+        return cls(name, ids, tokenizer, sha256(text), note, summary(tokenizer, facts))
+
+    @classmethod
+    def from_file(cls, tokens, name):
+        """TokenFile, the value of `data` -> TokenSource."""
+        changed = tokens.changed_sources()
+        note = f"{changed[0]} has changed since it was encoded" if changed else ""
+        return cls(name, tokens.ids, tokens.tokenizer, tokens.facts["sha256"], note,
+                   summary(tokens.tokenizer, tokens.facts))
 
 
-def load_source(name=None, tokenizer=None):
-    """A text by name or path, as for `load_text` -> TokenSource. tokenizer: None: a new one for the
-    characters of the text. Raises UserError."""
-    text = load_text(name)
-    source = TokenSource.from_text(text.text, text.name, tokenizer, text.note)
+def load_source(name=None, tokenizer=None, cache=CACHE,
+                progress=lambda text, done, total: None):
+    """The value of `data` -> TokenSource.
+
+    name: a text by name or path, as for `load_text`; a token file; a directory or a pattern that
+    stands for several texts, see `files.find`. tokenizer: None: that of a token file, or a new one
+    for the characters of the text. cache: where large texts are kept as token files. progress: as
+    for `encode_files`. Raises UserError.
+    """
+    if name and is_token_file(name):
+        tokens = open_tokens(name)
+        if tokenizer is not None and tokens.tokenizer.digest != tokenizer.digest:
+            raise UserError(f"{name} was encoded with another tokenizer ({tokens.tokenizer.kind}, "
+                            f"{tokens.tokenizer.vocab_size:,} tokens) than the model's "
+                            f"({tokenizer.kind}, {tokenizer.vocab_size:,} tokens); encode its "
+                            "texts with the model's")
+        source = TokenSource.from_file(tokens, str(name))
+    elif name and _is_large(name):
+        source = TokenSource.from_file(cached_tokens(name, tokenizer, cache, progress), str(name))
+    else:
+        text = load_text(name)
+        source = TokenSource.from_text(text.text, text.name, tokenizer, text.note)
     if source.tokenizer.vocab_size == 1:
-        raise UserError(f"the text {text.name} contains no character but {text.text[0]!r}; there "
-                        "is nothing to learn")
+        raise UserError(f"the text {source.name} contains no character but "
+                        f"{source.tokenizer.decode([0])!r}; there is nothing to learn")
     return source
+
+
+def summary(tokenizer, facts):
+    """-> "1,760 characters, 28 of them distinct", of the facts of a token file."""
+    if tokenizer.kind == "characters":
+        text = f"{facts['characters']:,} characters, {facts['distinct']:,} of them distinct"
+    else:
+        text = (f"{facts['tokens']:,} tokens of {facts['bytes'] / facts['tokens']:.2f} bytes, "
+                f"{facts['distinct']:,} of {tokenizer.vocab_size:,} distinct")
+    return text if facts["documents"] == 1 else f"{facts['documents']:,} texts, {text}"
+
+
+def _is_large(name):
+    """Whether a name stands for a large text, or for several."""
+    path = Path(name)
+    if path.is_file():
+        return path.stat().st_size > LARGE or path.name.endswith(".gz")
+    return path.is_dir() or (glob.has_magic(str(name)) and "://" not in str(name))

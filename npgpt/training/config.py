@@ -46,12 +46,19 @@ class TrainingConfig(Options):
                                 at_least=1)
     eval_iters: int = option(20, "batches of each split in an evaluation", at_least=1,
                              at_most=10**6)
+    final_windows: int = option(10_000, "windows of the validation split in the last evaluation, "
+                                "evenly spaced; 0: all", at_least=0)
     log_interval: int = option(10, "steps between lines of metrics.jsonl", at_least=1)
     seed: int = option(1337, "seed of the initial weights, the batches and dropout", at_least=0,
                        at_most=2**63 - 1)
-    data: str | None = option(None, "shakespeare, pydocs or the path of a UTF-8 text file "
-                              "(default: shakespeare, or pydocs if it cannot be downloaded)",
-                              metavar="FILE")
+    data: str | None = option(None, "shakespeare, pydocs, a text in UTF-8, a directory or a "
+                              "pattern of texts, or a token file (default: shakespeare, or pydocs "
+                              "if it cannot be downloaded)", metavar="PATH")
+    tokenizer: str | None = option(None, "chars, or the directory of a byte-level BPE (default: "
+                                   "that of a token file or of `init_from`, else chars)",
+                                   metavar="DIR")
+    data_cache: str = option("data/cache", "where large texts are kept as token files",
+                             metavar="DIR")
     device: str = option("auto", "where to compute; auto: on the GPU if there is one",
                          choices=("auto", "cpu", "gpu"))
     dtype: str | None = option(
@@ -78,8 +85,8 @@ class TrainingConfig(Options):
 
 
 # Options that may change when a run is resumed; `data` too, because the text has a SHA-256.
-RESUMABLE = {"data", "max_iters", "eval_interval", "eval_iters", "log_interval", "device", "dtype",
-             "fused", "workers"}
+RESUMABLE = {"data", "data_cache", "max_iters", "eval_interval", "eval_iters", "final_windows",
+             "log_interval", "device", "dtype", "fused", "workers"}
 MODEL_FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
 TRAINING_FIELDS = {f.name: f for f in dataclasses.fields(TrainingConfig)}
 FIELDS = MODEL_FIELDS | TRAINING_FIELDS

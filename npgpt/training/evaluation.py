@@ -1,11 +1,12 @@
 """Evaluation: the loss on a split, and a sample of text."""
 
+import math
+
 import numpy as np
 
 from npgpt.backend import to_host
 
 SAMPLE_TOKENS = 200
-FINAL_WINDOWS = 10_000      # most windows of the final evaluation
 
 
 class Interrupted(Exception):
@@ -43,6 +44,11 @@ def mean_loss(model, data, split, config, comm, windows=None, after_batch=go_on)
     if comm.all_reduce(done) < len(parts):
         raise Interrupted
     return float(comm.all_reduce(total) / len(offsets))
+
+
+def bits_per_byte(loss, bytes_per_token):
+    """The loss in nats per token, in a unit that does not depend on the tokenizer."""
+    return loss / math.log(2) / bytes_per_token if bytes_per_token else math.inf
 
 
 def sample(model, data, seed):

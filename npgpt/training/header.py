@@ -1,7 +1,6 @@
 """The header of a run's output."""
 
 from npgpt.training import estimate
-from npgpt.training.evaluation import FINAL_WINDOWS
 from npgpt.training.step import tokens_in_step
 
 
@@ -18,7 +17,7 @@ def header(run, trial):
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
     memory = estimate.memory_needed(m, c, device, comm.computing)
-    final_windows = len(run.data.offsets(run.data.val, FINAL_WINDOWS))
+    final_windows = len(run.data.offsets(run.data.val, c.final_windows or None))
     left = estimate.run_seconds(trial, c, run.step, final_windows)
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
     return ({"note": "; ".join(notes)} if notes else {}) | {

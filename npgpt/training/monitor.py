@@ -11,7 +11,7 @@ from npgpt.backend import to_host
 from npgpt.cli.bundle import command_line
 from npgpt.errors import RunError
 from npgpt.training.estimate import size
-from npgpt.training.evaluation import FINAL_WINDOWS, Interrupted, mean_loss, sample
+from npgpt.training.evaluation import Interrupted, bits_per_byte, mean_loss, sample
 from npgpt.training.header import header, trial_seconds
 from npgpt.training.interrupt import Interrupt
 from npgpt.training.progress import Progress
@@ -33,6 +33,7 @@ class Monitor:
         # Live on the device: the number of such steps now, and the largest so far.
         self.nonfinite = self.most_nonfinite = run.model.device.xp.zeros((), "int64")
         self._first_step = run.step
+        self._bytes_per_token = {}           # number of windows -> of the validation split
         self._clock = time.perf_counter(), run.step
 
     def __enter__(self):
@@ -96,32 +97,45 @@ class Monitor:
         """Record and show the losses of an evaluation, and a sample of text."""
         run, (train_loss, val_loss) = self.run, losses
         run.evaluated_step = run.step
-        self._log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss)
+        bits = self._bits_per_byte(val_loss, run.config.eval_iters * run.config.batch_size)
+        self._log(step=run.step, seconds=run.seconds, train_loss=train_loss, val_loss=val_loss,
+                  val_bits_per_byte=bits)
         if not math.isfinite(val_loss):
             raise RunError(f"the validation loss at step {run.step} is not finite; {run.kept}. Try "
                            "a lower `learning_rate`")
         if run.comm.is_first:
             text = sample(run.model, run.data, run.config.seed)
-            self.progress.evaluation(run.step, train_loss, val_loss, text)
+            self.progress.evaluation(run.step, train_loss, val_loss, bits, text)
+
+    def _bits_per_byte(self, loss, windows):
+        """A loss over a number of windows of the validation split, None: all -> bits per byte."""
+        data = self.run.data
+        if windows not in self._bytes_per_token:
+            offsets = data.offsets(data.val, windows)
+            self._bytes_per_token[windows] = data.bytes_per_token(data.val, offsets)
+        return bits_per_byte(loss, self._bytes_per_token[windows])
 
     def finish(self):
         """Report the result; if the run was stopped, save and say how to resume -> exit status."""
         run, say = self.run, self.progress.say
         if run.step < run.config.max_iters or run.evaluation_is_due:
             return self._stop()
+        limit = run.config.final_windows or None
         try:
-            loss = mean_loss(run.model, run.data, run.data.val, run.config, run.comm, FINAL_WINDOWS,
+            loss = mean_loss(run.model, run.data, run.data.val, run.config, run.comm, limit,
                              self.after_batch)
         except Interrupted:
             return self._stop()
         windows = len(run.data.offsets(run.data.val))
-        if windows <= FINAL_WINDOWS:
+        if limit is None or windows <= limit:
             values, over = {"whole_val_loss": loss}, "the whole split"
         else:
-            values = {"final_val_loss": loss, "windows": FINAL_WINDOWS}
-            over = f"{FINAL_WINDOWS:,} of the split's {windows:,} windows"
-        self._log(step=run.step, seconds=run.seconds, **values)
-        say(f"validation loss {loss:.4f} over {over}, after {run.seconds:.0f} s")
+            values = {"final_val_loss": loss, "windows": limit}
+            over = f"{limit:,} of the split's {windows:,} windows"
+        bits = self._bits_per_byte(loss, limit)
+        self._log(step=run.step, seconds=run.seconds, **values, bits_per_byte=bits)
+        say(f"validation loss {loss:.4f} ({bits:.4f} bits per byte) over {over}, after "
+            f"{run.seconds:.0f} s")
         # Ranks that only update share the first rank's memory, apart from a few MB. The others
         # share a part of it, which counts once.
         own = (run.model.device.peak_memory() or 0) - run.comm.shared_memory

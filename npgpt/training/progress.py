@@ -108,13 +108,14 @@ class Progress:
             self._bar.update(self._task, completed=done, total=total, numbers=text)
             self._say_sometimes(text)
 
-    def evaluation(self, step, train_loss, val_loss, sample):
-        """Show losses in nats per token, and a sample of text."""
+    def evaluation(self, step, train_loss, val_loss, bits, sample):
+        """Show losses in nats per token, the second one also in bits per byte, and a sample of
+        text."""
         self._said = time.monotonic()
         self._step = step
         self._show(self._numbers)
-        self.say(f"step {step}/{self.max_iters}  train {train_loss:.4f}  val {val_loss:.4f}",
-                 style="bold")
+        self.say(f"step {step}/{self.max_iters}  train {train_loss:.4f}  val {val_loss:.4f}  "
+                 f"{bits:.4f} bits/byte", style="bold")
         for line in sample.strip("\n").splitlines():
             self.say(f"    {line}", style="dim")
 

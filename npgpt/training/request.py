@@ -24,6 +24,7 @@ from npgpt.training.config import (
 
 MUON_FIELDS = ("muon_lr", "muon_momentum")
 ADAMW_RATES = ("learning_rate", "min_lr")
+FINE_TUNING = "finetune"             # the default configuration of a run with `init_from`
 
 
 @dataclass
@@ -31,12 +32,14 @@ class Request:
     """What the command line requests."""
 
     config_name: str                # "laptop": what the run and its directory are called
-    values: dict                    # name -> value, from the TOML file and the flags
+    values: dict                    # name -> value, from all of these
     flags: dict                     # name -> value, from the flags alone
     out_dir: Path | None
     resume: bool
     overwrite: bool
     notes: list[str] = field(default_factory=list)      # for the header of the run
+    chosen: dict = field(default_factory=dict)      # the values, without those of laptop
+    init_from: Path | None = None
 
     def asks_for(self, name):
         """Whether the user asks for the value of an option, and not an old checkpoint."""
@@ -73,26 +76,31 @@ def read_command_line(arguments, default_config):
     """
     first = Parser(add_help=False)
     first.add_argument("--config")
+    first.add_argument("--init-from")
     first.add_argument("--device", default="auto")
     early, _ = first.parse_known_args(arguments)
     checked(TRAINING_FIELDS["device"], early.device)
     wants_help = "-h" in arguments or "--help" in arguments
     named = getattr(early, "config", None)
     if named is None:
-        named = default_config("cpu" if wants_help else early.device)
+        named = (FINE_TUNING if hasattr(early, "init_from") else
+                 default_config("cpu" if wants_help else early.device))
     path = _config_path(named)
-    values, notes = layered(read_toml(bundled("configs") / "laptop.toml"), read_toml(path))
+    chosen = read_toml(path)
+    values, notes = layered(read_toml(bundled("configs") / "laptop.toml"), chosen)
 
     given = _parser(path.stem, values).parse(arguments, FIELDS.values())
     flags = {name: value for name, value in given.items() if name in FIELDS}
     values, more = layered(values, flags)
     request = Request(
-        path.stem, values, flags, Path(given["out_dir"]) if "out_dir" in given else None,
-        "resume" in given, "overwrite" in given, notes + more,
+        path.stem, values, flags, _path(given, "out_dir"), "resume" in given,
+        "overwrite" in given, notes + more, chosen | flags, _path(given, "init_from"),
     )
-    if given.get("out_dir") == "":
-        raise UserError("`out_dir` is empty; it takes the path of a directory")
+    if request.init_from and "tokenizer" in flags:
+        raise UserError("`init_from` brings its own tokenizer; leave out `tokenizer`")
     if request.resume:
+        if request.init_from:
+            raise UserError("`resume` continues a run, and `init_from` starts one; choose one")
         if hasattr(early, "config"):
             raise UserError("`resume` keeps the configuration of the run; leave out `config`")
         if request.overwrite:
@@ -104,6 +112,13 @@ def read_command_line(arguments, default_config):
                         "both, a new run gets a directory of its own")
     _check_muon(values["optimizer"], flags)
     return request
+
+
+def _path(given, name):
+    """-> the Path in an option, or None. Raises UserError if it is empty."""
+    if given.get(name) == "":
+        raise UserError(f"`{name}` is empty; it takes the path of a directory")
+    return Path(given[name]) if name in given else None
 
 
 def layered(lower, upper):
@@ -165,13 +180,16 @@ def _known_configs():
 def _parser(name, values):
     """The parser of train.py; the help shows the configuration's values as defaults."""
     parser = Parser(
-        usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE] ...",
+        usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data PATH] ...",
         description="Train a GPT on a text. Without arguments: a small one on Tiny Shakespeare. "
                     "Ctrl-C stops the run, --resume continues it.",
     )
     run = parser.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE", help="a TOML file of the values below, or one of "
-                     f"{', '.join(_known_configs())} [laptop; with a GPU baby]")
+                     f"{', '.join(_known_configs())} [laptop; with a GPU baby; with --init-from "
+                     f"{FINE_TUNING}]")
+    run.add_argument("--init-from", metavar="DIR", help="start from the parameters and with the "
+                     "tokenizer of a run or a model directory, such as GPT-2's [random parameters]")
     run.add_argument("--out-dir", metavar="DIR", help="directory of the run [a new one in out/]")
     run.add_argument("--resume", action="store_true",
                      help="continue the run in --out-dir [the newest in out/]")

@@ -3,10 +3,13 @@ written."""
 
 import errno
 from dataclasses import replace
+from pathlib import Path
 
 from npgpt.backend import get_device, problem_with_gpu
-from npgpt.checkpoints.models import read_model
-from npgpt.checkpoints.run import RunDirectory
+from npgpt.checkpoints.models import read_model, read_values
+from npgpt.checkpoints.run import RunDirectory, model_directory
+from npgpt.cli.bar import Bar
+from npgpt.durable import verify
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
 from npgpt.models.parameters import count
@@ -14,9 +17,13 @@ from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
+from npgpt.text.tokenizer import load_tokenizer
 from npgpt.training import estimate
-from npgpt.training.config import TRAINING_FIELDS
+from npgpt.training.config import MODEL_FIELDS, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
+
+CHARACTERS = "chars"                   # the value of `tokenizer` for characters
+DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
 
 
 def build_run(request):
@@ -45,12 +52,66 @@ def new_run(request, directory):
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
-    source = world().broadcast(lambda: load_source(config.data))
-    architecture = request.model(source.tokenizer.vocab_size)
+    request.model(vocab_size=1)                # what is invalid is refused before a text is read
+    if request.init_from:
+        start = model_directory(request.init_from)
+        architecture, values = fine_tuned(start, request)
+        source = load_data(config, load_tokenizer(start))
+        check_vocabulary(source.tokenizer, architecture, start)
+    else:
+        source, values = load_data(config, chosen_tokenizer(config)), None
+        architecture = request.model(source.tokenizer.vocab_size)
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
-    model = GPT(architecture, seed=config.seed, device=device, **precision(config, device))
+    model = GPT(architecture, seed=config.seed, device=device, values=values,
+                **precision(config, device))
     return assemble(request, config, directory, source, data, model, comm)
+
+
+def load_data(config, tokenizer):
+    """-> TokenSource. A bar shows how far a large text is encoded. tokenizer: as for
+    `load_source`."""
+    with Bar() as bar:
+        source = world().broadcast(
+            lambda: load_source(config.data, tokenizer, config.data_cache, bar))
+    if config.tokenizer == CHARACTERS and source.tokenizer.kind != "characters":
+        raise UserError(f"{source.name} was encoded with a {source.tokenizer.kind}, and "
+                        f"`tokenizer` is {CHARACTERS}")
+    return source
+
+
+def chosen_tokenizer(config):
+    """-> the tokenizer that a configuration names; None: that of the data."""
+    if config.tokenizer in (None, CHARACTERS):
+        return None
+    if not Path(config.tokenizer).is_dir():
+        raise UserError(f"`tokenizer` must be {CHARACTERS} or a directory with a tokenizer, got "
+                        f"{config.tokenizer!r}")
+    return load_tokenizer(config.tokenizer)
+
+
+def fine_tuned(directory, request):
+    """-> GPTConfig and parameters of a model directory, as a request asks for it: with other
+    dropout rates, or with fewer positions. Raises UserError if it asks for another architecture."""
+    verify(directory)
+    found, values = read_values(directory, GPT)
+    asked = {name: value for name, value in request.chosen.items() if name in MODEL_FIELDS}
+    for name, value in asked.items():
+        kept = getattr(found, name)
+        fits = name in DROPOUTS or (name == "block_size" and value <= kept)
+        if value != kept and not fits:
+            raise UserError(f"`{name}` is {kept} in the model in {directory}, got {value}; leave "
+                            "it out")
+    config = replace(found, **asked)
+    return config, ((name, array[:config.block_size] if name == "wpe.weight" else array)
+                    for name, array in values)
+
+
+def check_vocabulary(tokenizer, architecture, directory):
+    """Raise UserError if a model has not been trained with a tokenizer."""
+    if tokenizer.vocab_size != architecture.vocab_size:
+        raise UserError(f"the tokenizer and the model in {directory} do not fit each other: "
+                        f"{tokenizer.vocab_size:,} and {architecture.vocab_size:,} tokens")
 
 
 def resumed_run(request, directory):
@@ -59,7 +120,7 @@ def resumed_run(request, directory):
     check_state(state, checkpoint)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])
     config = request.training()
-    source = world().broadcast(lambda: load_source(config.data, tokenizer))
+    source = load_data(replace(config, tokenizer=None), tokenizer)
     if source.fingerprint != state["sha256"]:
         raise UserError(f"the text {source.name} is not the one that {directory.path} was trained "
                         "on; `data` takes the path of that text")
@@ -70,8 +131,7 @@ def resumed_run(request, directory):
     device = get_device(config.device)
     config = supported(config, device, request)
     model = read_model(checkpoint, GPT, device=device, **precision(config, device))
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"the tokenizer and the model in {checkpoint} do not fit each other")
+    check_vocabulary(tokenizer, model.config, checkpoint)
     comm = build_communicator(config, model.config, device)
     data = Dataset(source, model.config.block_size, device)
     run = assemble(request, config, directory, source, data, model, comm)

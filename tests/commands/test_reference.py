@@ -113,9 +113,12 @@ def test_training_follows_the_reference_trainer(case, workers, run, home):
         if "val_loss" in line:
             text = "".join(ALPHABET[i] for i in next(samples)).strip("\n")
             shown += (f"step {line['step']}/{values_of(case)['max_iters']}  "
-                      f"train {line['train_loss']:.4f}  val {line['val_loss']:.4f}\n"
+                      f"train {line['train_loss']:.4f}  val {line['val_loss']:.4f}  "
+                      f"{line['val_bits_per_byte']:.4f} bits/byte\n"
                       + "".join(f"    {of_text}\n" for of_text in text.split("\n")))
-    shown += f"validation loss {trained.metrics[-1]['whole_val_loss']:.4f} over the whole split"
+    last = trained.metrics[-1]
+    shown += (f"validation loss {last['whole_val_loss']:.4f} ({last['bits_per_byte']:.4f} bits per "
+              "byte) over the whole split")
     assert shown in result.out
 
 

@@ -16,12 +16,13 @@ def assert_refused(result, message):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("--data=nowhere.txt", "there is no file 'nowhere.txt'; --data takes shakespeare, pydocs or"),
+    ("--data=nowhere.txt", "there is no file 'nowhere.txt'; --data takes shakespeare, pydocs, or"),
     ("--data=fxo.txt", "there is no file 'fxo.txt'; did you mean 'fox.txt'? --data takes"),
     ("--data=shakespear", "there is no file 'shakespear'; did you mean 'shakespeare'?"),
-    ("--data=", "--data is empty; it takes shakespeare, pydocs or the path of a text file"),
+    ("--data=", "--data is empty; it takes shakespeare, pydocs, or the path of a text, a "
+     "directory of texts or a token file"),
     ("--data=http://a.b/c", "--data takes a file, got the address 'http://a.b/c'; download it"),
-    ("--data=.", ". is a directory; --data takes a text file"),
+    ("--data=.", "latin1.txt is not UTF-8 (byte 3 is 0xe9)"),
     ("--data=empty.txt", "empty.txt is empty"),
     ("--data=latin1.txt", "latin1.txt is not UTF-8 (byte 3 is 0xe9); convert it with: iconv "
      "-f latin1 -t utf-8"),

@@ -147,4 +147,4 @@ def test_tokenizer_of_another_model_is_refused(train, resume, home):
     result = resume("--out-dir=run", "--max-iters=9")
     assert (result.status, result.out) == (2, "")
     assert result.err == ("train.py: the tokenizer and the model in run/checkpoint-5 do not fit "
-                          "each other\n")
+                          "each other: 31 and 28 tokens\n")

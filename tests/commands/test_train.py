@@ -31,7 +31,8 @@ def test_header_says_what_is_trained_on_what(train):
 
 def test_end_says_where_the_model_is_and_how_to_use_it(train, home):
     output = train("--max-iters=20")
-    assert re.search(r"\nvalidation loss \d\.\d{4} over the whole split, after \d+ s\n", output)
+    assert re.search(r"\nvalidation loss \d\.\d{4} \(\d\.\d{4} bits per byte\) over the whole "
+                     r"split, after \d+ s\n", output)
     assert re.search(r"\npeak memory: [\d.]+ [MG]B\n", output)
     assert output.endswith("\nthe model is in out/laptop/checkpoint-20; "
                            "to generate text: npgpt sample --out-dir out/laptop\n")
@@ -42,7 +43,8 @@ def test_end_says_where_the_model_is_and_how_to_use_it(train, home):
 
 def test_metrics_have_the_loss_of_steps_and_of_evaluations_and_times(train, home):
     output = train("--max-iters=20")
-    assert len(re.findall(r"^step \d+/20  train \d\.\d{4}  val \d\.\d{4}$", output, re.M)) == 3
+    evaluated = r"^step \d+/20  train \d\.\d{4}  val \d\.\d{4}  \d\.\d{4} bits/byte$"
+    assert len(re.findall(evaluated, output, re.M)) == 3
     lines = metrics("out/laptop")
     assert [(line["step"], "loss" in line, "val_loss" in line) for line in lines] == [
         (0, False, True), (5, True, False), (10, True, False), (10, False, True),

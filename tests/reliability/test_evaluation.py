@@ -10,7 +10,7 @@ import pytest
 
 import train as train_script
 from npgpt.parallel import Processes, Single, can_fork
-from npgpt.training import evaluation, monitor
+from npgpt.training import monitor
 from npgpt.training.evaluation import Interrupted, evaluate, mean_loss
 from tests.commands.tiny import ENVIRONMENT, SIZES, TINY, command, metrics
 from tests.training.test_evaluation import data, model  # noqa: F401
@@ -121,9 +121,8 @@ def test_last_evaluation_takes_a_bounded_number_of_windows_and_says_so(run, home
     text = (home / "fox.txt").read_text()
     windows = (len(text) - len(text) * 9 // 10 - 1) // 16
     for limit, over in ((windows, "the whole split"), (4, f"4 of the split's {windows} windows")):
-        monkeypatch.setattr(evaluation, "FINAL_WINDOWS", limit)
-        monkeypatch.setattr(monitor, "FINAL_WINDOWS", limit)
-        result = run(train_script.main, *WORDS, "--overwrite", "--out-dir=run")
+        result = run(train_script.main, *WORDS, f"--final-windows={limit}", "--overwrite",
+                     "--out-dir=run")
         assert f"over {over}, after " in result.out
     last = metrics("run")[-1]
     assert last["windows"] == 4 and "whole_val_loss" not in last and last["final_val_loss"] > 0

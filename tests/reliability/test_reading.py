@@ -89,7 +89,7 @@ def test_text_configuration_and_metrics_are_checked_too(run, home, kind):
     assert result.status == 2 and "run/metrics.jsonl" in result.err
 
 
-def test_text_that_is_larger_than_the_free_memory_is_named(run, home):
+def test_text_whose_ids_do_not_fit_on_the_disk_is_named(run, home):
     huge_file(home / "big.txt")
     result = run(train_script.main, "--data=big.txt", "--out-dir=run")
     assert result.status == 2

@@ -39,7 +39,7 @@ def test_training_is_reproducible(tokenizer):
     assert BPETokenizer.train([BOOK], 300).digest != tokenizer.digest
 
 
-@given(words)
+@given(words.filter(lambda text: END not in text))
 def test_decoding_undoes_encoding(tokenizer, text):
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int64 and tokenizer.decode(ids) == text

@@ -144,7 +144,8 @@ def test_empty_name_is_refused():
     with pytest.raises(UserError) as error:
         load_text("")
     assert error.value.message == (
-        "`data` is empty; it takes shakespeare, pydocs or the path of a text file")
+        "`data` is empty; it takes shakespeare, pydocs, or the path of a text, a directory of "
+        "texts or a token file")
 
 
 @pytest.mark.parametrize(("name", "hint"), [
@@ -160,4 +161,5 @@ def test_missing_file_is_refused_with_a_suggestion(name, hint, tmp_path, monkeyp
     with pytest.raises(UserError) as error:
         load_text(name)
     assert error.value.message == (f"there is no file {name!r}{hint}`data` takes shakespeare, "
-                                   "pydocs or the path of a text file")
+                                   "pydocs, or the path of a text, a directory of texts or a "
+                                   "token file")

@@ -52,7 +52,8 @@ def train(model, ids, c, start, sampled):
         if done % c["eval_interval"] == 0 or done == c["max_iters"]:
             metrics.append(evaluation(model, ids, c, done))
             samples.append(sample(model, start, sampled, c["seed"]))
-    metrics.append({"step": done, "whole_val_loss": loss_of(model, ids[border:], None)})
+    loss = loss_of(model, ids[border:], None)
+    metrics.append({"step": done, "whole_val_loss": loss, "bits_per_byte": loss / math.log(2)})
     return Trained(metrics, samples, moments)
 
 
@@ -97,8 +98,9 @@ def newton_schulz(x):
 def evaluation(model, ids, c, step):
     """Both splits, over batch_size * eval_iters windows of each."""
     border, windows = len(ids) * 9 // 10, c["batch_size"] * c["eval_iters"]
+    val_loss = loss_of(model, ids[border:], windows)
     return {"step": step, "train_loss": loss_of(model, ids[:border], windows),
-            "val_loss": loss_of(model, ids[border:], windows)}
+            "val_loss": val_loss, "val_bits_per_byte": val_loss / math.log(2)}      # of ASCII
 
 
 def loss_of(model, split, windows):

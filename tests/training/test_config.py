@@ -114,7 +114,7 @@ def test_invalid_whole_numbers_are_refused_by_name(name, value, wrong):
     ("--n-lay 3", "unknown option --n-lay"), ("--lr 1", "--lr; did you mean --learning-rate"),
     ("extra", "unexpected argument 'extra'"),
     ("--n-layer", "--n-layer needs a value"),
-    ("--config nowhere.toml", "no configuration 'nowhere.toml'; .* baby, laptop, lecture"),
+    ("--config nowhere.toml", "no configuration 'nowhere.toml'; .* baby, finetune, gpt2, "),
     ("--resume --overwrite", "choose one"), ("--overwrite", "out_dir, which is missing"),
     ("--out-dir=", "out_dir is empty"), ("--config latop", "did you mean 'laptop'"),
     ("--resume --config laptop", "leave out config"),
@@ -239,7 +239,7 @@ def test_help_shows_paths_as_file_and_options_as_flags(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     text = capsys.readouterr().out
-    assert "\n  --data FILE  " in text and "--max-iters)" in text
+    assert "\n  --data PATH  " in text and "--max-iters)" in text
     assert "{float32,float64,tf32,bfloat16}" in text
     assert "`" not in text and "lr_decay_iters" not in text
 
@@ -255,10 +255,10 @@ def test_help_does_not_look_for_a_gpu(word, capsys):
     with pytest.raises(SystemExit):
         read_command_line([word, "--device=gpu"], default_config)
     out = capsys.readouterr().out
-    assert out.startswith("usage: train.py [--config FILE] [--device {auto,cpu,gpu}] [--data FILE]")
+    assert out.startswith("usage: train.py [--config FILE] [--device {auto,cpu,gpu}] [--data PATH]")
     assert "\nthe model, as in laptop:\n" in out and "\nthe training, as in laptop:\n" in out
     assert "Train a GPT on a text. Without arguments: a small one" in " ".join(out.split())
-    assert ("the run: --config FILE a TOML file of the values below, or one of baby, laptop, "
+    assert ("the run: --config FILE a TOML file of the values below, or one of baby, finetune, "
             in " ".join(out.split()))
     assert ("--out-dir DIR directory of the run [a new one in out/] --resume continue the run in "
             "--out-dir [the newest in out/] --overwrite replace the run in --out-dir "
