@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from npgpt.backend import to_host
+from npgpt.checkpoints.shards import INDEX
 from npgpt.checkpoints.tensors import read_tensors
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
@@ -18,6 +19,7 @@ from npgpt.reading import read_json
 
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 TABLE, HEAD = "wte.weight", "lm_head.weight"
+ROWS = 1024     # of two matrices that are compared at a time
 
 # Key of config.json -> field of GPTConfig, value if the key is absent: GPT2Config's default.
 KEYS = {
@@ -50,9 +52,10 @@ FIXED = {
     "pruned_heads": ({}, None),
 }
 
+SHARD = r"model-\d+-of-\d+\.safetensors"
+
 # Pattern of a file's name -> what it is, arguments with which transformers reads it.
 OTHER_WEIGHTS = {
-    r"model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?": ("one of several shards", ""),
     r"model\.([\w-]+?)(?:-\d+-of-\d+)?\.safetensors": ("a variant", ", variant='{}'"),
     r"model-\d+-of-\d+\.([\w-]+)\.safetensors": ("a shard of a variant", ", variant='{}'"),
     r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?": ("PyTorch's pickle format", ""),
@@ -99,23 +102,31 @@ def write_weights(model):
 def read(config_path, weights_path):
     """-> GPTConfig, pairs of names and arrays. Raises UserError that says what is missing, unknown,
     damaged or not supported."""
-    if not weights_path.exists():
-        _refuse_other_weights(weights_path.parent)
+    if not weights_path.exists():                      # of both, transformers takes the file
+        if (weights_path.parent / INDEX).exists():
+            weights_path = weights_path.parent / INDEX
+        else:
+            _refuse_other_weights(weights_path.parent)
     config = _read_config(config_path)
     full = replace(config, attn_bias=True)
     shapes = full.shapes()
     tensors = read_tensors(weights_path, shapes | {HEAD: shapes[TABLE]}, _canonical,
                            optional={HEAD} if config.tie_weights else ())
     # transformers uses both arrays in this case, and so would not compute the same.
-    if config.tie_weights and not np.array_equal(tensors.get(HEAD, tensors[TABLE]), tensors[TABLE],
-                                                 equal_nan=True):
+    if config.tie_weights and HEAD in tensors and not _same(tensors[HEAD], tensors[TABLE]):
         raise UserError(f"{weights_path}: {HEAD} differs from {TABLE}, but {config_path} says "
                         "that they are one matrix; if both are meant, set tie_word_embeddings to "
                         "false there")
     biases = shapes.keys() - config.shapes().keys()
     if any(tensors[name].any() for name in biases):               # trained by another program
         config = full
-    return config, [(name, tensors[name]) for name in config.shapes()]
+    return config, ((name, tensors[name]) for name in config.shapes())
+
+
+def _same(a, b):
+    """Whether two matrices are equal, compared in parts, so that little memory is needed."""
+    return all(np.array_equal(a[i:i + ROWS], b[i:i + ROWS], equal_nan=True)
+               for i in range(0, len(a), ROWS))
 
 
 def _canonical(name):
@@ -155,13 +166,19 @@ def _read_config(path):
 
 
 def _refuse_other_weights(directory):
-    """Raise UserError if the directory has the weights in a format that npgpt does not read."""
+    """Raise UserError if the directory has the weights in a format that npgpt does not read, or
+    shards without their index."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())   # no link to nowhere
+    for path in files:
+        if re.fullmatch(SHARD, path.name):
+            raise UserError(f"{directory} has no model.safetensors, but {path.name} (one of "
+                            f"several shards), and not their index; copy {INDEX} there too")
     for pattern, (kind, options) in OTHER_WEIGHTS.items():
-        for path in sorted(directory.iterdir()):
+        for path in files:
             match = re.fullmatch(pattern, path.name)
-            if match and path.is_file():                     # not a link to nowhere
+            if match:
                 options = options.format(*match.groups())
                 raise UserError(
                     f"{directory} has no model.safetensors, but {path.name} ({kind}); convert it "
                     f"with transformers: GPT2LMHeadModel.from_pretrained({str(directory)!r}"
-                    f"{options}).float().save_pretrained('NEW', max_shard_size='1TB')")
+                    f"{options}).save_pretrained('NEW')")
