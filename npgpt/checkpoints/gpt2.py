@@ -28,7 +28,11 @@ KEYS = {
     "n_layer": ("n_layer", 12),
     "n_head": ("n_head", 12),
     "n_embd": ("n_embd", 768),
+    "n_inner": ("n_inner", None),
     "resid_pdrop": ("dropout", 0.1),
+    "embd_pdrop": ("embd_dropout", 0.1),
+    "attn_pdrop": ("attn_dropout", 0.1),
+    "layer_norm_epsilon": ("norm_eps", 1e-5),
     "activation_function": ("activation", "gelu_new"),
     "tie_word_embeddings": ("tie_weights", True),
     "npgpt_attn_bias": ("attn_bias", True),
@@ -45,7 +49,6 @@ ALIASES = {
 
 # Options of GPT2Config that npgpt does not have, with the values that it supports.
 FIXED = {
-    "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -77,11 +80,12 @@ def write_config(config):
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_embd": config.n_embd,
+        "n_inner": config.n_inner,
         "activation_function": "gelu_new" if config.activation == "gelu" else config.activation,
         "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.embedding_dropout,
+        "attn_pdrop": config.attention_dropout,
+        "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_weights,
         "bos_token_id": None,
         "eos_token_id": None,
@@ -137,8 +141,7 @@ def _canonical(name):
 
 
 def _read_config(path):
-    """config.json -> GPTConfig. Raises UserError for what npgpt does not support. GPT-2 has three
-    dropout rates, which matter only in training; npgpt uses resid_pdrop for all."""
+    """config.json -> GPTConfig. Raises UserError for what npgpt does not support."""
     found = read_json(path)
     if found.get("model_type") not in ("gpt2", "npgpt"):
         raise UserError(f"{path}: model_type is {found.get('model_type')!r}, expected gpt2")
@@ -150,19 +153,21 @@ def _read_config(path):
             raise UserError(f"{path}: {name} is {found[name]!r}, but {alias}, which means the "
                             f"same, is {found[alias]!r}; remove the one that is wrong")
     values = {field: found.get(key, default) for key, (field, default) in KEYS.items()}
+    for name in ("embd_pdrop", "attn_pdrop"):          # in npgpt None: as the other
+        if values[KEYS[name][0]] == values["dropout"]:
+            values[KEYS[name][0]] = None
+        elif values[KEYS[name][0]] is None:
+            raise UserError(f"{path}: {name} must be a number, got None")
     activation = values["activation"]
     if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
         raise UserError(f"{path}: npgpt does not support the activation {activation!r}")
     try:
-        config = GPTConfig(**values | {"activation": ACTIVATION_NAMES[activation]})
+        return GPTConfig(**values | {"activation": ACTIVATION_NAMES[activation]})
     except UserError as error:
         message = error.message
         for key, (field, _) in KEYS.items():
             message = message.replace(f"`{field}`", key)
         raise UserError(f"{path}: {message}") from None
-    if found.get("n_inner") not in (None, 4 * config.n_embd):
-        raise UserError(f"{path}: n_inner must be 4 * n_embd, got {found['n_inner']}")
-    return config
 
 
 def _refuse_other_weights(directory):

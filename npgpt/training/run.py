@@ -16,7 +16,8 @@ from npgpt.text.source import TokenSource
 from npgpt.training.config import FIELDS, TrainingConfig
 
 FORMAT = 1     # the version of training.json; older files may lack these values:
-ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
+ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum", "n_inner", "embd_dropout",
+         "attn_dropout", "norm_eps"}
 
 
 @dataclass

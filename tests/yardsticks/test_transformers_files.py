@@ -142,6 +142,34 @@ def test_model_without_a_head_is_read_as_tied(gpt2, torch, transformers):
     same(GPT.from_pretrained(path).logits(IDX), logits_of(theirs, torch))
 
 
+@pytest.mark.parametrize("options", [
+    {"n_inner": 24}, {"n_inner": 64}, {"layer_norm_epsilon": 0.03}, {"layer_norm_epsilon": 1e-12},
+    {"n_inner": 5, "layer_norm_epsilon": 0.5, "activation_function": "relu"},
+])
+def test_width_of_the_mlp_and_epsilon_are_read(options, gpt2, tmp_path, torch, transformers):
+    theirs, path = gpt2(**options)
+    model = GPT.from_pretrained(path)
+    same(model.logits(IDX), logits_of(theirs, torch))
+    model.save_pretrained(tmp_path / "again")
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again").eval()
+    assert torch.equal(again(torch.tensor(IDX)).logits, theirs(torch.tensor(IDX)).logits)
+    assert {name: getattr(again.config, name) for name in options} == options
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.2, 0.3), (0.0, 0.2, 0.0), (0.1, 0.0, 0.1)])
+def test_three_dropouts_mean_the_same(rates, gpt2, tmp_path, transformers):
+    resid, embd, attn = rates
+    _, path = gpt2(resid_pdrop=resid, embd_pdrop=embd, attn_pdrop=attn)
+    model = GPT.from_pretrained(path)
+    c = model.config
+    assert (c.dropout, c.embedding_dropout, c.attention_dropout) == rates
+    model.save_pretrained(tmp_path / "again")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again").transformer
+    block = theirs.h[1]
+    assert (block.mlp.dropout.p, theirs.drop.p, block.attn.attn_dropout.p) == rates
+    assert block.attn.resid_dropout.p == resid
+
+
 def test_cross_attention_is_refused(gpt2):
     _, path = gpt2(add_cross_attention=True)
     with pytest.raises(UserError, match="does not support add_cross_attention = True"):
