@@ -24,7 +24,7 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.n_head, self.dropout = c.n_head, c.dropout
+        self.n_head, self.dropout, self.attn_dropout = c.n_head, c.dropout, c.attention_dropout
         self.c_attn = Linear(c.n_embd, 3 * c.n_embd, c.attn_bias)
         self.c_proj = Linear(c.n_embd, c.n_embd)
 
@@ -32,16 +32,17 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)
                    for part in self.c_attn(x).split(C, -1))
-        p = self.dropout if self.training else 0.0
+        p = self.attn_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), p)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
 
 
 class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.c_fc = Linear(c.n_embd, 4 * c.n_embd)
-        self.c_proj = Linear(4 * c.n_embd, c.n_embd)
+        self.c_fc = Linear(c.n_embd, c.inner)
+        self.c_proj = Linear(c.inner, c.n_embd)
         self.dropout = c.dropout
         self.act = F.relu if c.activation == "relu" else lambda x: F.gelu(x, approximate="tanh")
 
@@ -52,8 +53,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(c.n_embd), Attention(c)
-        self.ln_2, self.mlp = nn.LayerNorm(c.n_embd), MLP(c)
+        self.ln_1, self.attn = nn.LayerNorm(c.n_embd, c.norm_eps), Attention(c)
+        self.ln_2, self.mlp = nn.LayerNorm(c.n_embd, c.norm_eps), MLP(c)
 
     def forward(self, x):
         x = x + self.attn(self.ln_1(x))
@@ -69,7 +70,7 @@ class TorchGPT(nn.Module):
         self.wte = nn.Embedding(c.vocab_size, c.n_embd)
         self.wpe = nn.Embedding(c.block_size, c.n_embd)
         self.h = nn.ModuleList(Block(c) for _ in range(c.n_layer))
-        self.ln_f = nn.LayerNorm(c.n_embd)
+        self.ln_f = nn.LayerNorm(c.n_embd, c.norm_eps)
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=c.head_bias)
         if c.tie_weights:
             self.lm_head.weight = self.wte.weight

@@ -162,6 +162,10 @@ def configs(draw, vocab_size=5):
         tie_weights=draw(st.booleans()),
         attn_bias=draw(st.booleans()),
         head_bias=draw(st.booleans()),
+        n_inner=draw(st.none() | st.integers(1, 9)),
+        embd_dropout=draw(st.none() | DROPOUTS),
+        attn_dropout=draw(st.none() | DROPOUTS),
+        norm_eps=draw(st.sampled_from([1e-5, 0.1])),
     )
 
 
@@ -191,14 +195,16 @@ def mlp(draw):
 @st.composite
 def self_attention(draw):
     return _composite(draw, blocks.self_attention_forward, blocks.self_attention_backward, "attn",
-                      lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T)})
+                      lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T),
+                                    "attn_dropout": c.attn_dropout})
 
 
 @st.composite
 def block(draw):
     return _composite(draw, blocks.block_forward, blocks.block_backward, "",
                       lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T),
-                                    "activation": c.activation})
+                                    "activation": c.activation, "eps": c.norm_eps,
+                                    "attn_dropout": c.attn_dropout})
 
 
 @st.composite

@@ -1,15 +1,16 @@
 """Named arrays in safetensors files. Unlike pickle, the format contains only data and cannot run
 code."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from npgpt.backend import to_host
+from npgpt.checkpoints.mapped import DTYPES, stored_arrays
+from npgpt.checkpoints.shards import arrays_in_shards
 from npgpt.errors import RunError, UserError
-from npgpt.reading import open_regular, parse_json
-
-LONGEST_HEADER = 10**8     # bytes, as in safetensors
 
 
 def write_tensors(path, arrays):
@@ -23,56 +24,55 @@ def write_tensors(path, arrays):
         raise RunError(f"{path.name} cannot be written: {error}") from None
 
 
+class Tensors(Mapping):
+    """name -> array, read when it is asked for."""
+
+    def __init__(self, stored):
+        self._stored = stored          # name -> Stored
+
+    def __getitem__(self, name):
+        return self._stored[name].array()
+
+    def __iter__(self):
+        return iter(self._stored)
+
+    def __len__(self):
+        return len(self._stored)
+
+
 def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
-    """Read a safetensors file that must contain arrays of these shapes -> name -> array.
+    """Read a safetensors file, or the index (.json) of several, that must contain arrays of these
+    shapes -> Tensors, whose arrays are read-only.
 
     canonical: name in the file -> name in `shapes`, or None for an array that is not needed.
     optional: names that may be missing. Names, shapes and dtypes are checked before any array is
     read. Raises UserError if they differ.
     """
-    _check_header(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored = {}
-            for name in file.keys():  # noqa: SIM118
-                parameter = canonical(name)
-                if parameter in stored:
-                    raise UserError(f"{path} contains {parameter} twice")
-                if parameter:
-                    stored[parameter] = name
-            headers = {name: file.get_slice(stored[name]) for name in stored}
-            found = {name: tuple(header.get_shape()) for name, header in headers.items()}
-            needed = {name: shape for name, shape in shapes.items()
-                      if name in found or name not in optional}
-            _compare(path, found, needed)
-            for name, header in headers.items():
-                if header.get_dtype() not in ("F64", "F32", "F16"):
-                    raise UserError(f"{path}: {name} has the dtype {header.get_dtype()}; npgpt "
-                                    "reads F64, F32 and F16")
-            return {name: file.get_tensor(stored[name]) for name in needed}
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def _check_header(path):
-    """Raise UserError if the file is missing, not a regular one, too large for the memory, or has a
-    name twice: safetensors would take one of the two. It checks everything else."""
-    with open_regular(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, LONGEST_HEADER))
-    try:
-        parse_json(header)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
+    read, found = arrays_in_shards if path.suffix == ".json" else stored_arrays, {}
+    for name, stored in read(path).items():
+        parameter = canonical(name)
+        if parameter in found:
+            raise UserError(f"{path} contains {parameter} twice")
+        if parameter:
+            found[parameter] = stored
+    needed = {name: shape for name, shape in shapes.items()
+              if name in found or name not in optional}
+    _compare(path, found, needed)
+    return Tensors({name: found[name] for name in needed})
 
 
 def _compare(path, found, expected):
-    """Raise UserError that names the first array that is missing, unknown or of another shape."""
+    """Raise UserError that names the first array that is missing, unknown, of another shape or of a
+    dtype that npgpt does not read."""
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{path}: {name} {shape} is missing")
-        if found[name] != tuple(shape):
-            raise UserError(f"{path}: {name} has the shape {found[name]}, expected {shape}")
-    for name in found:
+        if found[name].shape != tuple(shape):
+            raise UserError(f"{found[name].path}: {name} has the shape {found[name].shape}, "
+                            f"expected {shape}")
+    for name, stored in found.items():
         if name not in expected:
-            raise UserError(f"{path}: {name} is unknown")
+            raise UserError(f"{stored.path}: {name} is unknown")
+        if stored.dtype not in DTYPES:
+            raise UserError(f"{stored.path}: {name} has the dtype {stored.dtype}; npgpt reads F64, "
+                            "F32, F16 and BF16")

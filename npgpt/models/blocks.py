@@ -21,9 +21,9 @@ ACTIVATIONS = ("gelu", "relu")
 
 
 def mlp_forward(x, p, activation="gelu", dropout=0.0, key=None, layers=layers):
-    """x (B, T, C) -> y (B, T, C), each token on its own."""
+    """x (B, T, C) -> y (B, T, C), each token on its own, through F channels; in GPT-2 F = 4C."""
     act_forward, act_backward = layers.LAYERS[activation]
-    h, c_fc = layers.linear_forward(x, p["c_fc.weight"], p["c_fc.bias"])               # (B, T, 4C)
+    h, c_fc = layers.linear_forward(x, p["c_fc.weight"], p["c_fc.bias"])               # (B, T, F)
     h, act = act_forward(h)
     y, c_proj = layers.linear_forward(h, p["c_proj.weight"], p["c_proj.bias"])         # (B, T, C)
     y, drop = layers.dropout_forward(y, dropout, key)
@@ -41,13 +41,16 @@ def mlp_backward(dy, cache):
     return dx, dp
 
 
-def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None, layers=layers):
-    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows."""
+def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None, layers=layers,
+                           attn_dropout=None):
+    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows.
+    attn_dropout: the rate for the weights of attention; None: that of the output."""
     qkv, c_attn = layers.linear_forward(x, p["c_attn.weight"], p.get("c_attn.bias"))
     q, k, v = split_heads(qkv, 3, n_head)                                   # (B, H, T, D) each
     if kv is not None:
         k, v = kv.extend(k, v)                                              # (B, H, Tk, D)
-    heads, attn = layers.attention_forward(q, k, v, mask, dropout, key and key.at(0))
+    rate = dropout if attn_dropout is None else attn_dropout
+    heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0))
     y, c_proj = layers.linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (c_attn, attn, c_proj, drop, n_head, layers)
@@ -124,14 +127,14 @@ def merge_heads(*heads):
 
 
 def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None,
-                  layers=layers):
-    """x (B, T, C) -> y (B, T, C)."""
-    h, ln_1 = layers.layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"])
+                  layers=layers, attn_dropout=None, eps=1e-5):
+    """x (B, T, C) -> y (B, T, C). eps: of the layer norms."""
+    h, ln_1 = layers.layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
     h, attn = self_attention_forward(
-        h, p["attn"], n_head, mask, dropout, key and key.at(0), kv, layers
+        h, p["attn"], n_head, mask, dropout, key and key.at(0), kv, layers, attn_dropout
     )
     x = x + h                                        # residual
-    h, ln_2 = layers.layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"])
+    h, ln_2 = layers.layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"], eps)
     h, mlp = mlp_forward(h, p["mlp"], activation, dropout, key and key.at(1), layers)
     return x + h, (ln_1, attn, ln_2, mlp, layers)
 

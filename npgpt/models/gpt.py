@@ -40,6 +40,14 @@ class GPTConfig(ModelConfig):
     tie_weights: bool = option(True, "one matrix is both token embedding and head")
     attn_bias: bool = option(True, "queries, keys and values have a bias")
     head_bias: bool = option(False, "the head has a bias")
+    n_inner: int | None = option(None, "channels in the MLP (default: 4 `n_embd`)", at_least=1,
+                                 at_most=10**6)
+    embd_dropout: float | None = option(
+        None, "the fraction dropped after the embeddings (default: `dropout`)", at_least=0, below=1)
+    attn_dropout: float | None = option(
+        None, "the fraction of attention's weights dropped (default: `dropout`)", at_least=0,
+        below=1)
+    norm_eps: float = option(1e-5, "added to the variance in layer norms", above=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,16 +55,31 @@ class GPTConfig(ModelConfig):
             raise UserError(f"`n_embd` must be a multiple of `n_head`, got {self.n_embd} and "
                             f"{self.n_head}")
 
+    @property
+    def inner(self):
+        """The channels in the MLP."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def embedding_dropout(self):
+        """The rate after the embeddings."""
+        return self.dropout if self.embd_dropout is None else self.embd_dropout
+
+    @property
+    def attention_dropout(self):
+        """The rate for the weights of attention."""
+        return self.dropout if self.attn_dropout is None else self.attn_dropout
+
     def architecture(self):
         """-> name -> Param of every parameter, in the order the model uses them."""
-        V, C = self.vocab_size, self.n_embd
+        V, C, F = self.vocab_size, self.n_embd, self.inner
         last = STD / math.sqrt(2 * self.n_layer)     # before each of the 2L residual additions
         block = {
             "ln_1": norm(C),
             "attn": {"c_attn": linear(C, 3 * C, bias=self.attn_bias, parts=(C, C, C)),
                      "c_proj": linear(C, C, last)},
             "ln_2": norm(C),
-            "mlp": {"c_fc": linear(C, 4 * C), "c_proj": linear(4 * C, C, last)},
+            "mlp": {"c_fc": linear(C, F), "c_proj": linear(F, C, last)},
         }
         head = {} if self.tie_weights else table(V, C)
         if self.head_bias:
@@ -75,16 +98,17 @@ def gpt_forward(idx, p, config, key=None, kv=None, layers=layers):
     start = kv.length if kv else 0
     x, wte = layers.embedding_forward(idx, p["wte.weight"])                     # (B, T, C)
     x, wpe = layers.positional_forward(x, p["wpe.weight"], start)
-    x, drop = layers.dropout_forward(x, config.dropout, key and key.at(0))
+    x, drop = layers.dropout_forward(x, config.embedding_dropout, key and key.at(0))
     mask = layers.causal_mask(array_module(x), idx.shape[1], start + idx.shape[1])
     blocks = []
     for layer in range(config.n_layer):
         x, block = block_forward(
             x, p["h"][layer], config.n_head, mask, config.activation, config.dropout,
-            key and key.at(1 + layer), kv and kv.layers[layer], layers,
+            key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
+            config.norm_eps,
         )
         blocks.append(block)
-    x, ln_f = layers.layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"])
+    x, ln_f = layers.layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.norm_eps)
     head = p["wte.weight"] if config.tie_weights else p["lm_head.weight"]       # (V, C)
     logits, lm_head = layers.linear_forward(x, head.T, p.get("lm_head.bias"))   # (B, T, V)
     return logits, (wte, wpe, drop, blocks, ln_f, lm_head, config, layers)

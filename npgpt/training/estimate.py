@@ -16,22 +16,26 @@ def memory_needed(model, training, device, ranks=1):
     Parameters, AdamW's two moments and each rank's gradients have the same size. Most activations
     are in the caches, from forward to backward; they grow with the tokens of a batch. The head's
     part, probabilities and their gradient, is freed before the blocks' backward. A block's
-    gradients, 12 C² in all, exist before they are added, in each rank. AdamW's temporaries exist
-    only after all that is freed; they matter if a large model trains on a small batch.
+    gradients, 12 C² in all if F is 4C, exist before they are added, in each rank. AdamW's
+    temporaries exist only after all that is freed; they matter if a large model trains on a small
+    batch.
     """
-    C, T, V = model.n_embd, model.block_size, model.vocab_size
+    C, F, T, V = model.n_embd, model.inner, model.block_size, model.vocab_size
     fused = device.fuses if training.fused is None else training.fused
-    mask = 0.25 if model.dropout and not fused else 0   # a byte for an element; kernels store none
+    embedding, attending, residual = (        # masks: a byte for an element; kernels store none
+        0.25 if rate and not fused else 0
+        for rate in (model.embedding_dropout, model.attention_dropout, model.dropout))
     row = model.n_head * T                              # of attention, for each token
-    attention = row * (2 + mask if model.dropout else 1)              # after dropout too
-    mlp = 4 * C * (1 if model.activation == "relu" else 2 if fused else 3)
-    block = 10 * C + attention + mlp + 2 * mask * C
+    attention = row * (2 + attending if model.attention_dropout else 1)      # after dropout too
+    mlp = F * (1 if model.activation == "relu" else 2 if fused else 3)
+    block = 10 * C + attention + mlp + 2 * residual * C
     head = 2 * V + 2 * C                                # probabilities and their gradient
-    attending = row * (2 if model.dropout else 1) + 4 * C
-    passing = 8 * C + max(12 * C, attending)            # temporaries of a block's backward
-    ids = 10                                            # token ids are 8 bytes long
+    backward = row * (2 if model.attention_dropout else 1) + 4 * C          # of attention
+    passing = 8 * C + max(3 * F, backward)              # temporaries of a block's backward
+    start = 10 + embedding * C                          # token ids are 8 bytes long
     tokens = training.batch_size * T
-    activations = tokens * (model.n_layer * block + max(head, passing) + ids) + ranks * 12 * C * C
+    activations = tokens * (model.n_layer * block + max(head, passing) + start)
+    activations += ranks * (4 * C * C + 2 * C * F)
     parameters = count(model.architecture())
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 3 * min(parameters, device.chunk)

@@ -17,7 +17,7 @@ from npgpt.training.config import FIELDS, TrainingConfig
 
 FORMAT = 1     # the version of training.json; older files may lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum", "tokenizer", "data_cache",
-         "final_windows"}
+         "final_windows", "n_inner", "embd_dropout", "attn_dropout", "norm_eps"}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 import json
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from npgpt.checkpoints import models
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 VARIANTS = [{}, {"tie_weights": False}, {"attn_bias": False}, {"head_bias": True},
-            {"activation": "relu", "dropout": 0.1}]
+            {"activation": "relu", "dropout": 0.1}, {"n_inner": 24, "norm_eps": 0.02},
+            {"n_inner": 64, "dropout": 0.1, "attn_dropout": 0.3, "embd_dropout": 0.0}]
 IDX = np.arange(8)[None]
 
 
@@ -190,9 +192,12 @@ def edited(tmp_path, *, variant=(), tensors=(), **changes):
     ({"model_type": "llama"}, "model_type is 'llama'"),
     ({"activation_function": "silu"}, "does not support the activation 'silu'"),
     ({"activation_function": "gelu"}, "the activation 'gelu'"),       # with erf
-    ({"layer_norm_epsilon": 1e-6}, "does not support layer_norm_epsilon = 1e-06"),
+    ({"layer_norm_epsilon": 0}, r"config\.json: layer_norm_epsilon must be above 0, got 0"),
+    ({"layer_norm_epsilon": None}, "layer_norm_epsilon must be a number, got None"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
-    ({"n_inner": 99}, r"n_inner must be 4 \* n_embd, got 99"),
+    ({"n_inner": 99}, r"mlp\.c_fc\.weight has the shape \(16, 64\), expected \(16, 99\)"),
+    ({"n_inner": 0}, r"config\.json: n_inner must be at least 1, got 0"),
+    ({"n_inner": "64"}, "n_inner must be a whole number, got '64'"),
     ({"n_layer": 3}, r"h\.2\..* is missing"),
     ({"n_layer": 1}, r"h\.1\..* is unknown"),
     ({"vocab_size": 12}, r"wte.weight has the shape \(11, 16\), expected \(12, 16\)"),
@@ -210,6 +215,12 @@ def edited(tmp_path, *, variant=(), tensors=(), **changes):
     ({"n_head": 3}, "n_embd must be a multiple of n_head, got 16 and 3"),
     ({"n_positions": 0}, r"config\.json: n_positions must be at least 1, got 0"),
     ({"resid_pdrop": 1}, r"config\.json: resid_pdrop must be below 1, got 1"),
+    ({"embd_pdrop": 1}, r"config\.json: embd_pdrop must be below 1, got 1"),
+    ({"attn_pdrop": -1}, r"config\.json: attn_pdrop must be at least 0, got -1"),
+    ({"embd_pdrop": None}, r"config\.json: embd_pdrop must be a number, got None"),
+    ({"attn_pdrop": None}, r"config\.json: attn_pdrop must be a number, got None"),
+    ({"resid_pdrop": None}, r"config\.json: resid_pdrop must be a number, got None"),
+    ({"resid_pdrop": None, "embd_pdrop": None}, "resid_pdrop must be a number, got None"),
     ({"tie_word_embeddings": 0}, "tie_word_embeddings must be true or false, got 0"),
     ({"tie_word_embeddings": None}, "tie_word_embeddings must be true or false, got None"),
     ({"npgpt_attn_bias": 1}, "npgpt_attn_bias must be true or false, got 1"),
@@ -240,7 +251,7 @@ def test_configuration_file_says_what_a_gpt2_is(tied, tmp_path):
     assert json.loads((tmp_path / "m" / "config.json").read_text()) == {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
         "vocab_size": 11, "n_positions": 8, "n_layer": 2, "n_head": 2, "n_embd": 16,
-        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "resid_pdrop": 0.25, "embd_pdrop": 0.25, "attn_pdrop": 0.25,
         "tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": None,
         "npgpt_attn_bias": False, "npgpt_head_bias": False,
@@ -267,9 +278,9 @@ def test_absent_keys_have_the_values_of_gpt2(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"n_inner": None}, {"n_inner": 64}, {"scale_attn_weights": True}, {"pruned_heads": {}},
+    {"n_inner": None}, {"scale_attn_weights": True}, {"pruned_heads": {}},
     {"pruned_heads": None}, {"add_cross_attention": False}, {"n_ctx": 4},
-    {"reorder_and_upcast_attn": True}, {"embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    {"reorder_and_upcast_attn": True}, {"n_inner": ABSENT},
     {"n_head": 2, "num_attention_heads": 2}, {"activation_function": "gelu_pytorch_tanh"},
     {"layer_norm_epsilon": ABSENT}, {"architectures": ["GPT2Model"]}, {"model_type": "npgpt"},
 ])
@@ -279,9 +290,19 @@ def test_value_that_changes_nothing_is_accepted(change, tmp_path):
     np.testing.assert_array_equal(read.params.flat, model.params.flat)
 
 
-def test_dropout_is_that_of_the_residual_stream(tmp_path):
-    path = edited(tmp_path, resid_pdrop=0.3, embd_pdrop=0.1, attn_pdrop=0.2)
-    assert GPT.from_pretrained(path).config.dropout == 0.3
+@pytest.mark.parametrize(("resid", "embd", "attn"), [
+    (0.3, 0.1, 0.2), (0.3, 0.3, 0.2), (0.0, 0.1, 0.0), (0.1, 0.0, 0.0), (ABSENT, 0.0, ABSENT)])
+def test_three_dropouts_are_read_and_written_as_they_are(resid, embd, attn, tmp_path):
+    path = edited(tmp_path, resid_pdrop=resid, embd_pdrop=embd, attn_pdrop=attn)
+    model = GPT.from_pretrained(path)
+    resid, attn = (0.1 if rate is ABSENT else rate for rate in (resid, attn))   # GPT-2's default
+    assert model.config == replace(
+        random_model().config, dropout=resid, embd_dropout=None if embd == resid else embd,
+        attn_dropout=None if attn == resid else attn)
+    model.save_pretrained(tmp_path / "again")
+    values = json.loads((tmp_path / "again/config.json").read_text())
+    assert (values["resid_pdrop"], values["embd_pdrop"], values["attn_pdrop"]) == (
+        resid, embd, attn)
 
 
 OTHER_NAMES = [("n_embd", "hidden_size", 16), ("n_positions", "max_position_embeddings", 8),
@@ -343,15 +364,10 @@ def test_array_that_gpt2_does_not_have_is_refused(name, shape, tmp_path):
         GPT.from_pretrained(path)
 
 
-CALL = ("GPT2LMHeadModel.from_pretrained({!r}{}).float()"
-        ".save_pretrained('NEW', max_shard_size='1TB')")
+CALL = "GPT2LMHeadModel.from_pretrained({!r}{}).save_pretrained('NEW')"
 
 
 @pytest.mark.parametrize(("names", "shown", "options"), [
-    (["model.safetensors.index.json", "model-00001-of-00002.safetensors",
-      "model-00002-of-00002.safetensors"],
-     r"model-00001-of-00002\.safetensors \(one of several shards\)", ""),
-    (["model.safetensors.index.json"], r"index\.json \(one of several shards\)", ""),
     (["model.fp16.safetensors"], r"model\.fp16\.safetensors \(a variant\)", ", variant='fp16'"),
     (["model.non-ema-00001-of-00003.safetensors"], r"\(a variant\)", ", variant='non-ema'"),
     (["model-00001-of-00003.fp16.safetensors"], r"\(a shard of a variant\)", ", variant='fp16'"),

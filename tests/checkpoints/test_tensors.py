@@ -1,4 +1,6 @@
+import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -84,14 +86,43 @@ def test_floats_are_read_in_their_dtype(dtype, path):
 
 
 @pytest.mark.parametrize(("name", "size"), [
-    ("I64", 8), ("I32", 4), ("U8", 1), ("BOOL", 1), ("BF16", 2), ("F8_E4M3", 1), ("C64", 8),
+    ("I64", 8), ("I32", 4), ("U8", 1), ("BOOL", 1), ("F8_E4M3", 1), ("C64", 8),
 ])
 def test_other_dtypes_are_refused_by_name(name, size, path):
     header = (f'{{"a":{{"dtype":"{name}","shape":[2],"data_offsets":[0,{2 * size}]}}}}').encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
     with pytest.raises(UserError, match=rf"x\.safetensors: a has the dtype {name}; npgpt reads "
-                                        "F64, F32 and F16"):
+                                        "F64, F32, F16 and BF16$"):
         read_tensors(path, {"a": (2,)})
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_bfloat16_becomes_float32_exactly_wherever_it_is_in_the_file(padding, path):
+    bits = np.arange(2**16, dtype=np.uint32)                  # every number, NaN and infinity
+    entry = {"dtype": "BF16", "shape": [256, 256], "data_offsets": [0, 2**17]}
+    header = json.dumps({"a": entry}).encode() + b" " * padding
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bits.astype("<u2").tobytes())
+    read = read_tensors(path, {"a": (256, 256)})["a"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read.view(np.uint32).ravel(), bits << 16)
+
+
+def test_arrays_are_read_when_they_are_asked_for_and_do_not_change_the_file(path):
+    before = path.read_bytes()
+    tracemalloc.start()
+    large = np.zeros((1000, 1000))
+    save_file({"a": large}, path)
+    tracemalloc.reset_peak()
+    size, _ = tracemalloc.get_traced_memory()
+    read = read_tensors(path, {"a": large.shape})
+    total = sum(row.sum() for row in read["a"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total == 0 and peak - size < large.nbytes / 10
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match="read-only"):
+        read_tensors(path, SHAPES)["a"][0] = 1
+    assert path.read_bytes() == before
 
 
 def test_file_that_may_not_be_read_is_named(path, monkeypatch):

@@ -60,6 +60,24 @@ def test_resumed_run_keeps_its_configuration(train, resume, home):
     assert values[2] == values[0] | {"max_iters": 15, "log_interval": 4}
 
 
+def test_resumed_run_keeps_the_options_of_its_model(train, resume, home):
+    options = ["--n-inner=24", "--dropout=0.1", "--embd-dropout=0", "--attn-dropout=0.3",
+               "--norm-eps=0.01", "--workers=1", "--lr-decay-iters=20"]
+    train(*options, "--max-iters=8", "--out-dir=whole")
+    train(*options, "--max-iters=3", "--out-dir=parts")
+    assert resume(*options, "--max-iters=8", "--out-dir=parts").status == 0
+    whole, parts = (weights(f"{name}/checkpoint-8") for name in ("whole", "parts"))
+    assert whole["h.0.mlp.c_fc.weight"].shape == (16, 24)
+    assert [name for name in whole if whole[name].tobytes() != parts[name].tobytes()] == []
+    config = json.loads((home / "parts/checkpoint-8/config.json").read_text())
+    assert {name: config[name] for name in ("n_inner", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+                                            "layer_norm_epsilon")} == {
+        "n_inner": 24, "resid_pdrop": 0.1, "embd_pdrop": 0.0, "attn_pdrop": 0.3,
+        "layer_norm_epsilon": 0.01}
+    refused = resume("--n-inner=32", "--max-iters=9", "--out-dir=parts")
+    assert refused.status == 2 and "keeps its --n-inner of 24, got 32" in refused.err
+
+
 def test_settings_that_may_change_are_changed_by_a_flag(train, resume):
     train("--max-iters=5", "--out-dir=run")
     result = resume("--out-dir=run", "--max-iters=11", "--eval-interval=3", "--log-interval=2",

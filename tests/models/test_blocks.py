@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPTConfig
-from npgpt.layers import Key, attention_forward, dropout_forward
+from npgpt.layers import Key, attention_forward, dropout_forward, linear_forward
 from npgpt.models.blocks import (
     attention_weights,
     block_forward,
@@ -22,13 +22,38 @@ X = np.random.default_rng(1).standard_normal((2, 5, 6))
 
 @pytest.mark.parametrize(("forward", "p", "given", "explicit"), [
     (mlp_forward, P["mlp"], (), {"activation": "gelu", "dropout": 0.0}),
-    (self_attention_forward, P["attn"], (2,), {"mask": None, "dropout": 0.0}),
-    (block_forward, P, (2,), {"mask": None, "activation": "gelu", "dropout": 0.0}),
+    (self_attention_forward, P["attn"], (2,), {"mask": None, "dropout": 0.0,
+                                                 "attn_dropout": 0.0}),
+    (block_forward, P, (2,), {"mask": None, "activation": "gelu", "dropout": 0.0,
+                              "attn_dropout": 0.0, "eps": 1e-5}),
 ])
 def test_defaults_are_gelu_no_mask_and_no_dropout(forward, p, given, explicit):
     left_out, _ = forward(X, p, *given, key=Key(1, 1))
     said, _ = forward(X, p, *given, **explicit, key=None)
     np.testing.assert_array_equal(left_out, said)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.5), (0.5, 0.0), (0.3, 0.6), (0.3, None)])
+def test_weights_of_attention_have_a_dropout_of_their_own(rates):
+    """Compared with the parts, each with its rate and its key."""
+    rate, attn_rate = rates
+    y, _ = self_attention_forward(X, P["attn"], 2, None, rate, Key(1, 1), attn_dropout=attn_rate)
+    attn_rate = rate if attn_rate is None else attn_rate
+    qkv, _ = linear_forward(X, P["attn"]["c_attn.weight"], P["attn"]["c_attn.bias"])
+    heads, _ = attention_forward(*split_heads(qkv, 3, 2), None, attn_rate, Key(1, 1).at(0))
+    projected, _ = linear_forward(merge_heads(heads), P["attn"]["c_proj.weight"],
+                                  P["attn"]["c_proj.bias"])
+    np.testing.assert_allclose(y, dropout_forward(projected, rate, Key(1, 1).at(1))[0])
+    block, _ = block_forward(X, P, 2, None, "gelu", rate, Key(1, 1), attn_dropout=attn_rate)
+    whole, _ = block_forward(X, P, 2, None, "gelu", rate, Key(1, 1))
+    assert (attn_rate == rate) == np.array_equal(block, whole)
+
+
+def test_eps_is_that_of_both_norms_of_a_block():
+    """Large enough, it makes the norms return their biases."""
+    bias = {"ln_1.weight": P["ln_1.weight"] * 0, "ln_2.weight": P["ln_2.weight"] * 0}
+    found, _ = block_forward(X, P, 2, eps=1e20)
+    np.testing.assert_allclose(found, block_forward(X, P | bias, 2)[0], atol=1e-7)
 
 
 def test_heads_are_contiguous_channels():

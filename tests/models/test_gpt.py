@@ -5,7 +5,8 @@ import pytest
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.backend import get_device
-from npgpt.layers import Key, dropout
+from npgpt.kernels import with_versions
+from npgpt.layers import LAYERS, Key, Layer, dropout
 from npgpt.models.generate import KVCache
 from npgpt.models.gpt import gpt_backward, gpt_forward
 from npgpt.optim import AdamW
@@ -125,6 +126,51 @@ def test_every_dropout_has_its_own_mask(monkeypatch):
         (0,), (1, 0, 0), (1, 0, 1), (1, 1), (2, 0, 0), (2, 0, 1), (2, 1)}
     shapes = [shape for _, shape in sites]
     assert shapes.count((4, 2, 8, 8)) == 2 and shapes.count((4, 8, 16)) == 5
+
+
+@pytest.mark.parametrize(("options", "embd", "attn", "resid"), [
+    ({"dropout": 0.5}, 0.5, 0.5, 0.5),
+    ({"dropout": 0.5, "embd_dropout": 0.25}, 0.25, 0.5, 0.5),
+    ({"dropout": 0.5, "attn_dropout": 0.25}, 0.5, 0.25, 0.5),
+    ({"dropout": 0.5, "embd_dropout": 0.0, "attn_dropout": 0.0}, 0, 0, 0.5),
+    ({"embd_dropout": 0.25, "attn_dropout": 0.75}, 0.25, 0.75, 0),
+])
+def test_three_dropouts_may_have_rates_of_their_own(options, embd, attn, resid, monkeypatch):
+    rates = {}
+
+    def watched(xp, key, p, shape, original=dropout.keep_mask):
+        rates[key.site] = p
+        return original(xp, key, p, shape)
+
+    monkeypatch.setattr(dropout, "keep_mask", watched)
+    gpt, (idx, targets) = model(**options), batch()
+    gpt.loss_and_grads(idx, targets, Key(1, 2))
+    expected = {(0,): embd, (1, 0, 0): attn, (1, 0, 1): resid, (1, 1): resid,
+                (2, 0, 0): attn, (2, 0, 1): resid, (2, 1): resid}
+    assert rates == {site: rate for site, rate in expected.items() if rate}
+
+
+def test_eps_is_that_of_every_norm():
+    used = []
+
+    def watched(x, w, b, eps=1e-5):
+        used.append(eps)
+        return LAYERS["layernorm"].forward(x, w, b, eps)
+
+    layers = with_versions({"layernorm": Layer(watched, LAYERS["layernorm"].backward)})
+    gpt, (idx, _) = model(norm_eps=0.02), batch()
+    logits, _ = gpt_forward(idx, gpt.params.tree, gpt.config, layers=layers)
+    assert used == [0.02] * 5                              # two in each block, and the last one
+    assert apart(logits, model().logits(idx)) > 1e-3
+
+
+@pytest.mark.parametrize(("n_inner", "width"), [(None, 64), (24, 24), (1, 1)])
+def test_mlp_has_the_given_width(n_inner, width):
+    shapes = GPTConfig(**SMALL, n_inner=n_inner).shapes()
+    assert shapes["h.1.mlp.c_fc.weight"] == (16, width) and shapes["h.1.mlp.c_fc.bias"] == (width,)
+    assert shapes["h.1.mlp.c_proj.weight"] == (width, 16)
+    assert shapes["h.1.mlp.c_proj.bias"] == (16,)
+    assert model(n_inner=n_inner).logits(batch()[0]).shape == (4, 8, 11)
 
 
 def test_gradient_passed_to_the_backward_is_not_modified():
@@ -254,6 +300,11 @@ def test_target_of_minus_two_is_refused():
     ({"n_embd": 15}, "n_embd must be a multiple of n_head"),
     ({"dropout": 1.0}, "dropout must be below 1, got 1"),
     ({"dropout": math.nan}, "dropout must be a finite number"),
+    ({"embd_dropout": 1.0}, "embd_dropout must be below 1, got 1"),
+    ({"attn_dropout": -0.1}, "attn_dropout must be at least 0, got -0.1"),
+    ({"n_inner": 0}, "n_inner must be at least 1, got 0"),
+    ({"norm_eps": 0}, "norm_eps must be above 0, got 0"),
+    ({"norm_eps": None}, "norm_eps must be a number, got None"),
     ({"activation": "tanh"}, "activation must be gelu or relu, got .tanh."),
 ])
 def test_invalid_architecture_is_refused(option, message):

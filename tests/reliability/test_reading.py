@@ -93,8 +93,8 @@ def test_text_whose_ids_do_not_fit_on_the_disk_is_named(run, home):
     huge_file(home / "big.txt")
     result = run(train_script.main, "--data=big.txt", "--out-dir=run")
     assert result.status == 2
-    assert result.err.startswith(f"train.py: big.txt has {2**42:,} bytes, and ")
-    assert result.err.endswith("bytes of memory are free; --data takes a text file\n")
+    assert result.err.startswith(f"train.py: big.txt: the token ids need about {2**42:,} bytes, ")
+    assert result.err.endswith(f"bytes are free in {home}\n")
 
 
 def attempt():

@@ -29,7 +29,12 @@ CPU = get_device("cpu")
     {"block_size": 4, "n_embd": 512},
     {"n_embd": 256, "n_layer": 1}, {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256},
     {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256, "dropout": 0.1},
-    {"tie_weights": False, "n_head": 8},
+    {"tie_weights": False, "n_head": 8}, {"n_inner": 2000}, {"n_inner": 8},
+    {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256, "attn_dropout": 0.1},
+    {"n_layer": 1, "n_head": 32, "n_embd": 32, "block_size": 256, "dropout": 0.1,
+     "attn_dropout": 0.0},
+    {"n_layer": 1, "embd_dropout": 0.1, "n_inner": 1},
+    {"n_layer": 1, "block_size": 1, "n_embd": 256, "n_inner": 8000},
 ])
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_estimated_memory_is_that_of_a_step(options, name):

@@ -110,6 +110,7 @@ VARIANTS = [
     {}, {"tie_weights": False}, {"attn_bias": False}, {"activation": "relu", "n_layer": 1},
     {"head_bias": True, "tie_weights": False, "n_head": 1, "n_embd": 7},
     {"n_layer": 3, "n_head": 5, "n_embd": 10, "block_size": 4, "vocab_size": 3},
+    {"n_inner": 17, "norm_eps": 0.05},
 ]
 
 

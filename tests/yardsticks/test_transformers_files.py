@@ -143,13 +143,77 @@ def test_model_without_a_head_is_read_as_tied(gpt2, torch, transformers):
     same(GPT.from_pretrained(path).logits(IDX), logits_of(theirs, torch))
 
 
+@pytest.mark.parametrize("options", [
+    {"n_inner": 24}, {"n_inner": 64}, {"layer_norm_epsilon": 0.03}, {"layer_norm_epsilon": 1e-12},
+    {"n_inner": 5, "layer_norm_epsilon": 0.5, "activation_function": "relu"},
+])
+def test_width_of_the_mlp_and_epsilon_are_read(options, gpt2, tmp_path, torch, transformers):
+    theirs, path = gpt2(**options)
+    model = GPT.from_pretrained(path)
+    same(model.logits(IDX), logits_of(theirs, torch))
+    model.save_pretrained(tmp_path / "again")
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again").eval()
+    assert torch.equal(again(torch.tensor(IDX)).logits, theirs(torch.tensor(IDX)).logits)
+    assert {name: getattr(again.config, name) for name in options} == options
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.2, 0.3), (0.0, 0.2, 0.0), (0.1, 0.0, 0.1)])
+def test_three_dropouts_mean_the_same(rates, gpt2, tmp_path, transformers):
+    resid, embd, attn = rates
+    _, path = gpt2(resid_pdrop=resid, embd_pdrop=embd, attn_pdrop=attn)
+    model = GPT.from_pretrained(path)
+    c = model.config
+    assert (c.dropout, c.embedding_dropout, c.attention_dropout) == rates
+    model.save_pretrained(tmp_path / "again")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "again").transformer
+    block = theirs.h[1]
+    assert (block.mlp.dropout.p, theirs.drop.p, block.attn.attn_dropout.p) == rates
+    assert block.attn.resid_dropout.p == resid
+
+
 def test_cross_attention_is_refused(gpt2):
     _, path = gpt2(add_cross_attention=True)
     with pytest.raises(UserError, match="does not support add_cross_attention = True"):
         GPT.from_pretrained(path)
 
 
-@pytest.mark.parametrize("form", ["shards", "variant", "shards of a variant", "pickle"])
+def test_shards_give_the_same_logits(gpt2, torch):
+    theirs, path = gpt2()
+    (path / "model.safetensors").unlink()
+    theirs.save_pretrained(path, max_shard_size="10KB")
+    assert len(list(path.glob("model-*.safetensors"))) > 2
+    same(GPT.from_pretrained(path).logits(IDX), logits_of(theirs, torch))
+
+
+def test_of_a_file_and_shards_both_take_the_file(gpt2, tmp_path, torch, transformers):
+    theirs, path = gpt2()
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    for file in (tmp_path / "shards").glob("model*"):
+        file.rename(path / file.name)
+    model = GPT.from_pretrained(path)
+    model.params["ln_f.bias"] += 1
+    model.save_pretrained(tmp_path / "other")
+    (tmp_path / "other/model.safetensors").rename(path / "model.safetensors")
+    read = transformers.GPT2LMHeadModel.from_pretrained(path).eval()
+    assert abs(logits_of(read, torch) - logits_of(theirs, torch)).max() > 0.1
+    same(GPT.from_pretrained(path).logits(IDX), logits_of(read, torch))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", ["10KB", "1GB"])
+def test_short_floats_are_read_exactly(size, dtype, tied, gpt2, torch):
+    theirs, path = gpt2(tie_word_embeddings=tied)
+    (path / "model.safetensors").unlink()
+    theirs.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=size)
+    params = GPT.from_pretrained(path).params
+    found = theirs.float().state_dict()
+    for name, array in params.items():
+        key = name if name.startswith("lm_head") else f"transformer.{name}"
+        np.testing.assert_array_equal(array, found[key].numpy(), strict=True)
+
+
+@pytest.mark.parametrize("form", ["variant", "shards of a variant", "pickle"])
 def test_call_in_the_message_converts_other_weights(form, gpt2, tmp_path, monkeypatch, torch,
                                                     transformers):
     theirs, path = gpt2()
