@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "train a GPT on a text",
     "sample": "generate text with a trained GPT",
     "explain": "run a layer on small numbers, line by line, forward and backward",
+    "tokenizer": "train a byte-level BPE; encode texts into a token file; verify one",
+    "eval": "measure the loss of a model on a text: perplexity, bits per byte",
     "report": "plot the losses of a run: npgpt report RUN PICTURE",
 }
 
@@ -45,6 +47,14 @@ def _run(arguments):
         from npgpt.report import losses
 
         return losses.main(rest)
+    if command == "tokenizer":
+        from npgpt.text import command as tokenizer
+
+        return tokenizer.main(rest)
+    if command == "eval":
+        from npgpt.training import perplexity_command
+
+        return perplexity_command.main(rest)
     return runpy.run_path(str(bundled(f"{command}.py")))["main"](rest)
 
 

@@ -26,6 +26,10 @@ class Bar:
         return self
 
     def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        """Remove the bar."""
         self._bar.stop()
 
     def __call__(self, text, done, total):

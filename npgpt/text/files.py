@@ -86,6 +86,15 @@ def read_parts(path, most=ENDLESS, after=lambda done: None):
             after(file.tell())
 
 
+def documents(paths, after):
+    """Yield an iterator over the parts of each text. after(done): called with the number of bytes
+    of all files that have been read."""
+    before = 0
+    for path in paths:
+        yield read_parts(path, after=lambda done, before=before: after(before + done))
+        before += signature(path)[1]
+
+
 def _read(path, content):
     """-> the next bytes of an open file."""
     try:

@@ -24,7 +24,7 @@ from npgpt.errors import UserError
 from npgpt.reading import open_regular, read_json
 from npgpt.text import tokenizer as tokenizers
 from npgpt.text.characters import Alphabet, CharTokenizer
-from npgpt.text.files import ENDLESS, read_parts, signature
+from npgpt.text.files import ENDLESS, documents, signature
 
 FACTS, IDS = "tokens.json", "tokens.npy"
 FILES = tokenizers.FILES | {FACTS, IDS, SUMS}
@@ -100,7 +100,7 @@ def encode_files(paths, tokenizer, target, progress=lambda text, done, total: No
     _check_disk(paths[0], target, total if is_new or tokenizer.kind == "characters" else total // 2)
     if is_new:
         alphabet = Alphabet()
-        for text in _documents(paths, lambda done: progress("reading", done, total)):
+        for text in documents(paths, lambda done: progress("reading", done, total)):
             for part in text:
                 alphabet.add(part)
         if len(paths) > 1:
@@ -108,7 +108,7 @@ def encode_files(paths, tokenizer, target, progress=lambda text, done, total: No
         tokenizer = CharTokenizer(alphabet.characters)
     try:
         with ended_by_signals(), atomic_directory(target, FILES) as folder:
-            facts = _encode(_documents(paths, lambda done: progress("encoding", done, total)),
+            facts = _encode(documents(paths, lambda done: progress("encoding", done, total)),
                             tokenizer, folder / IDS, is_new)
             if not facts["tokens"]:
                 raise UserError(f"there is no text in {paths[0]}")
@@ -130,14 +130,6 @@ def _check_disk(path, target, needed):
     if needed > free:
         raise UserError(f"{path}: the token ids need about {needed:,} bytes, and {free:,} bytes "
                         f"are free in {there}")
-
-
-def _documents(paths, after):
-    """Yield an iterator over the parts of each text. after(done): called with the bytes read."""
-    before = 0
-    for path in paths:
-        yield read_parts(path, after=lambda done, before=before: after(before + done))
-        before += signature(path)[1]
 
 
 def _encode(documents, tokenizer, path, is_new):

@@ -46,3 +46,10 @@ def load_tokenizer(folder):
         raise UserError(f"{path} is not a valid tokenizer: {type(error).__name__}: "
                         f"{error}") from error
     return tokenizer or BPETokenizer.from_json(content, settings, path)
+
+
+def check_vocabulary(tokenizer, vocab_size, directory):
+    """Raise UserError if the model in a directory has another vocabulary than its tokenizer."""
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(f"the tokenizer and the model in {directory} do not fit each other: "
+                        f"{tokenizer.vocab_size:,} and {vocab_size:,} tokens")

@@ -17,7 +17,7 @@ from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
-from npgpt.text.tokenizer import load_tokenizer
+from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
 from npgpt.training import estimate
 from npgpt.training.config import MODEL_FIELDS, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
@@ -57,7 +57,7 @@ def new_run(request, directory):
         start = model_directory(request.init_from)
         architecture, values = fine_tuned(start, request)
         source = load_data(config, load_tokenizer(start))
-        check_vocabulary(source.tokenizer, architecture, start)
+        check_vocabulary(source.tokenizer, architecture.vocab_size, start)
     else:
         source, values = load_data(config, chosen_tokenizer(config)), None
         architecture = request.model(source.tokenizer.vocab_size)
@@ -107,13 +107,6 @@ def fine_tuned(directory, request):
                     for name, array in values)
 
 
-def check_vocabulary(tokenizer, architecture, directory):
-    """Raise UserError if a model has not been trained with a tokenizer."""
-    if tokenizer.vocab_size != architecture.vocab_size:
-        raise UserError(f"the tokenizer and the model in {directory} do not fit each other: "
-                        f"{tokenizer.vocab_size:,} and {architecture.vocab_size:,} tokens")
-
-
 def resumed_run(request, directory):
     """-> the Run of a directory, restored from its latest checkpoint."""
     state, tokenizer, checkpoint = directory.load_state()
@@ -131,7 +124,7 @@ def resumed_run(request, directory):
     device = get_device(config.device)
     config = supported(config, device, request)
     model = read_model(checkpoint, GPT, device=device, **precision(config, device))
-    check_vocabulary(tokenizer, model.config, checkpoint)
+    check_vocabulary(tokenizer, model.config.vocab_size, checkpoint)
     comm = build_communicator(config, model.config, device)
     data = Dataset(source, model.config.block_size, device)
     run = assemble(request, config, directory, source, data, model, comm)

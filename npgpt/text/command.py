@@ -1,0 +1,173 @@
+"""`npgpt tokenizer`: train a byte-level BPE, encode texts into a token file, verify one."""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from npgpt.cli.bar import Bar
+from npgpt.cli.command import run_command
+from npgpt.cli.options import Options, Parser, option, suggestion
+from npgpt.durable import SUMS, atomic_directory, verify
+from npgpt.errors import UserError, flag
+from npgpt.text import tokenizer as tokenizers
+from npgpt.text.bpe import BPETokenizer
+from npgpt.text.files import ENDINGS, documents, find, signature
+from npgpt.text.token_file import FILES, encode_files, open_tokens
+
+CHARACTERS = "chars"
+TEXTS = (f"texts in UTF-8, also compressed with gzip; a directory stands for its files that end in "
+         f"{', '.join(ENDINGS)}, a pattern in quotes for the files that match it")
+PART = 2**16        # characters that the library's trainer takes at once
+
+
+@dataclass(frozen=True)
+class Training(Options):
+    """The options of `train`."""
+
+    out_dir: str | None = option(None, "the directory to write, which is needed", metavar="DIR")
+    vocab_size: int = option(8192, "tokens in the vocabulary", at_least=257, at_most=10**6)
+    overwrite: bool = option(False, "replace a tokenizer in `out_dir`")
+
+
+@dataclass(frozen=True)
+class Encoding(Options):
+    """The options of `encode`."""
+
+    out_dir: str | None = option(None, "the directory to write, which is needed", metavar="DIR")
+    tokenizer: str | None = option(None, f"{CHARACTERS} or the directory of a tokenizer, which is "
+                                   "needed", metavar="DIR")
+    overwrite: bool = option(False, "replace a token file in `out_dir`")
+
+
+@dataclass(frozen=True)
+class Verifying(Options):
+    """The options of `verify`: none."""
+
+
+def main(arguments=None):
+    """Run the command -> exit status."""
+    return run_command("npgpt tokenizer", lambda: _run(arguments))
+
+
+def _run(arguments):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, *rest = arguments or ["-h"]
+    if name in ("-h", flag("help")):
+        width = max(map(len, COMMANDS))
+        print("usage: npgpt tokenizer COMMAND ...\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:{width}}  {command.summary}")
+        return
+    if name not in COMMANDS:
+        hint = suggestion(name, COMMANDS) or ";"
+        raise UserError(f"unknown command {name!r}{hint} the commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    fields = dataclasses.fields(command.options)
+    parser = Parser(prog=f"npgpt tokenizer {name}", description=command.summary)
+    parser.add_argument("paths", metavar=command.metavar, help=command.takes,
+                        nargs="+" if command.takes == TEXTS else 1)
+    if fields:
+        parser.add_options("options", fields, {})
+    given = parser.parse(rest, fields)
+    paths = given.pop("paths")
+    command.run(paths, command.options(**given))
+
+
+def _train(names, c):
+    target = _target(c, tokenizers.FILES | {SUMS})
+    paths = _paths(names)
+    total = sum(signature(path)[1] for path in paths)
+    with Bar() as bar:
+        def parts():
+            for text in documents(paths, lambda done: bar("reading", done, total)):
+                for part in text:
+                    yield from (part[at:at + PART] for at in range(0, len(part), PART))
+            bar.close()                  # from here on the library shows its own
+        with _default_ctrl_c():
+            tokenizer = BPETokenizer.train(parts(), c.vocab_size, sys.stderr.isatty())
+    with atomic_directory(target, tokenizers.FILES | {SUMS}) as folder:
+        tokenizer.save(folder)
+    few = "" if tokenizer.vocab_size == c.vocab_size else (
+        f"; the texts have no more than these, {c.vocab_size:,} were asked for")
+    print(f"{tokenizer.vocab_size:,} tokens in {target}{few}")
+
+
+def _encode(names, c):
+    target = _target(c, FILES)
+    if not c.tokenizer:
+        raise UserError(f"`tokenizer` is missing; it takes {CHARACTERS} or the directory of a "
+                        "tokenizer")
+    if c.tokenizer != CHARACTERS and not Path(c.tokenizer).is_dir():
+        raise UserError(f"`tokenizer` must be {CHARACTERS} or a directory, got {c.tokenizer!r}")
+    tokenizer = (None if c.tokenizer == CHARACTERS else tokenizers.load_tokenizer(c.tokenizer))
+    with Bar() as bar:
+        tokens = encode_files(_paths(names), tokenizer, target, bar)
+    facts = tokens.facts
+    texts = "1 text" if facts["documents"] == 1 else f"{facts['documents']:,} texts"
+    print(f"{facts['tokens']:,} tokens of {tokens.tokenizer.vocab_size:,} kinds, "
+          f"{tokens.ids.dtype}, from {facts['bytes']:,} bytes of {texts}, in {target}")
+
+
+def _verify(names, c):
+    tokens = open_tokens(names[0])
+    verify(tokens.path)
+    print(f"{tokens.path} is whole: {len(tokens.ids):,} tokens")
+    for path in tokens.changed_sources():
+        print(f"note: {path} has changed since it was encoded")
+
+
+def _paths(names):
+    """-> the paths of the texts that names stand for, each once, in the order of the names."""
+    return list(dict.fromkeys(path for name in names for path in find(name)))
+
+
+def _target(c, files):
+    """-> the directory to write. Raises UserError if it is missing, or there already."""
+    if not c.out_dir:
+        raise UserError("`out_dir` is missing; it takes the directory to write")
+    target = Path(c.out_dir)
+    if target.is_dir() and any(target.iterdir()) and not c.overwrite:
+        raise UserError(f"{target} is there already; `overwrite` replaces it")
+    if target.is_dir():
+        others = {path.name for path in target.iterdir()} - files
+        if others:
+            raise UserError(f"{target} contains {min(others)!r}, which npgpt did not write there; "
+                            "choose another `out_dir`")
+    return target
+
+
+@contextmanager
+def _default_ctrl_c():
+    """Inside, Ctrl-C ends the process: the library's code does not return to Python before it is
+    done. Nothing has been written then."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Command(NamedTuple):
+    """A command: its function takes paths and options."""
+
+    summary: str
+    run: Callable
+    options: type
+    metavar: str
+    takes: str
+
+
+COMMANDS = {
+    "train": Command("train a byte-level BPE on texts", _train, Training, "TEXT", TEXTS),
+    "encode": Command("encode texts into a token file, which train.py reads without loading it",
+                      _encode, Encoding, "TEXT", TEXTS),
+    "verify": Command("compute the hashes of a token file again", _verify, Verifying, "DIR",
+                      "a token file"),
+}

@@ -1,0 +1,80 @@
+"""`npgpt eval`: the loss of a model over a text."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from npgpt.backend import get_device
+from npgpt.checkpoints.run import model_directory
+from npgpt.cli.bar import Bar
+from npgpt.cli.command import run_command
+from npgpt.cli.options import Options, Parser, option
+from npgpt.errors import UserError
+from npgpt.models.gpt import GPT
+from npgpt.text.source import load_source
+from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
+from npgpt.training.perplexity import whole_loss, window_length
+
+
+@dataclass(frozen=True)
+class EvalConfig(Options):
+    """The options of eval."""
+
+    model: str | None = option(None, "a run, whose best checkpoint is used, or a model directory "
+                               "(default: the newest run in out/)", metavar="PATH")
+    data: str | None = option(None, "the text, as for train.py; all of it is used", metavar="PATH")
+    stride: int | None = option(None, "tokens from one window to the next; fewer give each token "
+                                "more context (default: half of the context)", at_least=1)
+    json: bool = option(False, "print one line of JSON")
+    data_cache: str = option("data/cache", "where large texts are kept as token files",
+                             metavar="DIR")
+    device: str = option("auto", "where to compute; auto: on the GPU if there is one",
+                         choices=("auto", "cpu", "gpu"))
+    dtype: str | None = option(
+        None, "precision: float32 or float64; tf32 and bfloat16 need a GPU (default: tf32 on a "
+        "GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
+    )
+
+
+def main(arguments=None):
+    """Run the command -> exit status."""
+    return run_command("npgpt eval", lambda: _eval(arguments))
+
+
+def _eval(arguments):
+    parser = Parser(prog="npgpt eval", usage="npgpt eval [--model PATH] --data PATH ...",
+                    description="Measure the loss of a model over a whole text, in windows of the "
+                                "context's length that overlap.")
+    fields = dataclasses.fields(EvalConfig)
+    parser.add_options("options", fields, {})
+    c = EvalConfig(**parser.parse(arguments, fields))
+    if not c.data:
+        raise UserError("`data` is missing; it takes a text, a directory of texts or a token file")
+    directory = model_directory(None if c.model is None else Path(c.model))
+    tokenizer = load_tokenizer(directory)
+    device = get_device(c.device)
+    model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
+    check_vocabulary(tokenizer, model.config.vocab_size, directory)
+    length = window_length(model)
+    stride = c.stride or max(1, length // 2)
+    if stride > length - 1:
+        raise UserError(f"`stride` must be at most {length - 1}, because a window has {length} "
+                        f"tokens and the first is not predicted, got {stride}")
+    with Bar() as bar:
+        source = load_source(c.data, tokenizer, c.data_cache, bar)
+        found = whole_loss(model, tokenizer, source.ids, stride,
+                           lambda done, total: bar("evaluating", done, total))
+    values = {
+        "model": str(directory), "data": source.name, "loss": found.loss,
+        "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens, "bytes": found.bytes, "context": length, "stride": stride,
+    }
+    if c.json:
+        return print(json.dumps(values))
+    print(f"model       {directory}")
+    print(f"data        {source.name}: {source.summary}")
+    print(f"loss        {found.loss:.4f} nats per token, over {found.tokens:,} tokens in windows "
+          f"of {length} with a stride of {stride}")
+    print(f"perplexity  {found.perplexity:.4f}")
+    print(f"bits/byte   {found.bits_per_byte:.4f}, over {found.bytes:,} bytes")
