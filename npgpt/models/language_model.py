@@ -1,8 +1,9 @@
 """The base class of models that predict the next token of a sequence."""
 
 from npgpt.errors import UserError
-from npgpt.models.generate import Sampling, generate
+from npgpt.models.generate import generate
 from npgpt.models.model import Model
+from npgpt.models.sampling import Sampling
 
 
 class LanguageModel(Model):
@@ -30,10 +31,13 @@ class LanguageModel(Model):
         idx, targets = self._pair(idx, targets)
         return self._loss_and_grads((idx,), targets, key, count, into)
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
-        """idx (B, T) -> (B, max_new_tokens) int, a NumPy array: the tokens generated after idx.
-        The arguments are those of npgpt.models.generate.Sampling."""
-        return generate(self, idx, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None,
+                 min_p=None, repetition_penalty=1.0, end=None):
+        """idx (B, T) -> (B, n) int, a NumPy array: the tokens generated after idx. n is
+        max_new_tokens, or less if every row has ended. end: the token that ends a row. The other
+        arguments are those of npgpt.models.sampling.Sampling."""
+        return generate(self, idx, Sampling(max_new_tokens, temperature, top_k, top_p, seed, min_p,
+                                            repetition_penalty), end)
 
     def _pair(self, idx, targets):
         V = self.config.vocab_size

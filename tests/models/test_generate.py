@@ -5,7 +5,8 @@ import pytest
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.errors import RunError
-from npgpt.models.generate import KVCache, Sampling, draw, probabilities, stream
+from npgpt.models.generate import KVCache, steps, stream
+from npgpt.models.sampling import Sampling, draw, penalized, probabilities
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
 
@@ -110,8 +111,56 @@ def test_top_p_keeps_the_higher_of_equal_tokens():
     assert np.flatnonzero(kept).tolist() == list(range(511, 1024, 2))
 
 
+def test_min_p_keeps_tokens_relative_to_the_likeliest():
+    np.testing.assert_allclose(probabilities(LOGITS, min_p=0.5), [[0, 4 / 9, 2 / 9, 3 / 9]])
+    np.testing.assert_allclose(probabilities(LOGITS, min_p=1.0), [[0, 1, 0, 0]])
+    np.testing.assert_allclose(probabilities(LOGITS, top_k=2, min_p=0.2), [[0, 4 / 7, 0, 3 / 7]])
+
+
+def test_repetition_penalty_lowers_the_logits_of_seen_tokens():
+    logits = np.array([[2.0, -2.0, 0.0, 4.0], [2.0, -2.0, 0.0, 4.0]])
+    seen = np.array([[True, True, True, False], [False, False, False, True]])
+    assert penalized(logits, seen, 2.0).tolist() == [[1, -4, 0, 4], [2, -2, 0, 2]]
+    assert penalized(logits, seen, 1.0).tolist() == logits.tolist()
+
+
+def test_generation_penalises_the_whole_prompt_and_what_it_has_generated(gpt):
+    """Followed by hand, beyond the context of 8."""
+    prompt = np.array([[12, 1, 2, 3, 1, 2, 3, 1, 2, 3], [4, 4, 4, 4, 4, 4, 4, 4, 4, 4]])
+    ids = prompt
+    for _ in range(12):
+        logits = gpt.logits(ids[:, -8:])[:, -1]
+        for row, known in enumerate(ids):
+            for i in set(known.tolist()):
+                logits[row, i] *= 3.0 if logits[row, i] < 0 else 1 / 3.0
+        ids = np.concatenate([ids, logits.argmax(1)[:, None]], axis=1)
+    found = gpt.generate(prompt, 12, temperature=0, repetition_penalty=3.0)
+    assert found.tolist() == ids[:, 10:].tolist()
+
+
+def test_row_that_has_ended_stays_ended_and_the_others_go_on(gpt):
+    free = gpt.generate(np.array([[1, 2], [3, 4], [5, 6]]), 40, seed=3)
+    end = free[0, 3]
+    first = [row.tolist().index(end) if end in row else 99 for row in free]
+    found = gpt.generate(np.array([[1, 2], [3, 4], [5, 6]]), 40, seed=3, end=end)
+    assert found.shape[1] == min(40, max(first) + 1)
+    for row, at, all_of_it in zip(found, first, free):
+        assert row[:at + 1].tolist() == all_of_it[:at + 1].tolist()[:len(row)]
+        assert (row[at:] == end).all()
+
+
+def test_step_has_the_models_own_probability_of_its_token(gpt):
+    found = list(steps(gpt, [[1, 2]], Sampling(5, temperature=0.1, top_k=3, seed=1)))
+    ids = [1, 2]
+    for step in found:
+        logits = gpt.logits(np.array([ids[-8:]]))[0, -1]
+        expected = np.exp(logits[step.tokens[0]]) / np.exp(logits).sum()
+        np.testing.assert_allclose(step.probabilities, [expected])
+        ids.append(int(step.tokens[0]))
+
+
 @pytest.mark.parametrize("options", [
-    {}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6},
+    {}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.6},
 ])
 def test_rows_have_their_own_distributions(options):
     logits = np.array([[0.0, 1, 2], [5000, 5001, 5000]])
