@@ -92,15 +92,16 @@ class BPETokenizer:
         return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), settings, vocab_path)
 
     @classmethod
-    def train(cls, parts, vocab_size, show_progress=False):
+    def train(cls, parts, vocab_size, show_progress=False, length=None):
         """An iterator over parts of texts -> a BPETokenizer of at most this number of tokens, whose
-        first one ends a text. The regular expression is GPT-2's. show_progress: on stderr."""
+        first one ends a text. The regular expression is GPT-2's. show_progress: on stderr. length:
+        about how many parts there are, for that."""
         library = _library(f"`vocab_size` {vocab_size}")
         tokenizer = byte_level(library)
         trainer = library.trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[END], show_progress=show_progress,
             initial_alphabet=_alphabet())
-        tokenizer.train_from_iterator(parts, trainer)
+        tokenizer.train_from_iterator(parts, trainer, length)
         return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), None, FILE)
 
     @property

@@ -87,7 +87,7 @@ def read_parts(path, most=ENDLESS, after=lambda done: None):
             after(file.tell())
 
 
-def documents(paths, after):
+def documents(paths, after=lambda done: None):
     """Yield an iterator over the parts of each text. after(done): called with the number of bytes
     of all files that have been read."""
     before = 0

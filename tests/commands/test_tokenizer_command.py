@@ -109,16 +109,15 @@ def test_help_lists_commands_and_options(tokenizer):
 @pytest.mark.parametrize("words", [
     ["train", "--vocab-size=300"], ["encode", "--tokenizer=chars"]])
 def test_ctrl_c_leaves_nothing_behind(words, home):
-    """The second text is a pipe's other end: it is read when the first one has been."""
-    for number in range(40):
-        (home / f"{number}.txt").write_text(TEXT * 500)
-    code = ("import os, signal, sys\nfrom npgpt.text import command\n"
-            "original, calls = command.Bar.__call__, []\n"
-            "def bar(self, text, done, total):\n"
-            "    calls.append(text)\n"
-            "    if len(calls) == 10: os.kill(os.getpid(), signal.SIGINT)\n"
-            "    return original(self, text, done, total)\n"
-            "command.Bar.__call__ = bar\nsys.exit(command.main(sys.argv[1:]))")
+    """While the texts are read: for characters a second time."""
+    (home / "a.txt").write_text(TEXT * 500)
+    code = ("import os, signal, sys\nfrom npgpt.text import command, files\n"
+            "original, calls = files._read, []\n"
+            "def read(path, content):\n"
+            "    calls.append(path)\n"
+            "    if len(calls) == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+            "    return original(path, content)\n"
+            "files._read = read\nfiles.BYTES = 2**18\nsys.exit(command.main(sys.argv[1:]))")
     done = subprocess.run(
         [sys.executable, "-c", code, words[0], ".", *words[1:], "--out-dir=new"],
         env=ENVIRONMENT, capture_output=True, text=True, stdin=subprocess.DEVNULL)

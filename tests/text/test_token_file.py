@@ -127,7 +127,7 @@ def test_flipped_byte_is_found_by_its_hash_and_a_wrong_id_when_it_is_read(text, 
 
 
 @pytest.mark.parametrize("stage", ["reading", "encoding", "writing"])
-def test_interruption_leaves_nothing_behind(stage, text, tmp_path):
+def test_interruption_removes_what_was_written(stage, text, tmp_path):
     def progress(name, done, total):
         assert 0 < done <= total == len(TEXT.encode())
         if name == stage and done > total // 2:
