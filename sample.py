@@ -74,7 +74,7 @@ def sample(arguments):
 
     printer = Printer(c.show_probs)
     if printer.has_colours:
-        Console(stderr=True, highlight=False).print(printer.legend())
+        Console(stderr=True).print(printer.legend())
     elif c.show_probs:
         tell("note: the output is not a terminal with colours, so there are none")
     if not c.interactive:
@@ -105,7 +105,7 @@ def write(model, tokenizer, c, prompt, ids, stops, printer):
     began = time.perf_counter()
     print(prompt or "", end="", flush=True)
     try:
-        for step in steps(model, np.tile(ids, (c.num_samples, 1)), c, tokenizer.end):
+        for step in steps(model, np.tile(ids, (c.num_samples, 1)), c):
             probabilities = step.probabilities if c.show_probs else np.ones(c.num_samples)
             for number, text in enumerate(texts):
                 part = text.push(step.tokens[number]), probabilities[number]
@@ -124,7 +124,7 @@ def write(model, tokenizer, c, prompt, ids, stops, printer):
         print(prompt or "", end="")
         for part in (*parts[number], (texts[number].finish(), 1)):
             printer.show(*part)
-        print(flush=True)
+        print()
     total = sum(text.tokens for text in texts)
     tell(f"{total:,} token{'' if total == 1 else 's'}, {total / seconds:,.0f} tokens/s")
 
