@@ -44,10 +44,16 @@ def _check(path, found, most):
         raise UserError(f"{path} is not a regular file")
     if most is not None and found.st_size > most:
         raise UserError(f"{path} has {found.st_size:,} bytes; at most {most:,} are expected")
+    if most is None:
+        require_memory(path, found.st_size)
+
+
+def require_memory(what, size):
+    """Raise UserError if something of this size in bytes does not fit into the free memory. What is
+    small is always tried."""
     free = free_memory()
-    if most is None and free is not None and found.st_size > max(free, LARGEST):
-        raise UserError(f"{path} has {found.st_size:,} bytes, and {free:,} bytes of memory are "
-                        "free")
+    if free is not None and size > max(free, LARGEST):
+        raise UserError(f"{what} has {size:,} bytes, and {free:,} bytes of memory are free")
 
 
 def read_bytes(path, most=LARGEST):

@@ -104,8 +104,8 @@ def write_weights(model):
 
 
 def read(config_path, weights_path):
-    """-> GPTConfig, pairs of names and arrays. Raises UserError that says what is missing, unknown,
-    damaged or not supported."""
+    """-> GPTConfig, pairs of names and arrays, each of which is read when it is its turn. Raises
+    UserError that says what is missing, unknown, damaged or not supported."""
     if not weights_path.exists():                      # of both, transformers takes the file
         if (weights_path.parent / INDEX).exists():
             weights_path = weights_path.parent / INDEX
@@ -128,7 +128,7 @@ def read(config_path, weights_path):
 
 
 def _same(a, b):
-    """Whether two matrices are equal, compared in parts, so that little memory is needed."""
+    """Whether two matrices are equal. In parts, because array_equal copies what is not NaN."""
     return all(np.array_equal(a[i:i + ROWS], b[i:i + ROWS], equal_nan=True)
                for i in range(0, len(a), ROWS))
 

@@ -1,6 +1,7 @@
 """Named arrays in safetensors files. Unlike pickle, the format contains only data and cannot run
 code."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +12,7 @@ from npgpt.backend import to_host
 from npgpt.checkpoints.mapped import DTYPES, stored_arrays
 from npgpt.checkpoints.shards import arrays_in_shards
 from npgpt.errors import RunError, UserError
+from npgpt.reading import require_memory
 
 
 def write_tensors(path, arrays):
@@ -46,7 +48,7 @@ def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
 
     canonical: name in the file -> name in `shapes`, or None for an array that is not needed.
     optional: names that may be missing. Names, shapes and dtypes are checked before any array is
-    read. Raises UserError if they differ.
+    read. Raises UserError if they differ, or if all arrays together do not fit into memory.
     """
     read, found = arrays_in_shards if path.suffix == ".json" else stored_arrays, {}
     for name, stored in read(path).items():
@@ -58,6 +60,7 @@ def read_tensors(path, shapes, canonical=lambda name: name, optional=()):
     needed = {name: shape for name, shape in shapes.items()
               if name in found or name not in optional}
     _compare(path, found, needed)
+    require_memory(f"{path} as float32", 4 * sum(map(math.prod, needed.values())))
     return Tensors({name: found[name] for name in needed})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from npgpt import GPT, GPTConfig, UserError
+from npgpt import GPT, GPTConfig, UserError, reading
 from npgpt.durable import SUMS
 
 INDEX = "model.safetensors.index.json"
@@ -199,4 +199,21 @@ def test_same_parameter_in_two_files_under_two_names_is_refused(path, model):
 def test_shard_that_is_damaged_is_named(path):
     (path / SECOND).write_bytes((path / SECOND).read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{SECOND} is damaged or not a safetensors file"):
+        GPT.from_pretrained(path)
+
+
+def test_shards_that_only_together_are_too_large_for_the_memory_are_refused(path, model,
+                                                                            monkeypatch):
+    """The second is stored with 16 bits: in memory it is twice as large."""
+    arrays = load_file(path / SECOND)
+    save_file({name: array.astype(np.float16) for name, array in arrays.items()}, path / SECOND)
+    needed, free = model.params.flat.nbytes, {}
+    assert sum((path / file).stat().st_size for file in (FIRST, SECOND)) < needed
+    monkeypatch.setattr(reading, "LARGEST", 1)
+    monkeypatch.setattr(reading, "free_memory", lambda: free[0])
+    for free[0] in (None, needed):
+        GPT.from_pretrained(path)
+    free[0] = needed - 1
+    with pytest.raises(UserError, match=rf"index\.json as float32 has {needed:,} bytes, and "
+                                        rf"{needed - 1:,} bytes of memory are free"):
         GPT.from_pretrained(path)

@@ -112,7 +112,8 @@ def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, device):
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "head_bias": True},
-                                     {"attn_bias": False, "activation": "relu"}])
+                                     {"attn_bias": False, "activation": "relu"},
+                                     {"n_inner": 10, "norm_eps": 0.1}])
 def test_loss_evaluation_and_text_agree_with_the_cpu(options, device):
     here, there = (GPT(GPTConfig(**BASE | options), device=d) for d in ("cpu", device))
     idx = np.random.default_rng(0).integers(13, size=(3, 6))
