@@ -65,7 +65,7 @@ def sample(arguments):
     c, path, stops = read_command_line(arguments)
     directory = model_directory(path)
     tokenizer = load_tokenizer(directory)
-    prompt = None if c.interactive else read_prompt(c)
+    prompt = read_prompt(c)
     ids = encode(tokenizer, prompt)
     device = get_device(c.device)
     model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)

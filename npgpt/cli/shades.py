@@ -1,5 +1,6 @@
 """Text on the standard output, perhaps in colours that stand for probabilities."""
 
+import math
 import os
 import sys
 
@@ -8,7 +9,7 @@ from rich.text import Text
 
 # Upper limits of the probability, and colours.
 SHADES = ((0.01, "red"), (0.1, "dark_orange"), (0.3, "yellow"), (0.7, "green_yellow"),
-          (1.1, "green"))
+          (math.inf, "green"))
 
 
 class Printer:

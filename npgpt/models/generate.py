@@ -108,6 +108,6 @@ def steps(model, idx, sampling, end=None):
         np.put_along_axis(seen, new, True, 1)
         yield Step(new[:, 0], logits)
         if end is not None:
-            has_ended |= new[:, 0] == end
+            has_ended = new[:, 0] == end
             if has_ended.all():
                 return

@@ -150,9 +150,8 @@ class Alphabet:
 
     def add(self, text):
         """Add the characters of a part of the text."""
-        if text.isascii():
-            text = text.encode().translate(None, delete=self._ascii).decode()    # what is new
-        self._seen[_codes(text)] = True
+        new = text.encode().translate(None, delete=self._ascii).decode()
+        self._seen[_codes(new)] = True
         self._ascii = bytes(np.flatnonzero(self._seen[:128]).tolist())
 
     @property

@@ -47,18 +47,19 @@ class Dataset:
         offsets = xp.asarray(offsets)[:, None] + xp.arange(self.block_size)
         idx, targets = split[offsets], split[offsets + 1]
         if isinstance(split, np.memmap):
-            largest = max(idx.max(initial=0), targets.max(initial=0))
-            if largest >= self.tokenizer.vocab_size:
-                raise RunError(f"{split.filename} is damaged: it has the token {largest}, and the "
-                               f"vocabulary ends at {self.tokenizer.vocab_size - 1}")
-            idx, targets = (self.device.to_device(np.asarray(ids)) for ids in (idx, targets))
+            ids = np.stack([idx, targets])
+            if (ids >= self.tokenizer.vocab_size).any():
+                raise RunError(f"{split.filename} is damaged: it has the token {ids.max()}, and "
+                               f"the vocabulary ends at {self.tokenizer.vocab_size - 1}")
+            idx, targets = self.device.to_device(ids)
         return idx, targets
 
     def bytes_per_token(self, split, offsets):
         """The mean length in bytes of the targets of windows at offsets (B,) into a split."""
         lengths, total = self.tokenizer.byte_lengths, 0
-        for part in np.split(offsets, range(CHUNK, len(offsets), CHUNK)):
-            total += lengths[to_host(self.windows(split, part)[1])].sum()
+        for at in range(0, len(offsets), CHUNK):
+            targets = self.windows(split, offsets[at:at + CHUNK])[1]
+            total += lengths[to_host(targets)].sum()
         return float(total / (len(offsets) * self.block_size))
 
     def offsets(self, split, windows=None):

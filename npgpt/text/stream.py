@@ -45,7 +45,8 @@ class Continuation:
         if self.has_ended:
             return ""
         shown = self._show(self._stream.finish())
-        shown, self._held = shown + self._held, ""
+        if not self.has_ended:
+            shown += self._held
         self.has_ended = True
         return shown
 
@@ -53,9 +54,8 @@ class Continuation:
         self._held += text
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held = self._held[:min(found)], ""
             self.has_ended = True
-            return shown
+            return self._held[:min(found)]
         keep = max((n for stop in self._stops for n in range(1, len(stop))
                     if self._held.endswith(stop[:n])), default=0)
         at = len(self._held) - keep

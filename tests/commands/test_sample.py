@@ -15,6 +15,7 @@ from npgpt import GPT, GPTConfig
 from npgpt.cli import shades
 from npgpt.durable import SUMS
 from npgpt.models.generate import Step
+from npgpt.text import files
 from npgpt.text.bpe import BPETokenizer
 from tests.commands.tiny import TEXT
 
@@ -91,6 +92,7 @@ def test_help_lists_every_option_with_what_it_takes(run):
                    "--top-k N ", "--top-p X ", "--seed N ", "--num-samples N ",
                    "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
         assert f"\n  {option}" in shown
+    assert "--out-dir DIR the same as --model --stop" in " ".join(shown.split())
     assert "[the newest run in out/]" in " ".join(shown.split()) and "[0.8]" in shown
 
 
@@ -150,6 +152,7 @@ def test_texts_of_one_batch_are_those_of_its_rows(sample):
 def test_prompt_of_a_file_or_of_standard_input(sample, home, monkeypatch):
     expected = sample("--prompt=a\nb", "--seed=1")
     (home / "prompt").write_bytes(b"a\nb\r\n")
+    monkeypatch.setattr(files, "BYTES", 2)
     assert sample("--prompt-file=prompt", "--seed=1") == expected
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\r\n")))
     assert sample("--prompt=-", "--seed=1") == expected
@@ -161,6 +164,52 @@ def test_standard_input_that_is_not_utf_8_is_refused(run, train, monkeypatch):
     result = run(sample_script.main, "--prompt=-")
     assert (result.status, result.out, result.err) == (
         2, "", "sample.py: the prompt on standard input is not UTF-8 (byte 3 is 0xe9)\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", None])
+def test_standard_input_without_a_prompt_is_refused(content, run, train, monkeypatch):
+    train("--max-iters=5")
+    monkeypatch.setattr(sys, "stdin", content if content is None else
+                        io.TextIOWrapper(io.BytesIO(content)))
+    assert run(sample_script.main, "--prompt=-").err.startswith(
+        "sample.py: standard input is empty; without it the text starts from")
+
+
+def test_speed_is_that_of_the_generation(sample, run, monkeypatch):
+    sample("--max-new-tokens=1")
+    times = iter([10.0, 12.0])
+    monkeypatch.setattr(sample_script.time, "perf_counter", lambda: next(times))
+    assert run(sample_script.main, "--max-new-tokens=7").err.endswith("\n7 tokens, 4 tokens/s\n")
+
+
+def test_several_texts_without_a_prompt(sample):
+    first, second = sample("--seed=1", "--num-samples=2", "--max-new-tokens=9")[:-1].split(
+        "\n" + "-" * 40 + "\n")
+    assert len(first) == len(second) == 9
+
+
+def test_prompt_appears_before_the_text(sample, monkeypatch):
+    stream = Flushed()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        sample("--max-new-tokens=2", "--seed=1", "--prompt=fox")
+    assert stream.flushed == [3, 4, 5, 6]
+
+
+def test_marker_is_shown_in_a_terminal(run, train, monkeypatch):
+    train("--max-iters=5")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    markers = []
+    for stdin, expected in ((Terminal(), "> "), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr("builtins.input", lambda marker: markers.append(marker) or [][0])
+        with pytest.raises(IndexError):
+            run(sample_script.main, "--interactive")
+        assert markers.pop() == expected
 
 
 def test_stop_text_ends_the_text(sample):
@@ -175,7 +224,8 @@ def test_long_prompt_is_noted(run, train):
     result = run(sample_script.main, "--prompt=" + "fox " * 5, "--max-new-tokens=3")
     assert result.status == 0
     assert ("note: the prompt has 20 tokens; the model reads the last 16 of them\n") in result.err
-    assert "note" not in run(sample_script.main, "--prompt=fox", "--max-new-tokens=3").err
+    for prompt in ("fox", "fox " * 4):                   # the second one fills the context
+        assert "note" not in run(sample_script.main, "--prompt", prompt, "--max-new-tokens=3").err
 
 
 @pytest.fixture

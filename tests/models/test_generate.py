@@ -138,6 +138,16 @@ def test_generation_penalises_the_whole_prompt_and_what_it_has_generated(gpt):
     assert found.tolist() == ids[:, 10:].tolist()
 
 
+def test_unknown_id_before_the_context_is_refused_too(gpt):
+    with pytest.raises(UserError, match="token ids from 0 to 12, got 13"):
+        gpt.generate([[13, *range(10)]], 1)
+
+
+def test_generation_uses_min_p(gpt):
+    greedy = gpt.generate([[1, 2]], 20, temperature=0).tolist()
+    assert gpt.generate([[1, 2]], 20, min_p=1.0, seed=1).tolist() == greedy
+
+
 def test_row_that_has_ended_stays_ended_and_the_others_go_on(gpt):
     free = gpt.generate(np.array([[1, 2], [3, 4], [5, 6]]), 40, seed=3)
     end = free[0, 3]
@@ -160,7 +170,7 @@ def test_step_has_the_models_own_probability_of_its_token(gpt):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.6},
+    {}, {"temperature": 0}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.35},
 ])
 def test_rows_have_their_own_distributions(options):
     logits = np.array([[0.0, 1, 2], [5000, 5001, 5000]])

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
 from npgpt import UserError
 from npgpt.text import bpe
@@ -56,7 +57,8 @@ def test_parts_have_the_ids_of_the_whole_text(tokenizer, parts):
     assert found == tokenizer.encode("".join(parts)).tolist()
 
 
-def test_long_text_is_encoded_in_parts(tokenizer, monkeypatch):
+def test_long_text_is_encoded_in_parts(monkeypatch):
+    tokenizer = BPETokenizer.train([BOOK], 320)
     monkeypatch.setattr(bpe, "PART", 100)
     monkeypatch.setattr(bpe, "BATCH", 2)
     arrays = list(tokenizer.encode_parts([BOOK]))
@@ -66,14 +68,15 @@ def test_long_text_is_encoded_in_parts(tokenizer, monkeypatch):
     assert np.concatenate(arrays).tolist() == tokenizer.encode(BOOK).tolist()
 
 
-@pytest.mark.parametrize("pre", [
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True),
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    tokenizers.pre_tokenizers.Sequence([
-        tokenizers.pre_tokenizers.Digits(individual_digits=True),
-        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-], ids=["a space before a text", "one piece", "digits"])
-def test_parts_have_the_ids_of_the_whole_text_with_other_pieces(pre, monkeypatch):
+@pytest.mark.parametrize(("pre", "is_cut"), [
+    (ByteLevel(add_prefix_space=True), False),
+    (ByteLevel(add_prefix_space=False, use_regex=False), False),
+    (Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]), True),
+    (Sequence([Digits(), ByteLevel(add_prefix_space=True)]), False),
+    (Sequence([Split(tokenizers.Regex(r"\s*\S+"), "isolated"),
+               ByteLevel(add_prefix_space=False, use_regex=False)]), True),
+], ids=["a space before a text", "one piece", "digits", "digits and a space", "split"])
+def test_parts_have_the_ids_of_the_whole_text_with_other_pieces(pre, is_cut, monkeypatch):
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer, library.decoder = pre, tokenizers.decoders.ByteLevel()
     library.train_from_iterator([BOOK], tokenizers.trainers.BpeTrainer(
@@ -81,8 +84,10 @@ def test_parts_have_the_ids_of_the_whole_text_with_other_pieces(pre, monkeypatch
         show_progress=False))
     tokenizer = BPETokenizer.from_json(library.to_str().encode())
     monkeypatch.setattr(bpe, "PART", 20)
-    found = np.concatenate(list(tokenizer.encode_parts([BOOK[:4000], BOOK[4000:]])))
-    assert found.tolist() == library.encode(BOOK, add_special_tokens=False).ids
+    monkeypatch.setattr(bpe, "BATCH", 1)
+    arrays = list(tokenizer.encode_parts([BOOK[:4000], BOOK[4000:]]))
+    assert (len(arrays) > 1) == is_cut
+    assert np.concatenate(arrays).tolist() == library.encode(BOOK, add_special_tokens=False).ids
 
 
 def test_part_of_a_character_is_decoded_as_a_mark(tokenizer):
@@ -108,6 +113,17 @@ def test_several_texts_are_encoded_in_threads_and_none_are_left_for_a_fork(token
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     tokenizer.encode("a")
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_limits_of_the_file_are_not_those_of_a_text(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(path))
+    library.enable_truncation(2)
+    library.enable_padding(length=50, pad_id=3)
+    library.save(str(path))
+    text = "The quick brown fox"
+    assert load_tokenizer(tmp_path).encode(text).tolist() == tokenizer.encode(text).tolist()
 
 
 def test_added_token_that_is_not_special_is_text(tokenizer, tmp_path):
@@ -158,7 +174,8 @@ def test_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == FILES
     again = load_tokenizer(tmp_path)
     assert again.digest == tokenizer.digest and again.end == tokenizer.end
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == END
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert [settings[name] for name in ("bos_token", "eos_token", "unk_token")] == [END] * 3
 
 
 def test_files_from_elsewhere_are_kept_as_they_are(tokenizer, tmp_path):
@@ -188,6 +205,20 @@ def test_pair_of_files_is_the_same_tokenizer(tokenizer, tmp_path):
     (tmp_path / "again").mkdir()
     pairs.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").digest == pairs.digest
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text('{"eos_token": "a"}')
+    named = load_tokenizer(tmp_path)
+    assert named.token_bytes(named.end) == b"a"
+    named.save(tmp_path / "again")
+    assert (tmp_path / "again/tokenizer_config.json").read_text() == settings.read_text()
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"] | {"\u4e00": 320}))
+    with pytest.raises(UserError, match=r"vocab\.json: '\u4e00' in the token"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tokenizers", None)
+        with pytest.raises(UserError, match=r"vocab\.json needs the package tokenizers"):
+            load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("q zz\n")
     with pytest.raises(UserError, match=r"vocab\.json and merges\.txt are not a valid tokenizer"):
         load_tokenizer(tmp_path)

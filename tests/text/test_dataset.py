@@ -139,3 +139,10 @@ def test_message_names_the_option_that_is_too_large():
         dataset("a" * 80)
     assert error.value.message == ("the text is too short: its validation split has 8 tokens, and "
                                    "a `block_size` of 8 needs at least 9")
+
+
+@pytest.mark.parametrize(("length", "n"), [(9, 1), (16, 1), (17, 2), (24, 2), (25, 3)])
+def test_windows_of_a_split_are_counted(length, n):
+    d = dataset(ALPHABET)
+    assert d.count(np.zeros(length)) == n
+    assert d.offsets(np.zeros(length), 1).dtype.kind == "i"

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import os
 
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt import UserError
+from npgpt import UserError, reading
 from npgpt.text import files
 from npgpt.text.files import documents, find, read_parts, signature
 
@@ -92,11 +93,28 @@ def test_damaged_and_cut_gzip_are_refused(tmp_path):
 
 
 def test_documents_report_the_bytes_of_all_files(tmp_path):
-    for name in "ab":
+    for name in "abc":
         (tmp_path / name).write_text(name * 10)
     done = []
-    texts = ["".join(parts) for parts in documents([tmp_path / "a", tmp_path / "b"], done.append)]
-    assert texts == ["a" * 10, "b" * 10] and done == [10, 20]
+    texts = ["".join(p) for p in documents([tmp_path / name for name in "abc"], done.append)]
+    assert texts == ["a" * 10, "b" * 10, "c" * 10] and done == [10, 20, 30]
+
+
+def test_file_that_is_too_large_or_unreadable_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("abcd")
+    assert list(read_parts(tmp_path / "a.txt", 4)) == ["abcd"]
+    with pytest.raises(UserError, match=r"a\.txt has 4 bytes; at most 3 are expected"):
+        list(read_parts(tmp_path / "a.txt", 3))
+    monkeypatch.setattr(reading, "free_memory", lambda: 0)
+    monkeypatch.setattr(reading, "LARGEST", 1)
+    assert list(read_parts(tmp_path / "a.txt")) == ["abcd"]
+
+    class Broken:
+        def read(self, size):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(UserError, match=r"a\.txt cannot be read: Input/output error$"):
+        files._read("a.txt", Broken())
 
 
 def test_signature_changes_with_size_and_time(tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from npgpt import UserError, reading
-from npgpt.text import load
+from npgpt.text import files, load
 from npgpt.text.load import load_text, sha256
 
 
@@ -129,6 +129,12 @@ def test_directory_pipe_and_missing_file_are_refused(tmp_path):
                           ("pipe/a", "there is no file")):
         with pytest.raises(UserError, match=message):
             load_text(f"{tmp_path}/{name}")
+
+
+def test_text_of_several_parts_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BYTES", 2)
+    (tmp_path / "a.txt").write_text("abcdef")
+    assert load_text(tmp_path / "a.txt").text == "abcdef"
 
 
 def test_text_that_is_larger_than_the_memory_is_refused(tmp_path, monkeypatch):

@@ -48,3 +48,19 @@ def test_stop_text_of_several_tokens(stop, expected):
     tokenizer = BPETokenizer.train(["a"], 257)
     continuation = Continuation(tokenizer, [stop])
     assert "".join(map(continuation.push, tokenizer.encode("a\U0001f600bc"))) == expected
+
+
+class Words:
+    """A tokenizer with a token of several characters."""
+
+    end = None
+
+    def token_bytes(self, i):
+        return [b"xabyabz", b"a", b"b"][i]
+
+
+def test_first_stop_text_of_a_token_ends_the_text():
+    continuation = Continuation(Words(), ["ab"])
+    assert continuation.has_ended is False
+    assert continuation.push(0) == "x" and continuation.has_ended is True
+    assert continuation.finish() == ""

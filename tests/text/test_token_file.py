@@ -1,3 +1,5 @@
+import errno
+import gzip
 import hashlib
 import json
 import os
@@ -6,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from npgpt import UserError
 from npgpt.durable import verify
 from npgpt.errors import RunError
-from npgpt.text import cache, dataset, files, source
+from npgpt.text import cache, dataset, files, source, token_file
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import CharTokenizer
 from npgpt.text.dataset import Dataset
@@ -58,6 +61,9 @@ def test_documents_are_separated(text, bpe, tmp_path):
     assert tokens.ids.tolist() == [*bpe.encode(TEXT), bpe.end, *bpe.encode("fox")]
     characters = encode_files([other, other], None, tmp_path / "characters")
     assert characters.tokenizer.decode(characters.ids) == "fox\nfox"
+    assert characters.tokenizer.characters == "\nfox"
+    digest = hashlib.sha256(b"fox").digest()
+    assert characters.facts["sha256"] == hashlib.sha256(digest + digest).hexdigest()
     assert characters.facts["documents"] == 2
     assert characters.facts["bytes"] == characters.facts["characters"] == 6
     assert TokenSource.from_file(characters, "x").summary.startswith("2 texts, 6 characters")
@@ -129,7 +135,9 @@ def test_flipped_byte_is_found_by_its_hash_and_a_wrong_id_when_it_is_read(text, 
     content[140] = len(set(TEXT))                         # the last id and one
     (path / "tokens.npy").write_bytes(content)
     data = Dataset(load_source(str(path)), 8)
-    with pytest.raises(RunError, match=r"tokens\.npy is damaged: it has the token \d\d, and the "):
+    with pytest.raises(RunError, match=r"tokens\.npy is damaged: it has the token "
+                                      f"{len(set(TEXT))}, and the vocabulary ends at "
+                                      f"{len(set(TEXT)) - 1}$"):
         data.windows(data.train, data.offsets(data.train))
     with pytest.raises(UserError, match=r"tokens\.npy is damaged: its SHA-256"):
         verify(path)
@@ -183,6 +191,16 @@ def test_full_disk_is_refused_before_anything_is_read(text, bpe, tmp_path, monke
     assert len(encode_files([text], None, tmp_path / "tokens").ids) == len(TEXT)
 
 
+def test_directory_that_cannot_be_written_is_named(text, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(token_file, "_write_header", full)
+    with pytest.raises(UserError, match=r"tokens cannot be written: No space left on device$"):
+        encode_files([text], None, tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_empty_texts_are_refused(tmp_path):
     for name, content in (("a.txt", b""), ("b.txt", b"\xef\xbb\xbf")):
         (tmp_path / name).write_bytes(content)
@@ -194,6 +212,7 @@ def test_empty_texts_are_refused(tmp_path):
 
 def test_text_that_has_changed_since_is_noted(text, tmp_path):
     path = encode_files([text], None, tmp_path / "tokens").path
+    assert load_source(path).name == str(path)
     assert load_source(str(path)).note == ""
     text.write_text("another one")
     assert load_source(str(path)).note == f"{text} has changed since it was encoded"
@@ -267,11 +286,32 @@ def test_damaged_entry_is_encoded_again(encoded, text, tmp_path):
     assert len(load_source("a.txt").ids) == len(TEXT) and len(encoded) == 2
 
 
-def test_directory_and_pattern_and_gzip_are_encoded(encoded, text, tmp_path):
+def test_directory_and_pattern_and_gzip_are_encoded(encoded, text, tmp_path, monkeypatch):
     text.with_name("b.md").write_text("fox")
     assert load_source(".").tokenizer.decode(load_source(".").ids) == TEXT + "\nfox"
     assert load_source("*.md").tokenizer.decode(load_source("*.md").ids) == "fox"
     assert len(encoded) == 2
+    (tmp_path / "c.gz").write_bytes(gzip.compress(b"fox and dog"))
+    assert load_source("*.gz").is_mapped
+    monkeypatch.setattr(source, "LARGE", 10**9)
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"fox and dog"))
+    assert load_source("d.txt.gz").is_mapped
+
+
+def test_entry_of_other_texts_is_not_used(encoded, text):
+    """As if two of them had the same name."""
+    path = Path(load_source("a.txt").ids.filename).parent
+    change_facts(path, sources=[["elsewhere", 1, 2]])
+    load_source("a.txt")
+    assert len(encoded) == 2
+
+
+def test_entry_of_several_texts_is_named_after_their_directory(encoded, text, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in "ab":
+        (tmp_path / "sub" / f"{name}.txt").write_text("fox")
+    load_source("sub")
+    assert os.listdir("data/cache")[0].startswith("sub-")
 
 
 def test_token_file_of_another_tokenizer_is_refused(text, bpe, tmp_path):
