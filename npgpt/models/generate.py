@@ -59,27 +59,43 @@ class Sampling(Options):
         None, "sample only from the fewest most likely tokens whose probabilities sum to at least "
         "p", above=0, at_most=1
     )
+    min_p: float | None = option(None, "sample only from tokens with at least p times the "
+                                 "probability of the most likely one", at_least=0, at_most=1)
+    repetition_penalty: float = option(
+        1.0, "divisor of the positive logits, and factor of the negative ones, of tokens that have "
+        "occurred; above 1: fewer repetitions", at_least=0.01, at_most=100
+    )
     seed: int | None = option(None, "seed of the sampling (default: random)", at_least=0)
 
 
-def generate(model, idx, sampling):
-    """idx (B, T), T >= 1 -> (B, max_new_tokens) int, a NumPy array: the generated tokens."""
-    steps = list(stream(model, idx, sampling))
-    return np.stack(steps, axis=1) if steps else np.empty((len(idx), 0), np.int64)
+def generate(model, idx, sampling, end=None):
+    """idx (B, T), T >= 1 -> (B, n) int, a NumPy array: the generated tokens, as in `stream`."""
+    tokens = list(stream(model, idx, sampling, end))
+    return np.stack(tokens, axis=1) if tokens else np.empty((len(idx), 0), np.int64)
 
 
-def stream(model, idx, sampling):
+def stream(model, idx, sampling, end=None):
     """Yield the tokens after idx (B, T), T >= 1, one position at a time, each (B,) int on the host.
 
-    Every row has its own random stream, so it does not depend on the other rows. Raises UserError
-    if idx has no token.
+    There are max_new_tokens of them or, if every row has ended before, fewer: a row ends with the
+    token `end`, which is then repeated. Every row has its own random stream, so it does not depend
+    on the other rows. Raises UserError if idx has no token.
     """
+    return (tokens for tokens, _ in predictions(model, idx, sampling, end))
+
+
+def predictions(model, idx, sampling, end=None):
+    """Yield the tokens of `stream`, each time with the logits (B, V) from which they were drawn."""
     idx = np.asarray(idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
         raise UserError(f"idx must have the shape (B, T) and at least one token, got {idx.shape}")
-    s, block_size = sampling, model.config.block_size
+    s, block_size, V = sampling, model.config.block_size, model.config.vocab_size
     rngs = [np.random.default_rng(None if s.seed is None else [s.seed, row])
             for row in range(len(idx))]
+    model.check_tokens(idx)
+    occurred = np.zeros((len(idx), V), bool)        # in the whole text, also before the context
+    np.put_along_axis(occurred, idx, True, 1)
+    has_ended = np.zeros(len(idx), bool)
 
     kv = KVCache(model.config.n_layer, block_size)
     new = idx[:, -block_size:]                      # tokens that the model has not read yet
@@ -90,19 +106,38 @@ def stream(model, idx, sampling):
         logits = to_host(model.logits(new, kv)[:, -1])                      # (B, V)
         if not np.isfinite(logits).all():
             raise RunError("the model's logits are not finite; its training has diverged")
-        probs = probabilities(logits, s.temperature, s.top_k, s.top_p)      # (B, V)
+        penalised = penalise(logits, occurred, s.repetition_penalty)
+        probs = probabilities(penalised, s.temperature, s.top_k, s.top_p, s.min_p)      # (B, V)
         thresholds = np.array([rng.random() for rng in rngs])
         new = draw(probs, thresholds)[:, None]                              # (B, 1)
+        if end is not None:
+            new[has_ended] = end
+            has_ended |= new[:, 0] == end
+        np.put_along_axis(occurred, new, True, 1)
         idx = np.concatenate([idx[:, -block_size:], new], axis=1)
-        yield new[:, 0]
+        yield new[:, 0], logits
+        if has_ended.all():
+            return
 
 
-def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+def penalise(logits, occurred, penalty):
+    """logits (B, V), on the host; occurred (B, V) bool: the tokens that are in a row already -> the
+    logits with their penalty (Keskar et al. 2019, arXiv:1909.05858). So does transformers."""
+    if penalty == 1:
+        return logits
+    logits = logits.astype(np.float64)
+    lower = np.where(logits < 0, logits * penalty, logits / penalty)
+    return np.where(occurred, lower, logits)
+
+
+def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     """logits (B, V), on the host -> (B, V) float64, the distribution to sample from.
 
     top_k keeps the k most likely tokens, and those as likely as the last of them; of these, top_p
     keeps the fewest most likely ones whose probabilities sum to at least p (Holtzman et al. 2020,
-    arXiv:1904.09751), of equally likely ones those with the higher ids. So does transformers.
+    arXiv:1904.09751), of equally likely ones those with the higher ids; of these, min_p keeps those
+    with at least p times the probability of the most likely one (Nguyen et al. 2024,
+    arXiv:2407.01082). So does transformers.
     """
     logits = logits.astype(np.float64)
     likeliest = logits.max(1, keepdims=True)
@@ -123,6 +158,9 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         ranked[is_left_out] = 0
         np.put_along_axis(probs, order, ranked, 1)
         probs /= probs.sum(1, keepdims=True)
+    if min_p is not None:
+        probs[probs < min_p * probs.max(1, keepdims=True)] = 0
+        probs /= probs.sum(1, keepdims=True)
     return probs
 
 
@@ -132,4 +170,3 @@ def draw(probs, thresholds):
     reached = np.cumsum(probs, 1)
     reached /= reached[:, -1:]          # exactly 1 at the end, so that there always is a token
     return (reached <= thresholds[:, None]).sum(1)
-
