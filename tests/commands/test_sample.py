@@ -24,7 +24,8 @@ def sample(run, train):
     def call(*words):
         result = run(sample_script.main, *words)
         assert result.status == 0
-        assert result.err == "out/laptop/checkpoint-5, 4,016 parameters\n"
+        assert re.fullmatch(r"out/laptop/checkpoint-5, 4,016 parameters\n"
+                            r"[\d,]+ tokens, [\d,]+ tokens/s\n", result.err)
         return result.out
     return call
 
@@ -36,8 +37,9 @@ def test_samples_continue_the_prompt_and_differ(sample):
     assert first.startswith("the qu") and second.startswith("the qu") and first != second
     assert len(first) == len(second) == 36
     assert sample(*options, "--out-dir", "out/laptop") == first + "\n"
-    assert sample(*options, "--seed=2") == second + "\n"
-    assert sample(*options, "--out-dir", "out/laptop/checkpoint-5") == first + "\n"
+    assert sample(*options, "--model", "out/laptop") == first + "\n"
+    assert sample(*options, "--model", "out/laptop/checkpoint-5") == first + "\n"
+    assert sample(*options, "--seed=2") != first + "\n"
 
 
 def test_most_likely_text_follows_the_models_logits(sample):
@@ -72,13 +74,15 @@ def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):
     path.with_name(SUMS).unlink()
     result = run(sample_script.main, "--out-dir=run")
     assert (result.status, result.out) == (2, "")
-    assert result.err == ("sample.py: the tokenizer and the model in run/checkpoint-5 have "
-                          "different vocabularies\n")
+    assert result.err == ("sample.py: the tokenizer and the model in run/checkpoint-5 do not fit "
+                          "each other: 27 and 28 tokens\n")
 
 
 def test_help_lists_every_option_with_what_it_takes(run):
     shown = run(sample_script.main, "--help").out
-    for option in ("--out-dir DIR ", "--prompt TEXT ", "--max-new-tokens N ", "--temperature X ",
+    for option in ("--model PATH ", "--out-dir PATH ", "--stop TEXT ", "--prompt TEXT ",
+                   "--prompt-file FILE ", "--min-p X ", "--repetition-penalty X ",
+                   "--interactive, ", "--show-probs, ", "--max-new-tokens N ", "--temperature X ",
                    "--top-k N ", "--top-p X ", "--seed N ", "--num-samples N ",
                    "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
         assert f"\n  {option}" in shown
@@ -87,7 +91,7 @@ def test_help_lists_every_option_with_what_it_takes(run):
 
 def test_help_says_what_it_does(run):
     out = run(sample_script.main, "--help").out
-    assert "Generate text with a model trained by train.py." in out
+    assert "Generate text with a model trained by train.py, or with a GPT-2." in out
     assert "\nthe text:\n" in out
 
 
