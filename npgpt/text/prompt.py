@@ -30,7 +30,7 @@ def read_prompt(prompt, path):
         name, content = path, read_bytes(Path(path))
     text = _without_line_break(_decoded(content, name))
     if not text:
-        raise UserError(f"the prompt in {name} is empty; leave it out to start a new text")
+        raise UserError(f"the prompt from {name} is empty; leave it out to start a new text")
     return text
 
 

@@ -87,7 +87,7 @@ def test_invalid_request_to_sample_gives_one_line_and_status_2(run, train, home)
         ("--prompt=naïve", "'ï', character 3 of the prompt, is not among the 28"),
         ("--prompt=", "--prompt is empty; leave it out to start a new text"),
         ("--prompt-file=", "--prompt-file is empty; it takes the path of a file"),
-        ("--prompt-file=empty.txt", "the prompt in empty.txt is empty; leave it out to start"),
+        ("--prompt-file=empty.txt", "the prompt from empty.txt is empty; leave it out to start"),
         ("--prompt-file=latin1.txt", "latin1.txt is not UTF-8 (byte 4 is 0xe9); convert it with"),
         ("--prompt-file=no.txt", "no.txt is missing"),
         ("--prompt-file=fox.txt --prompt=x",
