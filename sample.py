@@ -93,7 +93,7 @@ def write(model, tokenizer, prompt, stops, c, shades):
     began = time.perf_counter()
     try:
         print(prompt or "", end="", flush=True)
-        for tokens, logits in predictions(model, [idx] * c.num_samples, c, tokenizer.end):
+        for tokens, logits in predictions(model, [idx] * c.num_samples, c):
             probs = probabilities(logits)[rows, tokens] if shades else tokens
             for row in rows:
                 show(row, texts[row].push(tokens[row], probs[row]))

@@ -40,7 +40,7 @@ class StopTexts:
         return self._pass_on(self._held, len)
 
     def _pass_on(self, text, begin):
-        """begin(text): where a stop text may begin that is not complete."""
+        """begin(text): where a stop text may begin that goes on after the text."""
         if self.found:
             return ""
         complete = min((at for stop in self._stops if (at := text.find(stop)) >= 0),
@@ -52,8 +52,7 @@ class StopTexts:
 
     def _begin(self, text):
         return min((at for stop in self._stops for at in range(len(text))
-                    if len(text) - at < len(stop) and stop.startswith(text[at:])),
-                   default=len(text))
+                    if stop.startswith(text[at:])), default=len(text))
 
 
 class Continuation:
