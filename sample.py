@@ -8,21 +8,30 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import dataclasses
-import io
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from rich.console import Console
 
 from npgpt import GPT, UserError
 from npgpt.backend import get_device
 from npgpt.checkpoints.run import model_directory
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser, option
-from npgpt.cli.shades import say_shades
-from npgpt.models.generate import Sampling, predictions, probabilities
-from npgpt.text.prompt import encode_prompt, for_each_line, read_prompt
+from npgpt.cli.shades import Printer
+from npgpt.errors import with_flags
+from npgpt.models.generate import steps
+from npgpt.models.sampling import Sampling
+from npgpt.text.files import read_parts
 from npgpt.text.stream import Continuation
 from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
+
+BETWEEN = "-" * 40       # a line between two texts
+MARKER = "> "            # of --interactive
+LONGEST = 2**26          # bytes of a file with a prompt
 
 
 @dataclass(frozen=True)
@@ -31,20 +40,14 @@ class SampleConfig(Sampling):
 
     temperature: float = option(0.8, "higher is more random; 0: always the most likely token",
                                 at_least=0)
-    prompt: str | None = option(
-        None, "the start of the text; -: read it from standard input, without its last line break "
-        "(default: none, a new text)")
-    prompt_file: str | None = option(None, "a file with the prompt in UTF-8; a line break at its "
-                                     "end is left out", metavar="FILE")
-    interactive: bool = option(
-        False, "read lines from standard input; each line is a prompt, empty lines are skipped. "
-        "Ctrl-C ends a text, Ctrl-C or Ctrl-D at the marker ends the program")
-    num_samples: int = option(1, "texts to generate at once; only the first is shown as it grows",
-                              at_least=1)
-    show_probs: bool = option(
-        False, "in a terminal, colour each token by its probability: the model's, before "
-        "`temperature` and the other options change it. Of a character of several tokens it is "
-        "that of the last one")
+    prompt: str | None = option(None, "the start of the text; -: read it from standard input "
+                                "(default: an end-of-text token, or a line break)")
+    prompt_file: str | None = option(None, "read the prompt from a file", metavar="FILE")
+    num_samples: int = option(1, "texts to generate, in one batch", at_least=1, at_most=10**4)
+    interactive: bool = option(False, "read prompts from standard input, a line each, until it "
+                               "ends; Ctrl-C ends a text, and a second one the program")
+    show_probs: bool = option(False, "colour each token by its probability, before `temperature` "
+                              "and all other options")
     device: str = option("auto", "where to compute; auto: on the GPU if there is one",
                          choices=("auto", "cpu", "gpu"))
     dtype: str | None = option(
@@ -59,86 +62,132 @@ def main(arguments=None):
 
 
 def sample(arguments):
-    path, stops, c = read_command_line(arguments)
+    c, path, stops = read_command_line(arguments)
     directory = model_directory(path)
     tokenizer = load_tokenizer(directory)
-    prompt = read_prompt(c.prompt, c.prompt_file)
-    encode_prompt(tokenizer, prompt)        # what is wrong with it is said before the model is read
+    prompt = None if c.interactive else read_prompt(c)
+    ids = encode(tokenizer, prompt)
     device = get_device(c.device)
     model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
-    print(f"{directory}, {model.params.flat.size:,} parameters", file=sys.stderr)
+    tell(f"{directory}, {model.params.flat.size:,} parameters")
 
-    shades = say_shades() if c.show_probs else None
-    if c.interactive:
-        for_each_line(lambda line: write(model, tokenizer, line, stops, c, shades))
-    else:
-        write(model, tokenizer, prompt, stops, c, shades)
+    printer = Printer(c.show_probs)
+    if printer.has_colours:
+        Console(stderr=True, highlight=False).print(printer.legend())
+    elif c.show_probs:
+        tell("note: the output is not a terminal with colours, so there are none")
+    if not c.interactive:
+        write(model, tokenizer, c, prompt, ids, stops, printer)
+        return
+    with suppress(EOFError, ImportError):
+        if sys.stdin.isatty():
+            import readline  # noqa: F401       # editing of the line
+        while True:
+            prompt = input(MARKER if sys.stdin.isatty() else "")
+            try:
+                write(model, tokenizer, c, prompt or None, encode(tokenizer, prompt or None), stops,
+                      printer)
+            except KeyboardInterrupt:
+                continue
+            except UserError as error:
+                tell(f"sample.py: {with_flags(error.message)}")
 
 
-def write(model, tokenizer, prompt, stops, c, shades):
-    """Print texts that continue a prompt: the first as it grows, the others when all are done."""
-    idx = encode_prompt(tokenizer, prompt)
-    if len(idx) > model.config.block_size:
-        print(f"note: the prompt has {len(idx):,} tokens; the model reads only the last "
-              f"{model.config.block_size:,}", file=sys.stderr)
-    rows = range(c.num_samples)
-    texts = [Continuation(tokenizer, stops) for _ in rows]
-    outputs = [sys.stdout, *(io.StringIO() for _ in rows[1:])]
-
-    def show(row, pairs):
-        text = "".join(shades.paint(*pair) if shades else pair[0] for pair in pairs)
-        print(text, end="", file=outputs[row], flush=True)
-
+def write(model, tokenizer, c, prompt, ids, stops, printer):
+    """Print texts that continue a prompt, None for none, with the token ids (T,). The first text
+    appears as it is generated, the others after it."""
+    if len(ids) > model.config.block_size:
+        tell(f"note: the prompt has {len(ids):,} tokens; the model reads the last "
+             f"{model.config.block_size:,} of them")
+    texts = [Continuation(tokenizer, stops) for _ in range(c.num_samples)]
+    parts = [[] for _ in texts]                      # text and probability; not of the first
     began = time.perf_counter()
+    print(prompt or "", end="", flush=True)
     try:
-        print(prompt or "", end="", flush=True)
-        for tokens, logits in predictions(model, [idx] * c.num_samples, c):
-            probs = probabilities(logits)[rows, tokens] if shades else tokens
-            for row in rows:
-                show(row, texts[row].push(tokens[row], probs[row]))
+        for step in steps(model, np.tile(ids, (c.num_samples, 1)), c, tokenizer.end):
+            probabilities = step.probabilities if c.show_probs else np.ones(c.num_samples)
+            for number, text in enumerate(texts):
+                part = text.push(step.tokens[number]), probabilities[number]
+                if number:
+                    parts[number].append(part)
+                else:
+                    printer.show(*part)
             if all(text.has_ended for text in texts):
                 break
-        for row in rows:
-            show(row, texts[row].finish())
-    finally:                                # Ctrl-C ends the line, too
+        printer.show(texts[0].finish(), 1)
+    finally:                                         # Ctrl-C ends the line, too
         print(flush=True)
     seconds = time.perf_counter() - began
-
-    for output in outputs[1:]:
-        print("-" * 40, (prompt or "") + output.getvalue(), sep="\n", flush=True)
-    n_tokens = sum(text.n_tokens for text in texts)
-    print(f"{n_tokens:,} tokens, {n_tokens / max(seconds, 1e-9):,.0f} tokens/s", file=sys.stderr)
+    for number in range(1, c.num_samples):
+        print(BETWEEN)
+        print(prompt or "", end="")
+        for part in (*parts[number], (texts[number].finish(), 1)):
+            printer.show(*part)
+        print(flush=True)
+    total = sum(text.tokens for text in texts)
+    tell(f"{total:,} token{'' if total == 1 else 's'}, {total / seconds:,.0f} tokens/s")
 
 
 def read_command_line(arguments):
-    """-> the path of the model, None: the newest run; the stop texts; SampleConfig."""
-    parser = Parser(description="Generate text with a model trained by train.py, or with a GPT-2.",
+    """-> SampleConfig, the path of a run or a model or None, a list of stop texts."""
+    parser = Parser(description="Generate text with a model trained by train.py, or with GPT-2.",
                     usage="sample.py [--model PATH] [--prompt TEXT] ...")
     parser.add_argument("--model", metavar="PATH",
                         help="a run, whose best checkpoint is used, or a model directory "
                              "[the newest run in out/]")
-    parser.add_argument("--out-dir", metavar="PATH", help="the same as --model")
+    parser.add_argument("--out-dir", metavar="DIR", help="the same as --model")
     parser.add_argument("--stop", metavar="TEXT", action="append",
-                        help="end before this text; may be given several times")
+                        help="end the text before this one; may be given several times")
     fields = dataclasses.fields(SampleConfig)
     parser.add_options("the text", fields, {})
     given = parser.parse(arguments, fields)
-    paths = {name: given.pop(name) for name in ("model", "out_dir") if name in given}
-    stops = given.pop("stop", [])
-    c = SampleConfig(**given)
-
-    if len(paths) > 1:
-        raise UserError("`model` and `out_dir` mean the same; use one")
-    for name, path in paths.items():
-        if path == "":
-            raise UserError(f"`{name}` is empty; it takes the path of a run or a model directory")
+    if "model" in given and "out_dir" in given:
+        raise UserError("`model` and `out_dir` are the same; give one of them")
+    for name in ("model", "out_dir"):
+        if given.get(name) == "":
+            raise UserError(f"`{name}` is empty; it takes the path of a directory")
+    path, stops = given.pop("model", given.pop("out_dir", None)), given.pop("stop", [])
     if "" in stops:
-        raise UserError("`stop` is empty; it takes the text before which the output ends")
-    if c.interactive and (c.prompt is not None or c.prompt_file is not None):
-        raise UserError("`interactive` reads the prompts line by line; leave out `prompt` and "
-                        "`prompt_file`")
-    return next((Path(path) for path in paths.values()), None), stops, c
+        raise UserError("`stop` is empty; it takes a text")
+    c = SampleConfig(**given)
+    if c.prompt is not None and c.prompt_file is not None:
+        raise UserError("`prompt` and `prompt_file` are both given; choose one")
+    if c.interactive and not (c.prompt is c.prompt_file is None):
+        raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
+    return c, path and Path(path), stops
+
+
+def read_prompt(c):
+    """-> the prompt, or None. The last line break of a file or of standard input is left out."""
+    name = "`prompt`"
+    if c.prompt_file is not None:
+        name = c.prompt_file
+        prompt = "".join(read_parts(c.prompt_file, LONGEST)).removesuffix("\n").removesuffix("\r")
+    elif c.prompt == "-":
+        name = "standard input"
+        content = sys.stdin.buffer.read() if sys.stdin else b""
+        try:
+            prompt = content.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompt on standard input is not UTF-8 (byte {error.start} is "
+                            f"{content[error.start]:#04x})") from None
+    else:
+        prompt = c.prompt
+    if prompt == "":
+        raise UserError(f"{name} is empty; without it the text starts from an end-of-text token or "
+                        "a line break")
+    return prompt
+
+
+def encode(tokenizer, prompt):
+    """-> token ids (T,) of a prompt; None: the token that a text starts from."""
+    return tokenizer.start if prompt is None else tokenizer.encode(prompt, "prompt")
+
+
+def tell(line):
+    """Print a line beside the text."""
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ def save_model(model, directory):
         write_model(model, folder)
 
 
-def write_model(model, folder):
-    """Write config.json and model.safetensors into an `atomic_directory`."""
+def write_model(model, folder, end=None):
+    """Write config.json and model.safetensors into an `atomic_directory`. end: the end-of-text
+    token, at which transformers stops generating."""
     form = _format(type(model))
-    write_json(folder / CONFIG, form.write_config(model.config))
+    ends = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+    write_json(folder / CONFIG, form.write_config(model.config) | ends)
     write_tensors(folder / WEIGHTS, form.write_weights(model))
 
 

@@ -3,8 +3,9 @@
 import sys
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from npgpt.cli.screen import Screen
 
 PLAIN_SECONDS = 10
 
@@ -14,11 +15,11 @@ class Bar:
     no terminal, there is a line every ten seconds instead."""
 
     def __init__(self, console=None):
-        self._console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._console = console or Screen(sys.stderr)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
             TimeRemainingColumn(), console=self._console, transient=True,
-            disable=not self._console.is_terminal or sys.stderr is None)
+            disable=not self._console.is_terminal)
         self._task = None
         self._said = time.monotonic()
 
@@ -26,13 +27,11 @@ class Bar:
         return self
 
     def __exit__(self, *error):
-        self.close()
-
-    def close(self):
-        """Remove the bar."""
         self._bar.stop()
 
     def __call__(self, text, done, total):
+        if sys.stderr is None:                # it is closed
+            return
         if self._task is None:
             self._task = self._bar.add_task(text)
             self._bar.start()

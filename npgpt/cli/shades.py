@@ -1,42 +1,49 @@
-"""Text whose colour shows a probability."""
+"""Text on the standard output, perhaps in colours that stand for probabilities."""
 
+import os
 import sys
 
-from rich.console import COLOR_SYSTEMS, Console
-from rich.style import Style
+from rich.console import Console
+from rich.text import Text
 
-# From a probability on. The 16 colours of every terminal: it shows them as its user has chosen.
-SHADES = ((0.5, Style(color="green")), (0.2, Style(color="cyan")), (0.05, Style(color="yellow")),
-          (0.01, Style(color="magenta")), (0, Style(color="red", bold=True)))
+# Upper limits of the probability, and colours.
+SHADES = ((0.01, "red"), (0.1, "dark_orange"), (0.3, "yellow"), (0.7, "green_yellow"),
+          (1.1, "green"))
 
 
-class Shades:
-    """Colours for a stream. There are none if it is not a terminal, or if NO_COLOR is set;
-    FORCE_COLOR takes any stream for a terminal."""
+class Printer:
+    """Prints parts of a text as they come, without line breaks of its own."""
 
-    def __init__(self, stream):
-        console = Console(file=stream)
-        self._colours = None if console.no_color else COLOR_SYSTEMS.get(console.color_system)
-        self.missing = "" if self._colours is not None else (     # why there are none
-            "NO_COLOR is set" if console.no_color else
-            "the output is not a terminal with colours; FORCE_COLOR=1 takes it for one")
+    def __init__(self, colours):
+        """colours: whether to show probabilities."""
+        self._console = None
+        if colours:
+            plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+            self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True,
+                                    **plain)
 
-    def paint(self, text, probability):
-        """-> the text in the colour of a probability, from 0 to 1."""
-        style = next(style for least, style in SHADES if probability >= least)
-        return style.render(text, color_system=self._colours)
+    @property
+    def has_colours(self):
+        """Whether the output is a terminal that shows colours."""
+        return bool(self._console and self._console.color_system)
 
     def legend(self):
-        """-> the meaning of the colours, in colours."""
-        words = [self.paint(f"{least:.0%}", least) for least, _ in SHADES[:-1]]
-        return f"probability of at least {', '.join(words)}, or {self.paint('less', 0)}"
+        """-> Text: the colours and what they stand for."""
+        text = Text("probability:")
+        for (limit, colour), below in zip(SHADES, (0, *(limit for limit, _ in SHADES))):
+            upper = min(limit, 1)
+            text.append(f"  {100 * below:.0f} to {100 * upper:.0f} %", colour)
+        return text
 
-
-def say_shades():
-    """-> Shades of stdout; None: it has no colours. What they mean, or why there are none, is said
-    on stderr."""
-    shades = Shades(sys.stdout)
-    said = (f"note: no probabilities are shown, because {shades.missing}" if shades.missing else
-            f"colours: {Shades(sys.stderr).legend()}")
-    print(said, file=sys.stderr)
-    return None if shades.missing else shades
+    def show(self, text, probability):
+        """Print a part of the text. probability: of its token."""
+        if not text:
+            return
+        if not self.has_colours:
+            print(text, end="", flush=True)
+            return
+        colour = next(colour for limit, colour in SHADES if probability < limit)
+        with self._console.capture() as capture:
+            self._console.print(Text(text, colour), end="")
+        sys.stdout.write(capture.get())
+        sys.stdout.flush()

@@ -1,8 +1,9 @@
 """The base class of models that predict the next token of a sequence."""
 
 from npgpt.errors import UserError
-from npgpt.models.generate import Sampling, generate
+from npgpt.models.generate import generate
 from npgpt.models.model import Model
+from npgpt.models.sampling import Sampling
 
 
 class LanguageModel(Model):
@@ -30,19 +31,13 @@ class LanguageModel(Model):
         idx, targets = self._pair(idx, targets)
         return self._loss_and_grads((idx,), targets, key, count, into)
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None, *,
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None,
                  min_p=None, repetition_penalty=1.0, end=None):
-        """idx (B, T) -> (B, max_new_tokens) int, a NumPy array: the tokens generated after idx.
-
-        end: a token with which a row ends; it is then repeated, and if every row has ended, the
-        result is shorter. The other arguments are those of npgpt.models.generate.Sampling."""
-        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-                            seed)
-        return generate(self, idx, sampling, end)
-
-    def check_tokens(self, idx):
-        """Raise UserError unless idx (B, T), on the host, has token ids 0..V-1 only."""
-        self._tokens(idx, self.config.vocab_size)
+        """idx (B, T) -> (B, n) int, a NumPy array: the tokens generated after idx. n is
+        max_new_tokens, or less if every row has ended. end: the token that ends a row. The other
+        arguments are those of npgpt.models.sampling.Sampling."""
+        return generate(self, idx, Sampling(max_new_tokens, temperature, top_k, top_p, seed, min_p,
+                                            repetition_penalty), end)
 
     def _pair(self, idx, targets):
         V = self.config.vocab_size

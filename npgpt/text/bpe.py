@@ -92,15 +92,16 @@ class BPETokenizer:
         return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), settings, vocab_path)
 
     @classmethod
-    def train(cls, parts, vocab_size, show_progress=False):
+    def train(cls, parts, vocab_size, show_progress=False, length=None):
         """An iterator over parts of texts -> a BPETokenizer of at most this number of tokens, whose
-        first one ends a text. The regular expression is GPT-2's. show_progress: on stderr."""
+        first one ends a text. The regular expression is GPT-2's. show_progress: on stderr. length:
+        about how many parts there are, for that."""
         library = _library(f"`vocab_size` {vocab_size}")
         tokenizer = byte_level(library)
         trainer = library.trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[END], show_progress=show_progress,
             initial_alphabet=_alphabet())
-        tokenizer.train_from_iterator(parts, trainer)
+        tokenizer.train_from_iterator(parts, trainer, length)
         return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), None, FILE)
 
     @property
@@ -108,10 +109,10 @@ class BPETokenizer:
         """(1,) int: the end-of-text token, as between documents; a line break if there is none."""
         return self.encode("\n")[:1] if self.end is None else np.array([self.end])
 
-    def encode(self, text):
-        """Text -> (n,) int64. Special tokens in the text are read as such. Raises UserError for
-        half of a surrogate pair, which UTF-8 cannot represent."""
-        return self._encode_all([text])[0].astype(np.int64)
+    def encode(self, text, name="text"):
+        """Text -> (n,) int64. Special tokens in the text are read as such. name: what it is called
+        in messages. Raises UserError for half of a surrogate pair, which UTF-8 cannot represent."""
+        return self._encode_all([text], name)[0].astype(np.int64)
 
     def encode_parts(self, parts):
         """Parts of one text -> an iterator over (n,) int: the ids of the whole text. Tokens may
@@ -138,14 +139,14 @@ class BPETokenizer:
                 rest = rest[at:]
         yield rest
 
-    def _encode_all(self, texts):
+    def _encode_all(self, texts, name="text"):
         before = os.environ.get("TOKENIZERS_PARALLELISM")
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if len(texts) > 1 else "false"
         try:
             found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             half = next(c for text in texts for c in text if "\ud800" <= c <= "\udfff")
-            raise UserError(f"the text contains {half!r}, half of a surrogate pair, which UTF-8 "
+            raise UserError(f"the {name} contains {half!r}, half of a surrogate pair, which UTF-8 "
                             "cannot represent; remove it") from None
         finally:       # a process that is forked now must not wait for threads that it lacks
             os.environ["TOKENIZERS_PARALLELISM"] = before or "false"

@@ -55,16 +55,17 @@ class CharTokenizer:
         """(1,) int: the token that generated text starts from, the line break if there is one."""
         return self.encode("\n" if "\n" in self.characters else self.characters[0])
 
-    def encode(self, text):
-        """Text of n characters -> (n,) int64. Raises UserError for an unknown character."""
-        return self._encode(text).astype(np.int64)
+    def encode(self, text, name="text"):
+        """Text of n characters -> (n,) int64. name: what it is called in messages. Raises UserError
+        for an unknown character."""
+        return self._encode(text, name).astype(np.int64)
 
     def encode_parts(self, parts):
         """Parts of one text -> their ids, (n,) int, one array for each part or more. Raises
         UserError for an unknown character."""
         return map(self._encode, parts)
 
-    def _encode(self, text):
+    def _encode(self, text, name="text"):
         if self._table and text.isascii():
             ids = text.encode().translate(self._table)
             if UNKNOWN not in ids:
@@ -74,7 +75,7 @@ class CharTokenizer:
         beyond = codes.max(initial=0) >= len(self._ids)
         if beyond or ids.min(initial=0) < 0:
             at = np.flatnonzero((ids < 0) | (codes >= len(self._ids)))[0]
-            raise UserError(f"{text[at]!r}, character {at + 1} of the text, is not among the "
+            raise UserError(f"{text[at]!r}, character {at + 1} of the {name}, is not among the "
                             f"{self.vocab_size} characters that the model knows: "
                             f"{_shown(self.characters)}")
         return ids

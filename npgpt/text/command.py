@@ -81,15 +81,11 @@ def _run(arguments):
 def _train(names, c):
     target = _target(c, tokenizers.FILES | {SUMS})
     paths = _paths(names)
-    total = sum(signature(path)[1] for path in paths)
-    with Bar() as bar:
-        def parts():
-            for text in documents(paths, lambda done: bar("reading", done, total)):
-                for part in text:
-                    yield from (part[at:at + PART] for at in range(0, len(part), PART))
-            bar.close()                  # from here on the library shows its own
-        with _default_ctrl_c():
-            tokenizer = BPETokenizer.train(parts(), c.vocab_size, sys.stderr.isatty())
+    length = sum(-(-signature(path)[1] // PART) for path in paths)
+    parts = (part[at:at + PART] for text in documents(paths) for part in text
+             for at in range(0, len(part), PART))
+    with _default_ctrl_c():
+        tokenizer = BPETokenizer.train(parts, c.vocab_size, sys.stderr.isatty(), length)
     with atomic_directory(target, tokenizers.FILES | {SUMS}) as folder:
         tokenizer.save(folder)
     few = "" if tokenizer.vocab_size == c.vocab_size else (

@@ -64,7 +64,11 @@ class Dataset:
     def offsets(self, split, windows=None):
         """The offsets of consecutive windows of a split, without overlap: all of them (None), or
         this number of windows, evenly spaced. Always the same ones."""
-        starts = np.arange(0, len(split) - self.block_size, self.block_size)
-        if windows is None or windows >= len(starts):
-            return starts
-        return starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
+        n = self.count(split)
+        chosen = (np.arange(n) if windows is None or windows >= n else
+                  np.linspace(0, n - 1, windows).round().astype(int))
+        return chosen * self.block_size
+
+    def count(self, split):
+        """The number of all windows of a split, without overlap."""
+        return (len(split) - 1) // self.block_size

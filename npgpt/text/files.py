@@ -62,6 +62,7 @@ def read_parts(path, most=ENDLESS, after=lambda done: None):
     after(done) is called with the number of bytes of the file that have been read. Raises UserError
     if it cannot be read or is not UTF-8."""
     decoder, offset, first = codecs.getincrementaldecoder("utf-8")(), 0, b""
+    is_begun = False
     with open_regular(path, most) as file:
         content = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP else file
         while True:
@@ -76,9 +77,9 @@ def read_parts(path, most=ENDLESS, after=lambda done: None):
                     f"{path} is not UTF-8 (byte {before + error.start} is "
                     f"{error.object[error.start]:#04x}); convert it with: iconv -f {encoding} "
                     "-t utf-8") from None
-            if offset == 0:
-                text = text.removeprefix("\ufeff")
             offset += len(part)
+            if text and not is_begun:
+                text, is_begun = text.removeprefix("\ufeff"), True
             if text:
                 yield text
             if not part:
@@ -86,7 +87,7 @@ def read_parts(path, most=ENDLESS, after=lambda done: None):
             after(file.tell())
 
 
-def documents(paths, after):
+def documents(paths, after=lambda done: None):
     """Yield an iterator over the parts of each text. after(done): called with the number of bytes
     of all files that have been read."""
     before = 0

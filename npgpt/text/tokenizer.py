@@ -6,7 +6,7 @@ Every tokenizer has these:
     vocab_size              the number of tokens, V
     start                   (1,) int: the token that generated text starts from
     end                     the end-of-text token, between documents and after a text; None: none
-    encode(text)            -> (n,) int64
+    encode(text, name)      -> (n,) int64; name: what the text is called in messages
     encode_parts(parts)     -> an iterator over arrays: the ids of a long text, of which parts are
                             the parts in their order; together the same as encode of all of it
     decode(ids)             -> text

@@ -1,5 +1,7 @@
 """The header of a run's output."""
 
+import math
+
 from npgpt.training import estimate
 from npgpt.training.step import tokens_in_step
 
@@ -17,7 +19,7 @@ def header(run, trial):
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
     memory = estimate.memory_needed(m, c, device, comm.computing)
-    final_windows = len(run.data.offsets(run.data.val, c.final_windows or None))
+    final_windows = min(run.data.count(run.data.val), c.final_windows or math.inf)
     left = estimate.run_seconds(trial, c, run.step, final_windows)
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
     return ({"note": "; ".join(notes)} if notes else {}) | {

@@ -126,7 +126,7 @@ class Monitor:
                              self.after_batch)
         except Interrupted:
             return self._stop()
-        windows = len(run.data.offsets(run.data.val))
+        windows = run.data.count(run.data.val)
         if limit is None or windows <= limit:
             values, over = {"whole_val_loss": loss}, "the whole split"
         else:
@@ -141,7 +141,8 @@ class Monitor:
         own = (run.model.device.peak_memory() or 0) - run.comm.shared_memory
         peak = run.comm.all_reduce(max(own, 0) if run.comm.computes else 0)
         if peak:
-            say(f"peak memory: {size(peak)}")
+            mapped = ", with the part of the token file that is in memory"
+            say(f"peak memory: {size(peak)}{mapped if run.source.is_mapped else ''}")
         if run.comm.is_first:
             say(f"the model is in {run.best}; to generate text: "
                 f"{command_line('sample')} --out-dir {run.directory.path}")

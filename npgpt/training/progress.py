@@ -5,66 +5,23 @@ output goes to a file, there are plain lines instead, at most one every ten seco
 evaluations.
 """
 
-import errno
 import sys
 import time
-from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from npgpt.cli.command import discard
+from npgpt.cli.screen import Screen
 from npgpt.training.estimate import duration
 
 PLAIN_SECONDS = 10
-
-
-class Output:
-    """The standard output, as a file for rich. After its terminal is closed, what is written goes
-    nowhere, because the run still has to be saved. Other errors are raised and name it."""
-
-    def __init__(self):
-        self._stream = sys.stdout
-        self._is_terminal = self._stream.isatty()
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text):
-        with self._failing():
-            self._stream.write(text)
-
-    def flush(self):
-        with self._failing():
-            self._stream.flush()
-
-    @contextmanager
-    def _failing(self):
-        try:
-            yield
-        except OSError as error:
-            discard(self._stream)
-            if error.errno != errno.EIO or not self._is_terminal:
-                raise OSError(error.errno, error.strerror, "the output") from error
-
-
-class Screen(Console):
-    """rich's console on the standard output, but a closed pipe raises BrokenPipeError."""
-
-    def __init__(self):
-        super().__init__(file=sys.stdout and Output(),          # None: it is closed
-                         highlight=False, markup=False, emoji=False)
-
-    def on_broken_pipe(self):
-        raise BrokenPipeError
 
 
 class Progress:
     """A context manager: the bar is shown inside."""
 
     def __init__(self, max_iters, first_step=0, console=None):
-        self.console = console or Screen()
+        self.console = console or Screen(sys.stdout)
         self.max_iters = max_iters
         self._said = time.monotonic()
         self._step, self._numbers = first_step, ""

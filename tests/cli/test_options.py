@@ -7,7 +7,7 @@ import pytest
 import npgpt
 from npgpt import UserError
 from npgpt.cli.options import ALIASES, Options, Parser, option, suggestion
-from npgpt.models.generate import Sampling
+from npgpt.models.sampling import Sampling
 from npgpt.training.config import FIELDS
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 import sample as sample_script
 import train as train_script
-from npgpt import GPT
+from npgpt import GPT, GPTConfig
 from npgpt.durable import SUMS
-from tests.commands.tiny import TEXT
+from npgpt.models.generate import Step, steps
+from npgpt.models.sampling import Sampling
+from npgpt.text.bpe import BPETokenizer
+from tests.commands.tiny import ENVIRONMENT, TEXT, command
 
 ALPHABET = sorted(set(TEXT))
 
@@ -25,7 +29,7 @@ def sample(run, train):
         result = run(sample_script.main, *words)
         assert result.status == 0
         assert re.fullmatch(r"out/laptop/checkpoint-5, 4,016 parameters\n"
-                            r"[\d,]+ tokens, [\d,]+ tokens/s\n", result.err)
+                            r"(1 token|[\d,]+ tokens), [\d,]+ tokens/s\n", result.err)
         return result.out
     return call
 
@@ -37,9 +41,9 @@ def test_samples_continue_the_prompt_and_differ(sample):
     assert first.startswith("the qu") and second.startswith("the qu") and first != second
     assert len(first) == len(second) == 36
     assert sample(*options, "--out-dir", "out/laptop") == first + "\n"
+    assert sample(*options, "--seed=2") not in (first + "\n", second + "\n")
     assert sample(*options, "--model", "out/laptop") == first + "\n"
-    assert sample(*options, "--model", "out/laptop/checkpoint-5") == first + "\n"
-    assert sample(*options, "--seed=2") != first + "\n"
+    assert sample(*options, "--out-dir", "out/laptop/checkpoint-5") == first + "\n"
 
 
 def test_most_likely_text_follows_the_models_logits(sample):
@@ -80,9 +84,7 @@ def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):
 
 def test_help_lists_every_option_with_what_it_takes(run):
     shown = run(sample_script.main, "--help").out
-    for option in ("--model PATH ", "--out-dir PATH ", "--stop TEXT ", "--prompt TEXT ",
-                   "--prompt-file FILE ", "--min-p X ", "--repetition-penalty X ",
-                   "--interactive, ", "--show-probs, ", "--max-new-tokens N ", "--temperature X ",
+    for option in ("--out-dir DIR ", "--prompt TEXT ", "--max-new-tokens N ", "--temperature X ",
                    "--top-k N ", "--top-p X ", "--seed N ", "--num-samples N ",
                    "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
         assert f"\n  {option}" in shown
@@ -91,7 +93,7 @@ def test_help_lists_every_option_with_what_it_takes(run):
 
 def test_help_says_what_it_does(run):
     out = run(sample_script.main, "--help").out
-    assert "Generate text with a model trained by train.py, or with a GPT-2." in out
+    assert "Generate text with a model trained by train.py, or with GPT-2." in out
     assert "\nthe text:\n" in out
 
 
@@ -130,3 +132,135 @@ def test_precision_is_the_devices_unless_given(sample, device, monkeypatch):
     sample("--device=gpu", "--dtype=float64", "--max-new-tokens=1")
     assert used == [("gpu", device.default_dtype), ("gpu", "float64")]
     assert device.default_dtype != "float32"
+
+
+def test_texts_of_one_batch_are_those_of_its_rows(sample):
+    words = ["--prompt=fox", "--seed=3", "--max-new-tokens=12"]
+    model = GPT.from_pretrained("out/laptop/checkpoint-5")
+    ids = np.array([[ALPHABET.index(c) for c in "fox"]] * 3)
+    rows = model.generate(ids, 12, temperature=0.8, seed=3)
+    expected = ["fox" + "".join(ALPHABET[i] for i in row) for row in rows]
+    between = "\n" + "-" * 40 + "\n"
+    assert sample(*words, "--num-samples=3") == between.join(expected) + "\n"
+
+
+def test_prompt_of_a_file_or_of_standard_input(sample, home, monkeypatch):
+    expected = sample("--prompt=a\nb", "--seed=1")
+    (home / "prompt").write_bytes(b"a\nb\r\n")
+    assert sample("--prompt-file=prompt", "--seed=1") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    assert sample("--prompt=-", "--seed=1") == expected
+
+
+def test_standard_input_that_is_not_utf_8_is_refused(run, train, monkeypatch):
+    train("--max-iters=5")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    result = run(sample_script.main, "--prompt=-")
+    assert (result.status, result.out, result.err) == (
+        2, "", "sample.py: the prompt on standard input is not UTF-8 (byte 3 is 0xe9)\n")
+
+
+def test_stop_text_ends_the_text(sample):
+    words = ["--prompt=fox", "--seed=3", "--max-new-tokens=60"]
+    full = sample(*words).removeprefix("fox").removesuffix("\n")
+    stop = full[7:9]
+    assert sample(*words, "--stop=#", "--stop", stop) == "fox" + full[:full.find(stop)] + "\n"
+
+
+def test_long_prompt_is_noted(run, train):
+    train("--max-iters=5")
+    result = run(sample_script.main, "--prompt=" + "fox " * 5, "--max-new-tokens=3")
+    assert result.status == 0
+    assert ("note: the prompt has 20 tokens; the model reads the last 16 of them\n") in result.err
+    assert "note" not in run(sample_script.main, "--prompt=fox", "--max-new-tokens=3").err
+
+
+@pytest.fixture
+def speaker(home):
+    """A model directory with a byte-level BPE, whose model is random."""
+    tokenizer = BPETokenizer.train([TEXT + "\U0001f600"], 290)
+    model = GPT(GPTConfig(vocab_size=290, block_size=16, n_layer=1, n_head=2, n_embd=16))
+    model.save_pretrained("speaker")
+    (home / "speaker" / SUMS).unlink()
+    tokenizer.save(home / "speaker")
+    return model, tokenizer
+
+
+def test_characters_are_never_shown_in_halves_and_the_end_of_text_ends_them(
+        run, speaker, monkeypatch):
+    _, tokenizer = speaker
+    ids = [*tokenizer.encode("a\U0001f600é\n"), tokenizer.end, 5]
+    monkeypatch.setattr(sample_script, "steps", lambda *given: (
+        Step(np.array([i]), np.zeros((1, 290))) for i in ids))
+    stream = Flushed()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert run(sample_script.main, "--model=speaker").status == 0
+    assert stream.getvalue() == "a\U0001f600é\n\n"
+    assert stream.flushed == [1, 2, 3, 4, 5]
+
+
+def test_model_directory_is_prompted_with_text(run, speaker):
+    model, tokenizer = speaker
+    result = run(sample_script.main, "--model=speaker", "--prompt=the fox", "--seed=1",
+                 "--max-new-tokens=10")
+    ids = model.generate([tokenizer.encode("the fox")], 10, temperature=0.8, seed=1,
+                         end=tokenizer.end)[0]
+    ids = [i for i in ids if i != tokenizer.end]
+    assert result.out == "the fox" + tokenizer.decode(ids) + "\n"
+
+
+def test_prompts_are_read_line_by_line(sample, run, home, monkeypatch):
+    words = ["--seed=1", "--max-new-tokens=5"]
+    expected = sample(*words, "--prompt=fox") + sample(*words) + sample(*words, "--prompt=dog")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("fox\n\nnaïve\ndog\n"))
+    result = run(sample_script.main, *words, "--interactive")
+    assert (result.status, result.out) == (0, expected)
+    assert "\nsample.py: 'ï', character 3 of the prompt, is not among the 28" in result.err
+
+
+def test_ctrl_c_ends_a_text_and_then_the_program(run, train, monkeypatch):
+    train("--max-iters=5")
+    original = sample_script.steps
+    lines = iter(["fox", "dog"])
+
+    def steps(*arguments):
+        yield next(original(*arguments))
+        raise KeyboardInterrupt
+
+    def read(marker):
+        line = next(lines, None)
+        if line is None:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr(sample_script, "steps", steps)
+    monkeypatch.setattr("builtins.input", read)
+    result = run(sample_script.main, "--interactive")
+    assert result.status == 130 and result.out.startswith("fox") and "\ndog" in result.out
+
+
+def test_colours_are_left_out_where_there_is_no_terminal(run, train):
+    train("--max-iters=5")
+    words = ["--seed=1", "--prompt=fox"]
+    result = run(sample_script.main, *words, "--show-probs")
+    assert "note: the output is not a terminal with colours, so there are none\n" in result.err
+    assert result.out == run(sample_script.main, *words).out
+
+
+def test_colours_in_a_terminal_are_those_of_the_probabilities(train, home):
+    """`script` runs a command in a pseudo-terminal."""
+    train("--max-iters=5")
+    words = " ".join(command("--seed=1", "--max-new-tokens=30", "--show-probs",
+                             script="sample.py"))
+    done = subprocess.run(["script", "-qec", words, "/dev/null"], capture_output=True, text=True,
+                          env=ENVIRONMENT | {"TERM": "xterm-256color", "COLORTERM": ""},
+                          stdin=subprocess.DEVNULL)
+    shown = done.stdout.replace("\r\n", "\n")
+    assert done.returncode == 0 and "probability:" in shown
+    model = GPT.from_pretrained("out/laptop/checkpoint-5")
+    expected = list(steps(model, [[ALPHABET.index("\n")]], Sampling(30, 0.8, seed=1)))
+    parts = re.findall(r"\x1b\[([\d;]+)m(.+?)\x1b\[0m", shown.split("100 %\x1b[0m\n")[1], re.S)
+    parts = [(code, character) for code, character in parts]
+    assert "".join(text for _, text in parts) == "".join(
+        ALPHABET[step.tokens[0]] for step in expected if ALPHABET[step.tokens[0]] != "\n")

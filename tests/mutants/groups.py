@@ -36,7 +36,7 @@ class Group:
 # Mutants do not reach other programs that a test starts; and tests of a hundred cases each.
 LEFT_OUT = ("test_processes or simultaneous or all_processes or the_imports or bar_moves or "
             "importing_npgpt or may_not_grow or below_the_limit or address_space or other_kinds or "
-            "flipped_bits")
+            "flipped_bits or leaves_nothing_behind or colours_in_a_terminal")
 
 GROUPS = [
     Group(
@@ -50,18 +50,21 @@ GROUPS = [
         constants=True,
     ),
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
-    Group("files", ("npgpt/checkpoints/*.py", "npgpt/text/*.py", "npgpt/durable.py",
-                    "npgpt/reading.py"),
+    Group("text", ("npgpt/text/*.py",),
+          ("tests/text", "tests/commands/test_tokenizer_command.py"), share=0.2,
+          left_out=LEFT_OUT),
+    Group("files", ("npgpt/checkpoints/*.py", "npgpt/durable.py", "npgpt/reading.py"),
           ("tests/checkpoints", "tests/text", "tests/test_durable.py",
            *(f"tests/reliability/test_{name}.py" for name in (
                "best_and_overwrite", "lock", "reading"))),
           share=0.2, left_out=LEFT_OUT),
-    Group("generation", ("npgpt/models/generate.py", "sample.py"),
+    Group("generation", ("npgpt/models/generate.py", "npgpt/models/sampling.py", "sample.py"),
           ("tests/models/test_generate.py", "tests/commands"), share=0.2, left_out=LEFT_OUT),
     Group("training",
           ("train.py",
            *(f"npgpt/training/{name}.py" for name in (
-               "config", "request", "setup", "run", "step", "evaluation"))),
+               "config", "request", "setup", "run", "step", "evaluation", "perplexity",
+               "perplexity_command"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text",
            *(f"tests/reliability/test_{name}.py" for name in (
                "evaluation", "reading", "signals", "unusable", "writing"))),

@@ -114,13 +114,13 @@ def test_output_that_cannot_be_written_is_named(home):
 
 def test_ctrl_c_in_a_sample_ends_the_line(run, home, monkeypatch):
     assert run(train_script.main, *TINY, "--max-iters=1", "--out-dir=run").status == 0
-    original = generate.predictions
+    original = generate.steps
 
-    def predictions(*arguments):
+    def steps(*arguments):
         yield next(original(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample_script, "predictions", predictions)
+    monkeypatch.setattr(sample_script, "steps", steps)
     result = run(sample_script.main, "--out-dir=run", "--prompt=fox")
     assert result.status == 130 and "Traceback" not in result.err
     assert len(result.out) >= len("fox?\n") and result.out.endswith("\n")

@@ -1,0 +1,71 @@
+"""Every command of docs/recipes.md as it is written there, with smaller configurations."""
+
+import re
+import shlex
+
+import pytest
+
+import sample as sample_script
+import train as train_script
+from npgpt import GPT, GPTConfig
+from npgpt.__main__ import main as npgpt
+from npgpt.durable import SUMS
+from npgpt.text.bpe import BPETokenizer
+from npgpt.training import request
+from tests.commands.tiny import ROOT, TEXT
+
+DOCUMENT = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", DOCUMENT, re.M | re.S)
+CONFIG = """
+n_layer = 1
+n_head = 2
+n_embd = 16
+block_size = 32
+batch_size = 2
+max_iters = 2
+eval_iters = 1
+optimizer = "adamw"
+"""
+SETTINGS = ("batch_size = 2", "max_iters = 2", "eval_iters = 1")
+
+
+@pytest.fixture
+def recipes(home, monkeypatch):
+    """A text, a directory of texts, a GPT-2 of random parameters, and tiny configurations."""
+    book = "The quick brown fox jumps over the lazy dog. " * 60 + TEXT
+    (home / "book.txt").write_text(book)
+    for name in ("texts/a.txt", "texts/more/b.md", "texts/c.py", "texts/more/d.py"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"{name}\n{book}")
+    tokenizer = BPETokenizer.train([book], 300)
+    GPT(GPTConfig(tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16,
+                  )).save_pretrained("gpt2")
+    (home / "gpt2" / SUMS).unlink()
+    tokenizer.save(home / "gpt2")
+    (home / "configs").mkdir()
+    (home / "configs/laptop.toml").write_text(CONFIG)
+    (home / "configs/finetune.toml").write_text("\n".join(SETTINGS))
+    monkeypatch.setattr(request, "bundled", lambda name: home / name)
+
+
+def test_every_command_does_what_it_says(recipes, run, home, capsys):
+    assert len(BLOCKS) >= 9
+    scripts = {"train.py": train_script.main, "sample.py": sample_script.main}
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(compile(block, "recipes.md", "exec"), {})
+            assert capsys.readouterr().out
+            continue
+        for line in block.splitlines():
+            program, first, *rest = shlex.split(line)
+            if program == "python":
+                main = scripts[first]
+            else:
+                main, rest = npgpt, [first, *rest]
+                assert program == "npgpt"
+            if "--max-iters" in rest:                  # of a run of two steps
+                rest[rest.index("--max-iters") + 1] = "3"
+            result = run(main, *rest)
+            assert result.status == 0, (line, result.err)
+            for name in re.findall(r"--out-dir (\S+)", line):
+                assert (home / name).is_dir()
