@@ -99,8 +99,8 @@ def write(model, tokenizer, c, prompt, stops, shades):
         print("".join(shown), end="", file=output, flush=True)
 
     began = time.perf_counter()
-    print(prompt or "", end="", flush=True)
     try:
+        print(prompt or "", end="", flush=True)
         for step in steps(model, np.tile(ids, (c.num_samples, 1)), c, tokenizer.end):
             probabilities = step.probabilities if shades else [None] * c.num_samples
             for text, output, *drawn in zip(texts, outputs, step.tokens, probabilities):

@@ -2,13 +2,16 @@
 
 import os
 import pty
+import select
 import subprocess
+from contextlib import suppress
 
 import pytest
 
 from tests.commands.tiny import ENVIRONMENT, command, process
 
 OPTIONS = ["--model=run", "--interactive", "--seed=1"]
+PATIENCE = 20         # seconds for which a program that fails may show nothing
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +20,8 @@ def trained(train):
 
 
 class Terminal:
-    """sample.py in a pseudo-terminal, without the escape codes of a real one."""
+    """sample.py in a pseudo-terminal, without the escape codes of a real one; a context manager
+    that ends it."""
 
     def __init__(self, *words, **streams):
         self._main, other = pty.openpty()
@@ -27,30 +31,46 @@ class Terminal:
             **{"stdout": other, "stderr": other} | streams)
         os.close(other)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._process.kill()
+        self._process.wait()
+        os.close(self._main)
+
     def until(self, expected):
         """-> what is shown up to some text."""
         shown = ""
         while expected not in shown:
-            try:
-                part = os.read(self._main, 1).decode(errors="replace")
-            except OSError:                                   # the process has ended
-                part = ""
-            assert part, f"{expected!r} is not in {shown!r}"
+            part = self._read(1)
+            assert part and len(shown) < 10**5, f"{expected!r} is not in {shown!r}"
             shown += part
         return shown.replace("\r\n", "\n")
 
     def type(self, keys):
         os.write(self._main, keys.encode())
 
-    def status(self):
-        """Wait for the end -> exit status."""
+    def end(self, keys):
+        """Type keys until the program has ended, because Python misses Ctrl-C while it begins to
+        wait for a line -> the exit status, and what is shown."""
+        shown = ""
+        for _ in range(20):
+            self.type(keys)
+            while part := self._read(1000, PATIENCE / 40):
+                shown += part
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(PATIENCE / 40), shown.replace("\r\n", "\n")
+        raise AssertionError(f"it does not end; it shows {shown!r}")
+
+    def _read(self, most, seconds=PATIENCE):
+        """-> characters; none: the program has ended, or shows nothing for so long."""
+        if not select.select([self._main], [], [], seconds)[0]:
+            return ""
         try:
-            while os.read(self._main, 1000):
-                pass
-        except OSError:
-            pass
-        os.close(self._main)
-        return self._process.wait()
+            return os.read(self._main, most).decode(errors="replace")
+        except OSError:                                       # the program has ended
+            return ""
 
 
 def _take_terminal():
@@ -80,38 +100,37 @@ def test_every_line_of_a_pipe_is_a_prompt():
 
 
 def test_terminal_shows_a_marker_and_goes_on_after_errors_until_ctrl_d():
-    terminal = Terminal("--max-new-tokens=9")
-    assert terminal.until("> ").endswith(" parameters\n> ")
-    terminal.type("the\n")
-    assert "\nthe" in terminal.until("> ")
-    terminal.type("FOX\n")
-    assert terminal.until("> ").startswith("FOX\n'F', character 1 of the prompt, is not among")
-    terminal.type("fox\n")
-    assert terminal.until("> ").startswith("fox\nfox")
-    terminal.type("\x04")
-    assert terminal.status() == 0
+    with Terminal("--max-new-tokens=9") as terminal:
+        assert terminal.until("> ").endswith(" parameters\n> ")
+        terminal.type("the\n")
+        assert "\nthe" in terminal.until("> ")
+        terminal.type("FOX\n")
+        assert terminal.until("> ").startswith("FOX\n'F', character 1 of the prompt, is not among")
+        terminal.type("fox\n")
+        assert terminal.until("> ").startswith("fox\nfox")
+        status, shown = terminal.end("\x04")
+    assert status == 0 and shown.endswith("\n")
 
 
 def test_ctrl_c_ends_a_text_and_at_the_marker_the_program():
-    terminal = Terminal("--max-new-tokens=1000000000")
-    terminal.until("> ")
-    for _ in range(2):
-        terminal.type("the qu\n")
-        terminal.until("the qu\r\nthe qu")                       # typed, and printed
-        terminal.type("\x03")
-        shown = terminal.until("> ")
-        assert shown.endswith("\n> ") and "Traceback" not in shown and "tokens/s" not in shown
-    terminal.type("\x03")
-    assert terminal.status() == 130
+    with Terminal("--max-new-tokens=1000000000") as terminal:
+        terminal.until("> ")
+        for _ in range(2):
+            terminal.type("the qu\n")
+            terminal.until("the qu\r\nthe qu")                 # typed, and printed
+            terminal.type("\x03")
+            shown = terminal.until("> ")
+            assert shown.endswith("\n> ") and "Traceback" not in shown and "tokens/s" not in shown
+        status, shown = terminal.end("\x03")
+    assert status == 130 and shown.endswith("\n") and "Traceback" not in shown
 
 
 def test_marker_is_not_written_into_a_file(home):
-    with open("text.txt", "wb") as file:
-        terminal = Terminal("--max-new-tokens=9", stdout=file)
+    with (open("text.txt", "wb") as file,
+          Terminal("--max-new-tokens=9", stdout=file) as terminal):
         terminal.until(" parameters")
         terminal.type("the\n")
         terminal.until(" tokens/s")
-        terminal.type("\x04")
-        assert terminal.status() == 0
+        assert terminal.end("\x04")[0] == 0
     text = (home / "text.txt").read_text()
     assert text.startswith("the") and len(text) == len("the") + 9 + 1
