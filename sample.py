@@ -75,7 +75,7 @@ def sample(arguments):
 
     shades = Shades() if c.show_probs else None
     if shades and shades.are_shown:
-        Console(stderr=True, highlight=False).print(shades.legend())
+        Console(stderr=True).print(shades.legend())
     elif shades:
         tell("note: the output is not a terminal with colours, so there are none")
     if c.interactive:
@@ -101,7 +101,7 @@ def write(model, tokenizer, c, prompt, stops, shades):
     began = time.perf_counter()
     try:
         print(prompt or "", end="", flush=True)
-        for step in steps(model, np.tile(ids, (c.num_samples, 1)), c, tokenizer.end):
+        for step in steps(model, np.tile(ids, (c.num_samples, 1)), c):
             probabilities = step.probabilities if shades else [None] * c.num_samples
             for text, output, *drawn in zip(texts, outputs, step.tokens, probabilities):
                 show(text.push(*drawn), output)
@@ -113,7 +113,7 @@ def write(model, tokenizer, c, prompt, stops, shades):
         print(flush=True)
     seconds = time.perf_counter() - began
     for output in outputs[1:]:
-        print(BETWEEN, (prompt or "") + output.getvalue(), sep="\n", flush=True)
+        print(BETWEEN, (prompt or "") + output.getvalue(), sep="\n")
     total = sum(text.tokens for text in texts)
     tell(f"{total:,} token{'' if total == 1 else 's'}, {total / seconds:,.0f} tokens/s")
 

@@ -17,6 +17,7 @@ class Shades:
     def __init__(self):
         plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
         self._system = COLOR_SYSTEMS.get(Console(**plain).color_system)
+        self._styles = [(limit, Style(color=colour)) for limit, colour in SHADES]
 
     @property
     def are_shown(self):
@@ -34,5 +35,5 @@ class Shades:
     def paint(self, text, probability):
         """-> a text in the colour of its probability. Its characters stay as they are, tabs and
         control characters too."""
-        colour = next(colour for limit, colour in SHADES if probability < limit)
-        return Style.parse(colour).render(text, color_system=self._system)
+        style = next(style for limit, style in self._styles if probability < limit)
+        return style.render(text, color_system=self._system)

@@ -89,7 +89,7 @@ class BPETokenizer:
                             f"{error}") from None
         if END in vocab:
             tokenizer.add_special_tokens([END])
-        return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), settings, vocab_path)
+        return cls(tokenizer, tokenizer.to_str().encode(), settings, vocab_path)
 
     @classmethod
     def train(cls, parts, vocab_size, show_progress=False, length=None):
@@ -102,7 +102,7 @@ class BPETokenizer:
             vocab_size=vocab_size, special_tokens=[END], show_progress=show_progress,
             initial_alphabet=_alphabet())
         tokenizer.train_from_iterator(parts, trainer, length)
-        return cls(tokenizer, tokenizer.to_str(pretty=True).encode(), None, FILE)
+        return cls(tokenizer, tokenizer.to_str().encode(), None, FILE)
 
     @property
     def start(self):
@@ -177,7 +177,7 @@ class BPETokenizer:
         if settings is None:
             names = {} if self.end is None else dict.fromkeys(
                 ("bos_token", "eos_token", "unk_token"), self._bytes[self.end].decode())
-            settings = (json.dumps(SETTINGS | names, indent=1) + "\n").encode()
+            settings = json.dumps(SETTINGS | names).encode()
         (Path(folder) / FILE).write_bytes(self._content)
         (Path(folder) / CONFIG).write_bytes(settings)
 

@@ -31,7 +31,7 @@ def cached_tokens(name, tokenizer, folder, progress):
 def _place(folder, paths, sources, digest):
     """-> the path of a token file."""
     key = hashlib.sha256(json.dumps([FORMAT, sources, digest]).encode()).hexdigest()[:16]
-    stem = paths[0].name.partition(".")[0] if len(paths) == 1 else paths[0].parent.name
+    stem = paths[0].stem if len(paths) == 1 else paths[0].parent.name
     return Path(folder) / f"{stem}-{key}"
 
 

@@ -38,7 +38,7 @@ class CharTokenizer:
         if halves:
             raise UserError(f"the text contains {halves[0]!r}, half of a surrogate pair, which "
                             "UTF-8 cannot represent; remove it")
-        self._ids = np.full(_codes(self.characters[-1:]).max(initial=0) + 1, -1, np.int32)
+        self._ids = np.full(CODES, -1, np.int32)
         self._ids[_codes(self.characters)] = np.arange(len(self.characters))      # by code point
         # The same as bytes for ASCII, which bytes.translate looks up ten times faster.
         ascii_ids = [UNKNOWN if i < 0 else i for i in self._ids[:128].tolist()]
@@ -71,10 +71,10 @@ class CharTokenizer:
             if UNKNOWN not in ids:
                 return np.frombuffer(ids, np.uint8)
         codes = _codes(text)
-        ids = self._ids.take(codes, mode="clip")         # no code is below 0
-        beyond = codes.max(initial=0) >= len(self._ids)
-        if beyond or ids.min(initial=0) < 0:
-            at = np.flatnonzero((ids < 0) | (codes >= len(self._ids)))[0]
+        ids = self._ids[codes]
+        unknown = ids < 0
+        if unknown.any():
+            at = unknown.argmax()
             raise UserError(f"{text[at]!r}, character {at + 1} of the {name}, is not among the "
                             f"{self.vocab_size} characters that the model knows: "
                             f"{_shown(self.characters)}")

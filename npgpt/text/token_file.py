@@ -158,7 +158,7 @@ def _encode(documents, tokenizer, path, is_new):
             for ids in itertools.chain(between, encoded):
                 if not is_new:
                     seen[ids] = True
-                file.write(ids.astype(dtype, copy=False).data)
+                file.write(np.ascontiguousarray(ids, dtype).data)
                 counts["tokens"] += len(ids)
             digests.append(digest)
             counts["documents"] += 1

@@ -2,20 +2,21 @@
 
 import io
 import re
-import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import sample as sample_script
 import train as train_script
 from npgpt import GPT, GPTConfig
+from npgpt.cli import shades
 from npgpt.durable import SUMS
-from npgpt.models.generate import Step, steps
-from npgpt.models.sampling import Sampling
+from npgpt.models.generate import Step
 from npgpt.text.bpe import BPETokenizer
-from tests.commands.tiny import ENVIRONMENT, TEXT, command
+from tests.commands.tiny import TEXT
 
 ALPHABET = sorted(set(TEXT))
 
@@ -84,7 +85,9 @@ def test_tokenizer_of_another_vocabulary_is_refused(run, train, home):
 
 def test_help_lists_every_option_with_what_it_takes(run):
     shown = run(sample_script.main, "--help").out
-    for option in ("--out-dir DIR ", "--prompt TEXT ", "--max-new-tokens N ", "--temperature X ",
+    for option in ("--out-dir DIR ", "--model PATH ", "--stop TEXT ", "--min-p X ",
+                   "--prompt-file FILE", "--repetition-penalty X", "--prompt TEXT ",
+                   "--max-new-tokens N ", "--temperature X ",
                    "--top-k N ", "--top-p X ", "--seed N ", "--num-samples N ",
                    "--device {auto,cpu,gpu}", "--dtype {float32,float64,tf32,bfloat16}"):
         assert f"\n  {option}" in shown
@@ -148,7 +151,7 @@ def test_prompt_of_a_file_or_of_standard_input(sample, home, monkeypatch):
     expected = sample("--prompt=a\nb", "--seed=1")
     (home / "prompt").write_bytes(b"a\nb\r\n")
     assert sample("--prompt-file=prompt", "--seed=1") == expected
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\r\n")))
     assert sample("--prompt=-", "--seed=1") == expected
 
 
@@ -205,9 +208,8 @@ def test_model_directory_is_prompted_with_text(run, speaker):
     model, tokenizer = speaker
     result = run(sample_script.main, "--model=speaker", "--prompt=the fox", "--seed=1",
                  "--max-new-tokens=10")
-    ids = model.generate([tokenizer.encode("the fox")], 10, temperature=0.8, seed=1,
-                         end=tokenizer.end)[0]
-    ids = [i for i in ids if i != tokenizer.end]
+    ids = model.generate([tokenizer.encode("the fox")], 10, temperature=0.8, seed=1)[0]
+    assert tokenizer.end not in ids
     assert result.out == "the fox" + tokenizer.decode(ids) + "\n"
 
 
@@ -228,19 +230,27 @@ def test_colours_are_left_out_where_there_is_no_terminal(run, train):
     assert result.out == run(sample_script.main, *words).out
 
 
-def test_colours_in_a_terminal_are_those_of_the_probabilities(train, home):
-    """`script` runs a command in a pseudo-terminal."""
+def test_colours_are_those_of_the_probabilities(run, train, monkeypatch):
     train("--max-iters=5")
-    words = " ".join(command("--seed=1", "--max-new-tokens=30", "--show-probs",
-                             script="sample.py"))
-    done = subprocess.run(["script", "-qec", words, "/dev/null"], capture_output=True, text=True,
-                          env=ENVIRONMENT | {"TERM": "xterm-256color", "COLORTERM": ""},
-                          stdin=subprocess.DEVNULL)
-    shown = done.stdout.replace("\r\n", "\n")
-    assert done.returncode == 0 and "probability:" in shown
-    model = GPT.from_pretrained("out/laptop/checkpoint-5")
-    expected = list(steps(model, [[ALPHABET.index("\n")]], Sampling(30, 0.8, seed=1)))
-    parts = re.findall(r"\x1b\[([\d;]+)m(.+?)\x1b\[0m", shown.split("100 %\x1b[0m\n")[1], re.S)
-    parts = [(code, character) for code, character in parts]
-    assert "".join(text for _, text in parts) == "".join(
-        ALPHABET[step.tokens[0]] for step in expected if ALPHABET[step.tokens[0]] != "\n")
+    monkeypatch.setattr(shades, "Console", partial(
+        Console, force_terminal=True, color_system="256", legacy_windows=False))
+    probabilities = [0.005, 0.05, 0.2, 0.5, 0.95, 0.01, 1.0]
+    monkeypatch.setattr(Step, "probabilities", property(lambda step: step.logits))
+    monkeypatch.setattr(sample_script, "steps", lambda *given: (
+        Step(np.array([2 + i]), np.array([p])) for i, p in enumerate(probabilities)))
+    codes = ["31", "38;5;208", "33", "38;5;154", "32", "38;5;208", "32"]
+    result = run(sample_script.main, "--show-probs", "--stop", f"{ALPHABET[8]}#")
+    assert result.out == "".join(
+        f"\x1b[{code}m{ALPHABET[2 + i]}\x1b[0m" for i, code in enumerate(codes)) + "\n"
+    assert ("probability:  0 to 1 %  1 to 10 %  10 to 30 %  30 to 70 %  70 to 100 %\n"
+            in re.sub("\x1b\\[[\\d;]*m", "", result.err))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in run(sample_script.main, "--show-probs").out
+
+
+def test_what_is_held_back_is_shown_at_the_end(sample):
+    words = ["--prompt=fox", "--seed=3", "--max-new-tokens=20"]
+    full = sample(*words)
+    assert sample(*words, "--stop", full[-2] + "#") == full
+    both = sample(*words, "--num-samples=2")
+    assert sample(*words, "--num-samples=2", "--stop", both[-2] + "#") == both

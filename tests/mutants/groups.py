@@ -51,9 +51,8 @@ GROUPS = [
         constants=True,
     ),
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
-    Group("text", ("npgpt/text/*.py",),
-          ("tests/text", "tests/commands/test_tokenizer_command.py"), share=0.2,
-          left_out=LEFT_OUT),
+    Group("text", ("npgpt/text/[!c]*.py", "npgpt/text/c[ah]*.py"),           # but command.py
+          ("tests/text",), share=0.2, left_out=LEFT_OUT),
     Group("files", ("npgpt/checkpoints/*.py", "npgpt/durable.py", "npgpt/reading.py"),
           ("tests/checkpoints", "tests/text", "tests/test_durable.py",
            *(f"tests/reliability/test_{name}.py" for name in (
@@ -64,8 +63,7 @@ GROUPS = [
     Group("training",
           ("train.py",
            *(f"npgpt/training/{name}.py" for name in (
-               "config", "request", "setup", "run", "step", "evaluation", "perplexity",
-               "perplexity_command"))),
+               "config", "request", "setup", "run", "step", "evaluation", "perplexity"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text",
            *(f"tests/reliability/test_{name}.py" for name in (
                "evaluation", "reading", "signals", "unusable", "writing"))),

@@ -1,6 +1,7 @@
 """Byte-level BPE. tests/yardsticks compares it with transformers."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -59,7 +60,9 @@ def test_long_text_is_encoded_in_parts(tokenizer, monkeypatch):
     monkeypatch.setattr(bpe, "PART", 100)
     monkeypatch.setattr(bpe, "BATCH", 2)
     arrays = list(tokenizer.encode_parts([BOOK]))
-    assert len(arrays) > 10
+    monkeypatch.setattr(bpe, "BATCH", 1)
+    pieces = list(tokenizer.encode_parts([BOOK]))
+    assert len(pieces) > 20 and len(arrays) == -(-len(pieces) // 2)
     assert np.concatenate(arrays).tolist() == tokenizer.encode(BOOK).tolist()
 
 
@@ -80,6 +83,43 @@ def test_parts_have_the_ids_of_the_whole_text_with_other_pieces(pre, monkeypatch
     monkeypatch.setattr(bpe, "PART", 20)
     found = np.concatenate(list(tokenizer.encode_parts([BOOK[:4000], BOOK[4000:]])))
     assert found.tolist() == library.encode(BOOK, add_special_tokens=False).ids
+
+
+def test_part_of_a_character_is_decoded_as_a_mark(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\U0001f600")[:2]) == "a\ufffd"
+
+
+def test_several_texts_are_encoded_in_threads_and_none_are_left_for_a_fork(tokenizer, monkeypatch):
+    seen = []
+
+    class Recorder:
+        def encode_batch_fast(self, texts, add_special_tokens):
+            seen.append((len(texts), os.environ["TOKENIZERS_PARALLELISM"]))
+            return tokenizers.Tokenizer(tokenizers.models.BPE()).encode_batch_fast(texts)
+
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    monkeypatch.setattr(tokenizer, "_tokenizer", Recorder())
+    monkeypatch.setattr(bpe, "PART", 100)
+    tokenizer.encode("a")
+    list(tokenizer.encode_parts([BOOK[:1000]]))
+    assert seen[0] == (1, "false") and {n for n, _ in seen[1:]} != {1}
+    assert all(threads == ("true" if n > 1 else "false") for n, threads in seen)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    tokenizer.encode("a")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_added_token_that_is_not_special_is_text(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["added_tokens"].append(found["added_tokens"][0] | {
+        "id": 320, "content": "hello", "special": False})
+    path.write_text(json.dumps(found))
+    more = load_tokenizer(tmp_path)
+    ids = more.encode("hello")
+    assert ids.tolist() == [320] and more.byte_lengths[ids].tolist() == [5]
 
 
 def test_special_token_in_a_text_is_one_token_of_no_bytes(tokenizer):
@@ -145,6 +185,9 @@ def test_pair_of_files_is_the_same_tokenizer(tokenizer, tmp_path):
     pairs = load_tokenizer(tmp_path)
     assert (pairs.vocab_size, pairs.end) == (320, tokenizer.end)
     assert pairs.encode(f"{BOOK}{END}").tolist() == tokenizer.encode(f"{BOOK}{END}").tolist()
+    (tmp_path / "again").mkdir()
+    pairs.save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").digest == pairs.digest
     (tmp_path / "merges.txt").write_text("q zz\n")
     with pytest.raises(UserError, match=r"vocab\.json and merges\.txt are not a valid tokenizer"):
         load_tokenizer(tmp_path)

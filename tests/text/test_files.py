@@ -12,7 +12,8 @@ from npgpt.text.files import documents, find, read_parts, signature
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("b.txt", "a.md", "sub/c.TXT.gz", "sub/d.py", ".hidden.txt", ".git/e.txt", "f.bin"):
+    for name in ("b.txt", "a.md", "sub/c.TXT.gz", "sub/d.py", "sub/more/g.py", ".hidden.txt",
+                 ".git/e.txt", "f.bin"):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -24,7 +25,7 @@ def test_directory_stands_for_its_texts_at_any_depth_in_order(tree):
 
 
 def test_pattern_stands_for_the_files_that_match(tree):
-    assert find(f"{tree}/**/*.py") == [tree / "sub/d.py"]
+    assert find(f"{tree}/**/*.py") == [tree / "sub/d.py", tree / "sub/more/g.py"]
     assert find(f"{tree}/[ab].*") == [tree / "a.md", tree / "b.txt"]
     assert find(f"{tree}/*") == [tree / "a.md", tree / "b.txt", tree / "f.bin"]
 
@@ -58,6 +59,12 @@ def test_parts_are_the_text_wherever_it_is_cut(tmp_path_factory, text, size, mar
     assert "".join(parts) == (text if mark else text.removeprefix("\ufeff"))
     assert all(parts) and done == sorted(done)
     assert all(number <= path.stat().st_size for number in done)
+
+
+def test_mark_in_the_middle_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BYTES", 3)
+    (tmp_path / "a.txt").write_bytes("abc\ufeffdef".encode())
+    assert list(read_parts(tmp_path / "a.txt")) == ["abc", "\ufeff", "def"]
 
 
 @pytest.mark.parametrize("size", [2, 3, 100])

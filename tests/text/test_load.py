@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from npgpt import UserError
+from npgpt import UserError, reading
 from npgpt.text import load
 from npgpt.text.load import load_text, sha256
 
@@ -129,6 +129,18 @@ def test_directory_pipe_and_missing_file_are_refused(tmp_path):
                           ("pipe/a", "there is no file")):
         with pytest.raises(UserError, match=message):
             load_text(f"{tmp_path}/{name}")
+
+
+def test_text_that_is_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "free_memory", lambda: 3)
+    monkeypatch.setattr(reading, "LARGEST", 2)
+    for content, fits in (("abc", True), ("abcd", False)):
+        (tmp_path / "a.txt").write_text(content)
+        if fits:
+            assert load_text(tmp_path / "a.txt").text == content
+        else:
+            with pytest.raises(UserError, match="has 4 bytes, and 3 bytes of memory are free"):
+                load_text(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("address", ["http://a.b//c", "https://a.b/c.txt", "S3://bucket/c",

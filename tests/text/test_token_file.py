@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from npgpt import UserError
 from npgpt.durable import verify
 from npgpt.errors import RunError
-from npgpt.text import cache, files, source
+from npgpt.text import cache, dataset, files, source
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import CharTokenizer
 from npgpt.text.dataset import Dataset
@@ -61,6 +62,14 @@ def test_documents_are_separated(text, bpe, tmp_path):
     assert characters.facts["bytes"] == characters.facts["characters"] == 6
     assert TokenSource.from_file(characters, "x").summary.startswith("2 texts, 6 characters")
     assert characters.facts["sha256"] not in (tokens.facts["sha256"], hashlib.sha256(b"foxfox"))
+
+
+def test_summary_of_byte_pairs_counts_tokens_and_their_length(text, bpe, tmp_path):
+    n = len(bpe.encode(TEXT))
+    distinct = len(set(bpe.encode(TEXT).tolist()))
+    expected = (f"{n} tokens of {len(TEXT.encode()) / n:.2f} bytes, {distinct} of "
+                f"{bpe.vocab_size} distinct")
+    assert TokenSource.from_text(TEXT, tokenizer=bpe).summary == expected
 
 
 @pytest.mark.parametrize(("V", "dtype"), [(256, np.uint8), (257, np.uint16), (65_537, np.uint32)])
@@ -117,10 +126,10 @@ def test_flipped_byte_is_found_by_its_hash_and_a_wrong_id_when_it_is_read(text, 
     path = encode_files([text], None, tmp_path / "tokens").path
     verify(path)
     content = bytearray((path / "tokens.npy").read_bytes())
-    content[140] = 200
+    content[140] = len(set(TEXT))                         # the last id and one
     (path / "tokens.npy").write_bytes(content)
     data = Dataset(load_source(str(path)), 8)
-    with pytest.raises(RunError, match=r"tokens\.npy is damaged: it has the token 200, and the "):
+    with pytest.raises(RunError, match=r"tokens\.npy is damaged: it has the token \d\d, and the "):
         data.windows(data.train, data.offsets(data.train))
     with pytest.raises(UserError, match=r"tokens\.npy is damaged: its SHA-256"):
         verify(path)
@@ -164,10 +173,14 @@ def test_text_that_changes_meanwhile_is_refused(text, tmp_path):
     assert not (tmp_path / "tokens").exists()
 
 
-def test_full_disk_is_refused_before_anything_is_read(text, tmp_path, monkeypatch):
+def test_full_disk_is_refused_before_anything_is_read(text, bpe, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
-    with pytest.raises(UserError, match=r"a\.txt: the token ids need about 1,480 bytes, and 9 "):
-        encode_files([text], None, tmp_path / "tokens", lambda *state: pytest.fail("it is read"))
+    for tokenizer, n in ((None, "1,480"), (CharTokenizer(TEXT), "1,480"), (bpe, "740")):
+        with pytest.raises(UserError, match=rf"a\.txt: the token ids need about {n} bytes, and 9 "):
+            encode_files([text], tokenizer, tmp_path / "tokens",
+                         lambda *state: pytest.fail("it is read"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1480))
+    assert len(encode_files([text], None, tmp_path / "tokens").ids) == len(TEXT)
 
 
 def test_empty_texts_are_refused(tmp_path):
@@ -175,6 +188,8 @@ def test_empty_texts_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=r"[ab]\.txt is empty|there is no text in .*b\.txt"):
             encode_files([tmp_path / name], None, tmp_path / "tokens")
+    with pytest.raises(UserError, match=r"^all texts are empty$"):
+        encode_files([tmp_path / "a.txt"] * 2, None, tmp_path / "tokens")
 
 
 def test_text_that_has_changed_since_is_noted(text, tmp_path):
@@ -213,7 +228,18 @@ def test_large_text_is_encoded_once(encoded, text, bpe):
     load_source("a.txt", cache="elsewhere")
     assert encoded == [None, bpe, None]
     assert sorted(os.listdir()) == ["a.txt", "data", "elsewhere"]
-    assert {name.partition("-")[0] for name in os.listdir("data/cache")} == {"a"}
+    assert all(re.fullmatch("a-[0-9a-f]{16}", name) for name in os.listdir("data/cache"))
+
+
+@pytest.mark.parametrize(("limit", "is_large"), [(0, False), (-1, True)])
+def test_text_is_large_above_a_size(limit, is_large, encoded, text, monkeypatch):
+    monkeypatch.setattr(source, "LARGE", len(TEXT.encode()) + limit)
+    assert load_source("a.txt").is_mapped == is_large
+
+
+def test_address_is_no_pattern(encoded):
+    with pytest.raises(UserError, match=r"takes a file, got the address 'https://a\.b/\*\.txt'"):
+        load_source("https://a.b/*.txt")
 
 
 def test_resumed_run_uses_what_the_first_one_has_encoded(encoded, text):
@@ -264,7 +290,7 @@ def test_text_of_one_character_is_refused(encoded, text):
         load_source("a.txt")
 
 
-def test_batches_of_a_mapped_file_are_those_of_the_text(text, tmp_path, device):
+def test_batches_of_a_mapped_file_are_those_of_the_text(text, tmp_path, device, monkeypatch):
     path = encode_files([text], None, tmp_path / "tokens").path
     for where in ("cpu", device):
         data = Dataset(load_source(str(path)), 8, where)
@@ -273,5 +299,8 @@ def test_batches_of_a_mapped_file_are_those_of_the_text(text, tmp_path, device):
             assert type(mapped) is type(expected) and mapped.tolist() == expected.tolist()
         offsets = data.offsets(data.val)
         assert offsets.tolist() == plain.offsets(plain.val).tolist()
-        assert data.count(data.val) == len(offsets)
-        assert data.bytes_per_token(data.val, offsets) == plain.bytes_per_token(plain.val, offsets)
+        assert data.count(data.val) == len(offsets) == (len(data.val) - 1) // 8
+        monkeypatch.setattr(dataset, "CHUNK", 3)
+        targets = "".join(TEXT[len(data.train):][at + 1:at + 9] for at in offsets)
+        for d in (data, plain):
+            assert d.bytes_per_token(d.val, offsets) == len(targets.encode()) / len(targets)

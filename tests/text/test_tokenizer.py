@@ -127,6 +127,15 @@ def test_half_of_a_surrogate_pair_is_refused_before_anything_is_trained(half):
     assert CharTokenizer("\ud7ff\ue000").vocab_size == 2
 
 
+def test_model_without_a_type_is_of_characters_too(tmp_path):
+    CharTokenizer("ab").save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    found = json.loads(path.read_text())
+    del found["model"]["type"]
+    path.write_text(json.dumps(found))
+    assert load_tokenizer(tmp_path).characters == "ab"
+
+
 @pytest.mark.parametrize("content", [
     "", "{", "[]", '{"model": 3}', '{"model": {"vocab": {}}}',
     '{"model": {"vocab": {}, "merges": []}}',
