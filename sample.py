@@ -9,8 +9,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import dataclasses
 import time
-from contextlib import suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,14 @@ from npgpt.backend import get_device
 from npgpt.checkpoints.run import model_directory
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser, option
-from npgpt.cli.shades import Printer
-from npgpt.errors import with_flags
+from npgpt.cli.shades import Shades
 from npgpt.models.generate import steps
 from npgpt.models.sampling import Sampling
-from npgpt.text.files import read_parts
+from npgpt.text.prompt import for_each_line, read_prompt
 from npgpt.text.stream import Continuation
 from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
 
 BETWEEN = "-" * 40       # a line between two texts
-MARKER = "> "            # of --interactive
-LONGEST = 2**26          # bytes of a file with a prompt
 
 
 @dataclass(frozen=True)
@@ -40,14 +37,18 @@ class SampleConfig(Sampling):
 
     temperature: float = option(0.8, "higher is more random; 0: always the most likely token",
                                 at_least=0)
-    prompt: str | None = option(None, "the start of the text; -: read it from standard input "
-                                "(default: an end-of-text token, or a line break)")
-    prompt_file: str | None = option(None, "read the prompt from a file", metavar="FILE")
+    prompt: str | None = option(None, "the start of the text; -: read it from standard input, "
+                                "without its last line break (default: an end-of-text token, or a "
+                                "line break)")
+    prompt_file: str | None = option(None, "read the prompt from a file, without its last line "
+                                     "break", metavar="FILE")
     num_samples: int = option(1, "texts to generate, in one batch", at_least=1, at_most=10**4)
     interactive: bool = option(False, "read prompts from standard input, a line each, until it "
-                               "ends; Ctrl-C ends a text, and a second one the program")
+                               "ends; an empty line starts a new text. In a terminal Ctrl-C ends a "
+                               "text, and Ctrl-C or Ctrl-D at the marker the program")
     show_probs: bool = option(False, "colour each token by its probability, before `temperature` "
-                              "and all other options")
+                              "and all other options; a character of several tokens has that of "
+                              "the last one")
     device: str = option("auto", "where to compute; auto: on the GPU if there is one",
                          choices=("auto", "cpu", "gpu"))
     dtype: str | None = option(
@@ -65,66 +66,54 @@ def sample(arguments):
     c, path, stops = read_command_line(arguments)
     directory = model_directory(path)
     tokenizer = load_tokenizer(directory)
-    prompt = read_prompt(c)
-    ids = encode(tokenizer, prompt)
+    prompt = read_prompt(c.prompt, c.prompt_file)
+    encode(tokenizer, prompt)                        # refused before the model is read
     device = get_device(c.device)
     model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
     tell(f"{directory}, {model.params.flat.size:,} parameters")
 
-    printer = Printer(c.show_probs)
-    if printer.has_colours:
-        Console(stderr=True).print(printer.legend())
-    elif c.show_probs:
+    shades = Shades() if c.show_probs else None
+    if shades and shades.are_shown:
+        Console(stderr=True).print(shades.legend())
+    elif shades:
         tell("note: the output is not a terminal with colours, so there are none")
-    if not c.interactive:
-        write(model, tokenizer, c, prompt, ids, stops, printer)
-        return
-    with suppress(EOFError, ImportError):
-        if sys.stdin.isatty():
-            import readline  # noqa: F401       # editing of the line
-        while True:
-            prompt = input(MARKER if sys.stdin.isatty() else "")
-            try:
-                write(model, tokenizer, c, prompt or None, encode(tokenizer, prompt or None), stops,
-                      printer)
-            except KeyboardInterrupt:
-                continue
-            except UserError as error:
-                tell(f"sample.py: {with_flags(error.message)}")
+    if c.interactive:
+        for_each_line(lambda line: write(model, tokenizer, c, line, stops, shades))
+    else:
+        write(model, tokenizer, c, prompt, stops, shades)
 
 
-def write(model, tokenizer, c, prompt, ids, stops, printer):
-    """Print texts that continue a prompt, None for none, with the token ids (T,). The first text
-    appears as it is generated, the others after it."""
+def write(model, tokenizer, c, prompt, stops, shades):
+    """Print texts that continue a prompt, None for none. The first text appears as it is generated,
+    the others after it."""
+    ids = encode(tokenizer, prompt)
     if len(ids) > model.config.block_size:
         tell(f"note: the prompt has {len(ids):,} tokens; the model reads the last "
              f"{model.config.block_size:,} of them")
     texts = [Continuation(tokenizer, stops) for _ in range(c.num_samples)]
-    parts = [[] for _ in texts]                      # text and probability; not of the first
+    outputs = [sys.stdout, *(StringIO() for _ in texts[1:])]
+
+    def show(parts, output):
+        shown = (shades.paint(*part) if shades else part[0] for part in parts)
+        print("".join(shown), end="", file=output, flush=True)
+
     began = time.perf_counter()
-    print(prompt or "", end="", flush=True)
     try:
+        print(prompt or "", end="", flush=True)
         for step in steps(model, np.tile(ids, (c.num_samples, 1)), c):
-            probabilities = step.probabilities if c.show_probs else np.ones(c.num_samples)
-            for number, text in enumerate(texts):
-                part = text.push(step.tokens[number]), probabilities[number]
-                if number:
-                    parts[number].append(part)
-                else:
-                    printer.show(*part)
+            probabilities = step.probabilities if shades else [None] * c.num_samples
+            for text, output, *drawn in zip(texts, outputs, step.tokens, probabilities):
+                show(text.push(*drawn), output)
             if all(text.has_ended for text in texts):
                 break
-        printer.show(texts[0].finish(), 1)
+        for text, output in zip(texts, outputs):
+            show(text.finish(), output)
     finally:                                         # Ctrl-C ends the line, too
         print(flush=True)
     seconds = time.perf_counter() - began
-    for number in range(1, c.num_samples):
-        print(BETWEEN)
-        print(prompt or "", end="")
-        for part in (*parts[number], (texts[number].finish(), 1)):
-            printer.show(*part)
-        print()
+    for output in outputs[1:]:
+        print(BETWEEN, (prompt or "") + output.getvalue(), sep="\n")
     total = sum(text.tokens for text in texts)
     tell(f"{total:,} token{'' if total == 1 else 's'}, {total / seconds:,.0f} tokens/s")
 
@@ -156,28 +145,6 @@ def read_command_line(arguments):
     if c.interactive and not (c.prompt is c.prompt_file is None):
         raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
     return c, path and Path(path), stops
-
-
-def read_prompt(c):
-    """-> the prompt, or None. The last line break of a file or of standard input is left out."""
-    name = "`prompt`"
-    if c.prompt_file is not None:
-        name = c.prompt_file
-        prompt = "".join(read_parts(c.prompt_file, LONGEST)).removesuffix("\n").removesuffix("\r")
-    elif c.prompt == "-":
-        name = "standard input"
-        content = sys.stdin.buffer.read() if sys.stdin else b""
-        try:
-            prompt = content.decode().removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise UserError(f"the prompt on standard input is not UTF-8 (byte {error.start} is "
-                            f"{content[error.start]:#04x})") from None
-    else:
-        prompt = c.prompt
-    if prompt == "":
-        raise UserError(f"{name} is empty; without it the text starts from an end-of-text token or "
-                        "a line break")
-    return prompt
 
 
 def encode(tokenizer, prompt):

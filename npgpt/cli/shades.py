@@ -1,10 +1,10 @@
-"""Text on the standard output, perhaps in colours that stand for probabilities."""
+"""Text for the standard output, perhaps in colours that stand for probabilities."""
 
 import math
 import os
-import sys
 
-from rich.console import Console
+from rich.console import COLOR_SYSTEMS, Console
+from rich.style import Style
 from rich.text import Text
 
 # Upper limits of the probability, and colours.
@@ -12,21 +12,18 @@ SHADES = ((0.01, "red"), (0.1, "dark_orange"), (0.3, "yellow"), (0.7, "green_yel
           (math.inf, "green"))
 
 
-class Printer:
-    """Prints parts of a text as they come, without line breaks of its own."""
+class Shades:
+    """The colours of probabilities on the standard output."""
 
-    def __init__(self, colours):
-        """colours: whether to show probabilities."""
-        self._console = None
-        if colours:
-            plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
-            self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True,
-                                    **plain)
+    def __init__(self):
+        plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+        self._system = COLOR_SYSTEMS.get(Console(**plain).color_system)
+        self._styles = [(limit, Style(color=colour)) for limit, colour in SHADES]
 
     @property
-    def has_colours(self):
+    def are_shown(self):
         """Whether the output is a terminal that shows colours."""
-        return bool(self._console and self._console.color_system)
+        return self._system is not None
 
     def legend(self):
         """-> Text: the colours and what they stand for."""
@@ -36,15 +33,8 @@ class Printer:
             text.append(f"  {100 * below:.0f} to {100 * upper:.0f} %", colour)
         return text
 
-    def show(self, text, probability):
-        """Print a part of the text. probability: of its token."""
-        if not text:
-            return
-        if not self.has_colours:
-            print(text, end="", flush=True)
-            return
-        colour = next(colour for limit, colour in SHADES if probability < limit)
-        with self._console.capture() as capture:
-            self._console.print(Text(text, colour), end="")
-        sys.stdout.write(capture.get())
-        sys.stdout.flush()
+    def paint(self, text, probability):
+        """-> a text in the colour of its probability. Its characters stay as they are, tabs and
+        control characters too."""
+        style = next(style for limit, style in self._styles if probability < limit)
+        return style.render(text, color_system=self._system)

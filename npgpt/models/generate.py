@@ -8,6 +8,7 @@ another position, and the whole context is computed again, exactly as by the ful
 from typing import NamedTuple
 
 import numpy as np
+import numpy.random  # or else NumPy imports it with the first draw, and can swallow a Ctrl-C then
 
 from npgpt.backend import array_module, to_host
 from npgpt.errors import RunError, UserError

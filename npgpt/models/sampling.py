@@ -30,12 +30,13 @@ class Sampling(Options):
                                  "most likely one", above=0, at_most=1)
     repetition_penalty: float = option(
         1.0, "divisor of positive logits, and factor of negative ones, of tokens that the text has "
-        "already", above=0)
+        "already; above 1: fewer repetitions", at_least=0.01, at_most=100)
 
 
 def penalized(logits, seen, penalty):
     """logits (B, V), seen (B, V) bool: tokens of the text so far -> (B, V): those of seen tokens
     lowered (Keskar et al. 2019, arXiv:1909.05858, in the form that transformers uses)."""
+    logits = logits.astype(np.float64)
     lowered = np.where(logits > 0, logits / penalty, logits * penalty)
     return np.where(seen, lowered, logits)
 

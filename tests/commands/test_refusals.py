@@ -86,6 +86,7 @@ def test_invalid_request_to_sample_gives_one_line_and_status_2(run, train, home)
     for words, message in (
         ("--prompt=naïve", "'ï', character 3 of the prompt, is not among the 28"),
         ("--prompt=", "--prompt is empty; without it the text starts from an end-of-text token or"),
+        ("--prompt-file=", "--prompt-file is empty; without it"),
         ("--prompt-file=empty.txt", "empty.txt is empty; without it"),
         ("--prompt-file=nowhere", "nowhere is missing"),
         ("--prompt-file=latin1.txt", "latin1.txt is not UTF-8 (byte 3 is 0xe9)"),
@@ -93,7 +94,7 @@ def test_invalid_request_to_sample_gives_one_line_and_status_2(run, train, home)
         ("--prompt=a --interactive", "--interactive reads prompts itself; leave out --prompt and"),
         ("--stop=", "--stop is empty; it takes a text"),
         ("--min-p=0", "--min-p must be above 0, got 0"),
-        ("--repetition-penalty=0", "--repetition-penalty must be above 0, got 0"),
+        ("--repetition-penalty=0", "--repetition-penalty must be at least 0.01, got 0"),
         ("--model=a --out-dir=b", "--model and --out-dir are the same; give one of them"),
         ("--model=nowhere", "there is no directory nowhere"),
         ("--model=", "--model is empty"),

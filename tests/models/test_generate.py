@@ -1,7 +1,11 @@
 import inspect
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.errors import RunError
@@ -232,7 +236,11 @@ def test_samples_follow_the_probabilities():
     ({"temperature": float("nan")}, "temperature must be a finite number"),
     ({"top_k": 0}, "top_k must be at least 1, got 0"),
     ({"top_p": 0.0}, "top_p must be above 0, got 0"),
-    ({"top_p": 1.1}, "top_p must be"), ({"max_new_tokens": -1}, "max_new_tokens must be"),
+    ({"top_p": 1.1}, "top_p must be"), ({"min_p": 0}, "min_p must be above 0, got 0"),
+    ({"min_p": 1.1}, "min_p must be at most 1, got 1.1"),
+    ({"repetition_penalty": 0}, "repetition_penalty must be at least 0.01, got 0"),
+    ({"repetition_penalty": 101}, "repetition_penalty must be at most 100, got 101"),
+    ({"max_new_tokens": -1}, "max_new_tokens must be"),
 ])
 def test_invalid_sampling_options_are_refused(gpt, option, message):
     with pytest.raises(UserError, match=message):
@@ -266,3 +274,75 @@ def test_seed_zero_is_a_seed(gpt):
     idx = np.array([[1]])
     assert gpt.generate(idx, 30, seed=0).tolist() == gpt.generate(idx, 30, seed=0).tolist()
     assert gpt.generate(idx, 30, seed=0).tolist() != gpt.generate(idx, 30, seed=1).tolist()
+
+
+NEVER_REACHED = st.integers(0, 98).map(lambda n: (n + 0.3217) / 100)     # by sums of small ratios
+
+
+def by_definition(weights, top_k, top_p, min_p):
+    """Weights of the tokens -> their exact probabilities."""
+    kept = {i: Fraction(w) for i, w in enumerate(weights)}
+    if top_k is not None:
+        last = sorted(weights, reverse=True)[:top_k][-1]
+        kept = {i: w for i, w in kept.items() if w >= last}
+    if top_p is not None:
+        whole, reached, rest = sum(kept.values()), 0, kept
+        kept = {}
+        for i in sorted(rest, key=lambda i: (rest[i], i), reverse=True):
+            if reached / whole < Fraction(top_p):
+                kept[i] = rest[i]
+                reached += rest[i]
+    if min_p is not None:
+        kept = {i: w for i, w in kept.items() if w >= Fraction(min_p) * max(kept.values())}
+    return [kept.get(i, 0) / sum(kept.values()) for i in range(len(weights))]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.none() | st.integers(1, 10),
+       st.none() | NEVER_REACHED, st.none() | NEVER_REACHED, st.sampled_from([1, 2]))
+def test_probabilities_equal_the_exact_ones(weights, top_k, top_p, min_p, power):
+    logits = np.log(np.array([weights], float))
+    expected = by_definition([w**power for w in weights], top_k, top_p, min_p)
+    found = probabilities(logits, 1 / power, top_k, top_p, min_p)[0]
+    assert (found == 0).tolist() == [p == 0 for p in expected]
+    np.testing.assert_allclose(found, np.array(expected, float), rtol=1e-12)
+
+
+def test_pairs_of_tokens_have_their_exact_probabilities(gpt):
+    """5,000 rows of one batch, with all options. Prompt and output are penalised, in each row its
+    own, and also before the context of 8."""
+    options = {"temperature": 0.8, "top_k": 9, "top_p": 0.95, "min_p": 0.04,
+               "repetition_penalty": 1.7}
+    prompt = [12, 1, 2, 4, 5, 1, 2, 4, 5, 1]
+    rows = gpt.generate(np.repeat([prompt], 5000, axis=0), 2, seed=0, **options)
+
+    def distribution(tokens):
+        logits = gpt.logits([tokens[-8:]])[0, -1].tolist()
+        lower = {i: x / 1.7 if x > 0 else x * 1.7 for i, x in enumerate(logits) if i in tokens}
+        weights = [math.exp(lower.get(i, x) / 0.8) for i, x in enumerate(logits)]
+        return np.array(by_definition(weights, 9, 0.95, 0.04), float)
+
+    first = distribution(prompt)
+    expected = np.array([first[i] * distribution([*prompt, i]) for i in range(13)])
+    found = np.zeros((13, 13))
+    np.add.at(found, (rows[:, 0], rows[:, 1]), 1 / len(rows))
+    assert 20 < np.count_nonzero(expected) < 150 and not found[expected == 0].any()
+    np.testing.assert_array_less(abs(found - expected), 1e-9 + 5 * np.sqrt(expected / len(rows)))
+
+
+def test_largest_penalties_do_not_overflow():
+    """In float32 they would."""
+    logits = np.array([[1e38, -1e38, 1.0]], np.float32)
+    seen = np.array([[True, True, False]])
+    for penalty in (0.01, 100):
+        assert np.isfinite(penalized(logits, seen, penalty)).all()
+
+
+def test_prompt_may_contain_the_end(gpt):
+    assert gpt.generate([[7]], 5, seed=1, end=7).tolist() == [
+        gpt.generate([[7]], 5, seed=1)[0].tolist()]
+
+
+@pytest.mark.parametrize("wrong", [-1, 13])
+def test_invalid_tokens_are_refused_also_before_the_context(gpt, wrong):
+    with pytest.raises(UserError, match=f"idx must be token ids from 0 to 12, got {wrong}"):
+        gpt.generate([[wrong, *range(12)]], 1)

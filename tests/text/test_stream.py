@@ -1,66 +1,115 @@
-"""Generated text as it is shown. tests/text/test_bpe.py tests characters of several tokens."""
+"""Text as far as it can be shown: whole characters, and no stop text."""
+
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.text.bpe import BPETokenizer
-from npgpt.text.characters import CharTokenizer
-from npgpt.text.stream import Continuation
+from npgpt.text.stream import Continuation, StopTexts
 
-AB = CharTokenizer("ab")
-stops = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
-
-
-@given(st.text("ab", max_size=30), stops)
-def test_text_ends_before_the_first_stop_text_that_is_complete(text, stops):
-    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
-    complete = text[:min(ends)] if ends else text           # what is generated until then
-    expected = complete[:min((complete.find(s) for s in stops if s in complete), default=None)]
-    continuation, shown = Continuation(AB, stops), ""
-    for i in AB.encode(text):
-        shown += continuation.push(i)
-        assert expected.startswith(shown)
-        assert continuation.has_ended == (len(expected) < len(complete) or bool(ends)) or (
-            not continuation.has_ended)
-    assert shown + continuation.finish() == expected
-    assert continuation.has_ended and continuation.push(0) == continuation.finish() == ""
+LETTERS = st.text("ab", max_size=12)
+STOPS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
 
 
-def test_only_what_may_begin_a_stop_text_is_held_back():
-    continuation = Continuation(AB, ["aab"])
-    assert [continuation.push(i) for i in AB.encode("baabb")] == ["b", "", "", "", ""]
-    continuation = Continuation(AB, ["aab"])
-    assert [continuation.push(i) for i in AB.encode("aaaab")] == ["", "", "a", "a", ""]
-    assert continuation.has_ended and continuation.tokens == 5
+class Bytes:
+    """A tokenizer whose tokens are given."""
+
+    end = 0
+
+    def __init__(self, *tokens):
+        self.token_bytes = [b"<end>", *tokens].__getitem__
 
 
-def test_end_of_text_ends_it_and_is_neither_shown_nor_counted():
-    tokenizer = BPETokenizer.train(["ab"], 257)
-    continuation = Continuation(tokenizer, ["bc"])
-    shown = [continuation.push(i) for i in [*tokenizer.encode("ab"), tokenizer.end, 3]]
-    assert shown == ["a", "", "b", ""]
-    assert continuation.has_ended and continuation.tokens == 2
+def cut(text, stops):
+    """The text before the first stop text in it."""
+    return text[:min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+@given(st.lists(LETTERS, max_size=8), STOPS)
+def test_what_is_shown_is_the_whole_text_cut_at_the_first_stop_text(parts, stops):
+    stream, shown = StopTexts(stops), ""
+    for part in parts:
+        shown += stream.push(part)
+    rest = stream.finish()
+    assert shown + rest == cut("".join(parts), stops)
+    assert stream.found == any(stop in "".join(parts) for stop in stops)
+
+
+@given(st.lists(LETTERS, max_size=8), STOPS)
+def test_only_what_may_begin_a_stop_text_is_held_back(parts, stops):
+    stream, shown, read = StopTexts(stops), "", ""
+    for part in parts:
+        shown += stream.push(part)
+        read += part
+        if stream.found:
+            assert not stream.push("abab") and not stream.finish()
+            return
+        held = read[len(shown):]
+        assert not held or any(stop.startswith(held) for stop in stops)
+
+
+def test_stop_text_is_found_over_several_parts():
+    stream = StopTexts(["\\n\\n", "KING"])
+    shown = [stream.push(part) for part in ("to the K", "I", "SS K", "ING", "!")]
+    assert shown == ["to the ", "", "KISS ", "", ""] and stream.found
+
+
+def test_shorter_of_two_stop_texts_waits_for_a_longer_one_that_begins_before():
+    for last, expected in (("d", ""), ("x", "a")):
+        stream = StopTexts(["bc", "abcd"])
+        assert stream.push("abc") == "" and not stream.found
+        assert stream.push(last) == expected and stream.found
+    stream = StopTexts(["bc", "abcd"])
+    assert stream.push("abc") + stream.finish() == "a"
+
+
+GRIN = "\U0001f600".encode()
+
+
+def test_character_of_several_tokens_is_shown_whole_with_the_tag_of_the_last():
+    text = Continuation(Bytes(GRIN[:1], GRIN[1:3], GRIN[3:] + b"!"))
+    assert [text.push(token, tag) for token, tag in ((1, 0.1), (2, 0.2), (3, 0.3))] == [
+        [], [], [("\U0001f600!", 0.3)]]
+    assert text.tokens == 3 and not text.has_ended
+
+
+def test_characters_that_were_held_back_keep_their_tags():
+    text = Continuation(Bytes(b"xa", b"b", b"y"), ["abc"])
+    assert text.push(1, 0.1) == [("x", 0.1)]
+    assert text.push(2, 0.2) == []
+    assert text.push(3, 0.3) == [("a", 0.1), ("b", 0.2), ("y", 0.3)]
+    assert text.push(1, 0.4) == [("x", 0.4)]
+    assert text.finish() == [("a", 0.4)]
+
+
+@pytest.mark.parametrize("finish", [lambda text: text.push(0, 0.9), lambda text: text.finish()])
+def test_end_shows_what_was_held_back_and_not_itself(finish):
+    text = Continuation(Bytes(b"ab", GRIN[:2]), ["bc"])
+    assert text.push(1, 0.1) == [("a", 0.1)]
+    assert text.push(2, 0.2) == []
+    assert finish(text) == [("b", 0.1), ("\ufffd", 0.2)]
+    assert text.has_ended and text.tokens == 2
+    assert text.push(1, 0.3) == text.finish() == [] and text.tokens == 2
+
+
+def test_stop_text_ends_it():
+    text = Continuation(Bytes(b"a.b"), ["."])
+    assert text.push(1) == [("a", None)]
+    assert text.has_ended and text.tokens == 1
+    assert text.push(1) == text.finish() == []
+
+
+def test_tokenizer_without_an_end_does_not_end():
+    tokenizer = SimpleNamespace(end=None, token_bytes=lambda token: b"a")
+    text = Continuation(tokenizer)
+    assert text.push(0) == [("a", None)] and not text.has_ended
 
 
 @pytest.mark.parametrize(("stop", "expected"), [("\U0001f600", "a"), ("b", "a\U0001f600")])
 def test_stop_text_of_several_tokens(stop, expected):
     tokenizer = BPETokenizer.train(["a"], 257)
-    continuation = Continuation(tokenizer, [stop])
-    assert "".join(map(continuation.push, tokenizer.encode("a\U0001f600bc"))) == expected
-
-
-class Words:
-    """A tokenizer with a token of several characters."""
-
-    end = None
-
-    def token_bytes(self, i):
-        return [b"xabyabz", b"a", b"b"][i]
-
-
-def test_first_stop_text_of_a_token_ends_the_text():
-    continuation = Continuation(Words(), ["ab"])
-    assert continuation.has_ended is False
-    assert continuation.push(0) == "x" and continuation.has_ended is True
-    assert continuation.finish() == ""
+    text = Continuation(tokenizer, [stop])
+    pairs = [pair for token in tokenizer.encode("a\U0001f600bc") for pair in text.push(token)]
+    assert "".join(characters for characters, _ in pairs) == expected
