@@ -1,7 +1,9 @@
 """Where prompts come from. tests/commands/test_interactive.py has a terminal."""
 
+import builtins
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,3 +95,59 @@ def test_ctrl_c_ends_the_loop_if_there_is_no_terminal(stdin):
     with pytest.raises(KeyboardInterrupt):
         for_each_line(act)
     assert lines == ["a"]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """-> function: what input() gives or raises, one after the other -> a list of its markers."""
+    def give(*answers):
+        markers, left = [], iter(answers)
+
+        def answer(marker):
+            markers.append(marker)
+            found = next(left, EOFError())
+            if isinstance(found, BaseException):
+                raise found
+            return found
+
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(
+            buffer=SimpleNamespace(isatty=lambda: True)))
+        monkeypatch.setattr(builtins, "input", answer)
+        return markers
+    return give
+
+
+@pytest.mark.parametrize(("is_terminal", "marker"), [(True, "> "), (False, "")])
+def test_marker_is_shown_if_the_output_is_a_terminal_too(is_terminal, marker, terminal, capsys,
+                                                         monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    markers, lines = terminal("a", "", "b"), []
+    for_each_line(lines.append)
+    assert lines == ["a", None, "b"] and markers == [marker] * 4
+    assert capsys.readouterr().err == "\n"              # the end of the line with Ctrl-D
+
+
+def test_ctrl_c_ends_a_text_in_a_terminal_and_the_program_at_the_marker(terminal, capsys):
+    terminal("a", "b", KeyboardInterrupt())
+    lines = []
+
+    def act(line):
+        lines.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each_line(act)
+    assert lines == ["a", "b"] and capsys.readouterr().err == "\n"
+
+
+def test_line_that_cannot_be_decoded_is_named_and_the_next_one_follows(terminal, stdin, capsys):
+    lines = []
+    terminal("a", UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "c")
+    for_each_line(lines.append)
+    stdin(b"d\n\xff\nf\n")
+    for_each_line(lines.append)
+    assert lines == ["a", "c", "d", "f"]
+    assert capsys.readouterr().err == (
+        "line 2 of standard input is not utf-8\n\n"
+        "line 2 of standard input is not UTF-8 (byte 0 is 0xff); convert it with: iconv -f latin1 "
+        "-t utf-8\n")
