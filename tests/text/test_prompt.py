@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from npgpt import UserError
+from npgpt.text import files
 from npgpt.text import prompt as prompts
 from npgpt.text.prompt import for_each_line, read_prompt
 
@@ -34,6 +35,29 @@ def test_one_line_break_at_the_end_is_left_out_and_nothing_else(stdin, tmp_path,
 def test_prompt_of_the_command_line_stays_as_it_is():
     assert read_prompt("a\n", None) == "a\n"
     assert read_prompt(None, None) is None
+
+
+def test_empty_prompt_is_named_by_where_it_comes_from(tmp_path):
+    (tmp_path / "prompt").write_text("\n")
+    for prompt, path, name in (("", None, "`prompt`"), (None, "", "`prompt_file`"),
+                               (None, str(tmp_path / "prompt"), str(tmp_path / "prompt"))):
+        with pytest.raises(UserError) as error:
+            read_prompt(prompt, path)
+        assert error.value.message == (f"{name} is empty; without it the text starts from an "
+                                       "end-of-text token or a line break")
+
+
+def test_file_with_a_prompt_is_read_up_to_a_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "LARGEST", 3)
+    (tmp_path / "prompt").write_text("abcd")
+    with pytest.raises(UserError, match="has 4 bytes; at most 3 are expected"):
+        read_prompt(None, str(tmp_path / "prompt"))
+
+
+def test_prompt_in_several_parts_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BYTES", 2)
+    (tmp_path / "prompt").write_text("abcdef")
+    assert read_prompt(None, str(tmp_path / "prompt")) == "abcdef"
 
 
 @pytest.mark.parametrize(("content", "message"), [
