@@ -42,8 +42,7 @@ class CharTokenizer:
         self._ids[_codes(self.characters)] = np.arange(len(self.characters))      # by code point
         # The same as bytes for ASCII, which bytes.translate looks up ten times faster.
         ascii_ids = [UNKNOWN if i < 0 else i for i in self._ids[:128].tolist()]
-        self._table = (bytes(ascii_ids).ljust(256, bytes([UNKNOWN]))
-                       if len(self.characters) <= UNKNOWN else None)
+        self._table = bytes(ascii_ids).ljust(256, bytes([UNKNOWN]))
 
     @property
     def vocab_size(self):
@@ -66,7 +65,7 @@ class CharTokenizer:
         return map(self._encode, parts)
 
     def _encode(self, text, name="text"):
-        if self._table and text.isascii():
+        if text.isascii():
             ids = text.encode().translate(self._table)
             if UNKNOWN not in ids:
                 return np.frombuffer(ids, np.uint8)

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints import models
+from npgpt.checkpoints.models import write_model
 
 SMALL = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 VARIANTS = [{}, {"tie_weights": False}, {"attn_bias": False}, {"head_bias": True},
@@ -487,3 +488,10 @@ def test_run_is_told_apart_from_a_model_and_its_checkpoints_are_named(tmp_path):
     random_model().save_pretrained(edited(tmp_path))
     (tmp_path / "run" / "checkpoint-10").rename(tmp_path / "m" / "checkpoint-10")
     assert GPT.from_pretrained(tmp_path / "m").config == random_model().config
+
+
+@pytest.mark.parametrize(("end", "ids"), [(None, None), (5, 5)])
+def test_end_of_text_is_in_the_configuration(end, ids, tmp_path):
+    write_model(GPT(GPTConfig(11, block_size=4, n_layer=1, n_head=1, n_embd=4)), tmp_path, end)
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found["eos_token_id"] == found["bos_token_id"] == ids
