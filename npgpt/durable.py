@@ -60,19 +60,20 @@ def atomic_directory(target, files):
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def verify(directory):
+def verify(directory, most=None):
     """Compare every file with its hash. Raises UserError that names the first damaged one. A
-    directory without SHA256SUMS, as other programs write it, passes."""
+    directory without SHA256SUMS, as other programs write it, passes. most: as for `open_regular`.
+    """
     directory = Path(directory)
     if not (directory / SUMS).exists():
         return
     lines = read_bytes(directory / SUMS).decode(errors="replace").splitlines()
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for path in directory.iterdir():
-        if path.suffix in (".json", ".safetensors") and path.name not in recorded:
+        if path.suffix in (".json", ".safetensors", ".npy") and path.name not in recorded:
             raise UserError(f"{directory / SUMS} is damaged: {path.name} is not listed")
     for name, digest in recorded.items():
-        with open_regular(directory / name) as file:
+        with open_regular(directory / name, most) as file:
             found = _sha256(file)
         if found != digest:
             raise UserError(f"{directory / name} is damaged: its SHA-256 is not that in {SUMS}")

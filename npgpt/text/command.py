@@ -16,7 +16,7 @@ from npgpt.durable import SUMS, atomic_directory, verify
 from npgpt.errors import UserError, flag
 from npgpt.text import tokenizer as tokenizers
 from npgpt.text.bpe import BPETokenizer
-from npgpt.text.files import ENDINGS, documents, find, signature
+from npgpt.text.files import ENDINGS, ENDLESS, documents, find, signature
 from npgpt.text.token_file import FILES, encode_files, open_tokens
 
 CHARACTERS = "chars"
@@ -111,7 +111,9 @@ def _encode(names, c):
 
 def _verify(names, c):
     tokens = open_tokens(names[0])
-    verify(tokens.path)
+    if not (tokens.path / SUMS).exists():
+        raise UserError(f"{tokens.path / SUMS} is missing; without it damage cannot be found")
+    verify(tokens.path, ENDLESS)
     print(f"{tokens.path} is whole: {len(tokens.ids):,} tokens")
     for path in tokens.changed_sources():
         print(f"note: {path} has changed since it was encoded")

@@ -63,6 +63,9 @@ def open_tokens(path):
         if not isinstance(facts.get(name), kind):
             raise UserError(f"{path / FACTS} is damaged: {name} is {facts.get(name)!r}; "
                             f"{ENCODED_AGAIN}")
+    if not all(map(_is_signature, facts["sources"])):
+        raise UserError(f"{path / FACTS} is damaged: sources is {facts['sources']!r}; "
+                        f"{ENCODED_AGAIN}")
     if facts.get("format") != FORMAT:
         raise UserError(f"{path} was written by another version of npgpt; {ENCODED_AGAIN}")
     tokenizer = tokenizers.load_tokenizer(path)
@@ -71,7 +74,7 @@ def open_tokens(path):
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             ids = np.memmap(file, dtype, "r", file.tell(), shape)
-        except (ValueError, OSError) as error:
+        except Exception as error:       # NumPy's reader of the header has many
             raise UserError(f"{path / IDS} is damaged or cut short: {error}; "
                             f"{ENCODED_AGAIN}") from None
     if shape != (facts["tokens"],) or dtype != smallest_type(tokenizer):
@@ -79,6 +82,11 @@ def open_tokens(path):
                         f"{facts['tokens']} of {smallest_type(tokenizer)} are expected; "
                         f"{ENCODED_AGAIN}")
     return TokenFile(path, ids, tokenizer, facts)
+
+
+def _is_signature(source):
+    """Whether a value from JSON is what `signature` returns."""
+    return isinstance(source, list) and [type(value) for value in source] == [str, int, int]
 
 
 def smallest_type(tokenizer):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from npgpt import reading
 from npgpt.__main__ import main
 from npgpt.durable import SUMS
 from npgpt.text.bpe import END
@@ -42,6 +43,27 @@ def test_tokenizer_is_trained_and_texts_are_encoded_and_verified(tokenizer, home
     assert tokenizer("verify", "tokens").out == f"tokens is whole: {len(tokens.ids):,} tokens\n"
     (home / "fox.txt").write_text("dog")
     assert f"note: {home}/fox.txt has changed since" in tokenizer("verify", "tokens").out
+
+
+def test_damage_is_found_and_what_cannot_be_verified_is_not_called_whole(tokenizer, home,
+                                                                         monkeypatch):
+    tokenizer("encode", "fox.txt", "--tokenizer=chars", "--out-dir=tokens")
+    monkeypatch.setattr(reading, "free_memory", lambda: 0)      # it is read in parts
+    monkeypatch.setattr(reading, "LARGEST", 1000)
+    assert tokenizer("verify", "tokens").status == 0
+    ids, sums = home / "tokens/tokens.npy", home / "tokens" / SUMS
+    content, listed = ids.read_bytes(), sums.read_text()
+    ids.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "tokens/tokens.npy is damaged: its SHA-256 is not" in tokenizer("verify", "tokens").err
+    ids.write_bytes(content)
+    sums.write_text("".join(line for line in listed.splitlines(True) if "npy" not in line))
+    result = tokenizer("verify", "tokens")
+    assert (result.status, result.out) == (2, "")
+    assert "SHA256SUMS is damaged: tokens.npy is not listed" in result.err
+    sums.unlink()
+    result = tokenizer("verify", "tokens")
+    assert (result.status, result.out, result.err) == (
+        2, "", "npgpt tokenizer: tokens/SHA256SUMS is missing; without it damage cannot be found\n")
 
 
 def test_characters_are_encoded_too(tokenizer):

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -21,7 +22,7 @@ from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import CharTokenizer
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource, load_source
-from npgpt.text.token_file import FILES, encode_files
+from npgpt.text.token_file import FILES, encode_files, open_tokens
 
 TEXT = "The quick brown fox, naïve: café.\r\n" * 40
 
@@ -106,6 +107,13 @@ def change_facts(path, **values):
     (path / "tokens.json").write_text(json.dumps(facts | values))
 
 
+def replace_in(path, old, new):
+    """Change the header of the ids."""
+    content = (path / "tokens.npy").read_bytes()
+    assert old in content
+    (path / "tokens.npy").write_bytes(content.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda path: os.truncate(path / "tokens.npy", 1000), r"tokens\.npy is damaged or cut short"),
     (lambda path: os.truncate(path / "tokens.npy", 20), r"tokens\.npy is damaged or cut short"),
@@ -115,6 +123,11 @@ def change_facts(path, **values):
     (lambda path: np.save(path / "tokens.npy", np.zeros(1400, int)), "of the type int64, 1400 of"),
     (lambda path: np.save(path / "tokens.npy", np.zeros(3, object)), r"tokens\.npy is damaged"),
     (lambda path: change_facts(path, tokens="many"), r"tokens\.json is damaged: tokens is 'many'"),
+    (lambda path: change_facts(path, sources=[1]), r"tokens\.json is damaged: sources is \[1\]"),
+    (lambda path: change_facts(path, sources=[[1, 2, 3]]), r"tokens\.json is damaged: sources"),
+    (lambda path: replace_in(path, b"(1400,)", b"(2**99,"), r"tokens\.npy is damaged or cut short"),
+    (lambda path: replace_in(path, b"'descr'", b"'descr("), r"tokens\.npy is damaged or cut short"),
+    (lambda path: replace_in(path, b"{'descr'", b"{'descr\0"), r"tokens\.npy is damaged or cut "),
     (lambda path: change_facts(path, format=99), "written by another version of npgpt"),
     (lambda path: (path / "tokens.json").write_text("["), r"tokens\.json is not valid JSON"),
     (lambda path: (path / "tokens.json").unlink(), r"tokens\.json is missing"),
@@ -126,6 +139,19 @@ def test_damaged_file_is_refused_and_named(damage, message, text, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         load_source(str(path))
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")
+def test_no_change_of_a_byte_of_the_header_gives_a_traceback(text, tmp_path):
+    path = encode_files([text], None, tmp_path / "tokens").path / "tokens.npy"
+    content = path.read_bytes()
+    for at in range(128):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[at] ^= 1 << bit
+            path.write_bytes(changed)
+            with contextlib.suppress(UserError):
+                open_tokens(path.parent)
 
 
 def test_flipped_byte_is_found_by_its_hash_and_a_wrong_id_when_it_is_read(text, tmp_path):
