@@ -20,6 +20,7 @@ from npgpt import GPT, UserError
 from npgpt.backend import get_device
 from npgpt.checkpoints.run import model_directory
 from npgpt.cli.command import run_command
+from npgpt.cli.fields import device_field, dtype_field
 from npgpt.cli.options import Parser, option
 from npgpt.cli.shades import Shades
 from npgpt.models.generate import steps
@@ -49,12 +50,8 @@ class SampleConfig(Sampling):
     show_probs: bool = option(False, "colour each token by its probability, before `temperature` "
                               "and all other options; a character of several tokens has that of "
                               "the last one")
-    device: str = option("auto", "where to compute; auto: on the GPU if there is one",
-                         choices=("auto", "cpu", "gpu"))
-    dtype: str | None = option(
-        None, "precision: float32 or float64; tf32 and bfloat16 need a GPU (default: tf32 on a "
-        "GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
-    )
+    device: str = device_field()
+    dtype: str | None = dtype_field()
 
 
 def main(arguments=None):
@@ -149,7 +146,7 @@ def read_command_line(arguments):
 
 def encode(tokenizer, prompt):
     """-> token ids (T,) of a prompt; None: the token that a text starts from."""
-    return tokenizer.start if prompt is None else tokenizer.encode(prompt, "prompt")
+    return tokenizer.start if prompt is None else tokenizer.encode(prompt, "the prompt")
 
 
 def tell(line):

@@ -29,13 +29,7 @@ def atomic_directory(target, files):
     the old one is if it cannot be restored.
     """
     target = Path(target).resolve()
-    for path in (target, *target.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; choose another path for the directory")
-    others = sorted({path.name for path in target.iterdir()} - files) if target.exists() else []
-    if others:
-        raise UserError(f"{target} contains {others[0]!r}, which npgpt did not write; choose "
-                        "another directory")
+    check_target(target, files)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     new, old = aside / "new", aside / "old"
@@ -58,6 +52,18 @@ def atomic_directory(target, files):
     finally:
         if target.exists() or not old.exists():        # otherwise it is the only copy
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_target(target, files):
+    """Raise UserError if `atomic_directory` would refuse to write there."""
+    target = Path(target).resolve()
+    for path in (target, *target.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; choose another path for the directory")
+    others = sorted({path.name for path in target.iterdir()} - files) if target.exists() else []
+    if others:
+        raise UserError(f"{target} contains {others[0]!r}, which npgpt did not write; choose "
+                        "another directory")
 
 
 def verify(directory, most=None):

@@ -5,14 +5,12 @@ import time
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from npgpt.cli.screen import Screen
-
-PLAIN_SECONDS = 10
+from npgpt.cli.screen import PLAIN_SECONDS, Screen
 
 
 class Bar:
-    """A context manager: inside, bar(text, done, total) shows the state of the work. If stderr is
-    no terminal, there is a line every ten seconds instead."""
+    """A context manager: inside, bar(text, done, total) shows how far the work is. If stderr is not
+    a terminal, it prints a line every ten seconds instead."""
 
     def __init__(self, console=None):
         self._console = console or Screen(sys.stderr)

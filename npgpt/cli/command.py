@@ -55,8 +55,8 @@ def run_command(name, main, less_memory="use a smaller model"):
 
 @contextmanager
 def ended_by_signals():
-    """Inside, SIGTERM and SIGHUP raise SystemExit with their exit status, so that what has been
-    begun is cleaned up. Signals that are ignored or handled already stay as they are."""
+    """Inside, SIGTERM and SIGHUP raise SystemExit with their exit status, so that unfinished work
+    is cleaned up. Signals that are already ignored or handled stay as they are."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -74,8 +74,7 @@ def _end(number, frame):
 
 
 def discard(stream):
-    """From now on a stream of the process writes to nowhere, also what it still has in its
-    buffer."""
+    """Discard what a stream writes from now on, and what is still in its buffer."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -7,6 +7,8 @@ from rich.console import Console
 
 from npgpt.cli.command import discard
 
+PLAIN_SECONDS = 10       # between two lines about work in progress where there is no terminal
+
 
 class Output:
     """A stream of the process, as a file for rich. After its terminal is closed, what is written

@@ -4,14 +4,15 @@ The alphabet is the 256 bytes, so every text can be encoded, and a token can end
 character. The most frequent pairs of tokens are merged into new ones, again and again, but not
 beyond the pieces that a regular expression cuts a text into: words, numbers, runs of punctuation.
 
-A long text is encoded in parts. It is cut between a letter and a white space, where the regular
-expressions of GPT-2 and of all its successors cut it, too.
+A long text is encoded in parts. It is cut between a letter and a white space, where the tokenizer
+itself, asked about the characters around, divides it into pieces.
 """
 
 import hashlib
 import json
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")     # in other vocabularies
 PART = 2**16              # characters that are encoded at once
 BATCH = 16                # of these parts, in as many threads as there are cores
 CUT = re.compile(r"[^\W\d_](?=\s)")                  # after this letter
+TRIES = 20                # places that are tried for a cut
+AROUND = 500              # characters on each side of it that the tokenizer is asked about
 EXTRA = "the package tokenizers, which is missing; install it with: pip install 'npgpt[bpe]'"
 
 
@@ -44,9 +47,10 @@ class BPETokenizer:
         if steps["model"]["type"] != "BPE" or "ByteLevel" not in _types(steps["decoder"]):
             raise UserError(f"{path} is a tokenizer of the kind {steps['model']['type']}; npgpt "
                             "reads byte-level BPE and characters")
-        self._may_cut = (not _finds(steps["pre_tokenizer"], "add_prefix_space")
-                         and _cuts(steps["pre_tokenizer"]))
         added = tokenizer.get_added_tokens_decoder()
+        self._may_cut = (steps["pre_tokenizer"] is not None and steps["normalizer"] is None
+                         and not _finds(steps["pre_tokenizer"], "add_prefix_space")
+                         and not any(map(_reaches_out, added.values())))
         vocab = tokenizer.get_vocab()
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = [b""] * self.vocab_size
@@ -109,44 +113,51 @@ class BPETokenizer:
         """(1,) int: the end-of-text token, as between documents; a line break if there is none."""
         return self.encode("\n")[:1] if self.end is None else np.array([self.end])
 
-    def encode(self, text, name="text"):
+    def encode(self, text, name="the text"):
         """Text -> (n,) int64. Special tokens in the text are read as such. name: what it is called
         in messages. Raises UserError for half of a surrogate pair, which UTF-8 cannot represent."""
         return self._encode_all([text], name)[0].astype(np.int64)
 
-    def encode_parts(self, parts):
+    def encode_parts(self, parts, name="the text"):
         """Parts of one text -> an iterator over (n,) int: the ids of the whole text. Tokens may
-        reach from one part into the next. Raises UserError as `encode`."""
+        reach from one part into the next. name, and what is raised: as for `encode`."""
         pieces = []
         for piece in self._pieces(parts):
             pieces.append(piece)
             if len(pieces) == BATCH:
-                yield np.concatenate(self._encode_all(pieces))
+                yield np.concatenate(self._encode_all(pieces, name))
                 pieces = []
         if pieces:
-            yield np.concatenate(self._encode_all(pieces))
+            yield np.concatenate(self._encode_all(pieces, name))
 
     def _pieces(self, parts):
-        """Divide the text at cuts that no token crosses, if there are any."""
+        """Divide the text where no token crosses, if there are such places."""
         rest = ""
         for part in parts:
             rest += part
             while self._may_cut and len(rest) > PART:
-                at = next((found.end() for found in CUT.finditer(rest, PART)), None)
+                places = (found.end() for found in islice(CUT.finditer(rest, PART), TRIES))
+                at = next((at for at in places if self._is_border(rest, at)), None)
                 if at is None:
                     break
                 yield rest[:at]
                 rest = rest[at:]
         yield rest
 
-    def _encode_all(self, texts, name="text"):
+    def _is_border(self, text, at):
+        """Whether the tokenizer itself divides the text at this place before it merges bytes."""
+        start = max(0, at - AROUND)
+        pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(text[start:at + AROUND])
+        return any(end == at - start for _, (_, end) in pieces)
+
+    def _encode_all(self, texts, name):
         before = os.environ.get("TOKENIZERS_PARALLELISM")
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if len(texts) > 1 else "false"
         try:
             found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             half = next(c for text in texts for c in text if "\ud800" <= c <= "\udfff")
-            raise UserError(f"the {name} contains {half!r}, half of a surrogate pair, which UTF-8 "
+            raise UserError(f"{name} contains {half!r}, half of a surrogate pair, which UTF-8 "
                             "cannot represent; remove it") from None
         finally:       # a process that is forked now must not wait for threads that it lacks
             os.environ["TOKENIZERS_PARALLELISM"] = before or "false"
@@ -234,9 +245,10 @@ def _finds(step, key):
                                        or any(_finds(part, key) for part in step.values()))
 
 
-def _cuts(step):
-    """Whether a step divides texts by a regular expression."""
-    return "Split" in _types(step) or _finds(step, "use_regex")
+def _reaches_out(token):
+    """Whether an added token contains white space, or depends on what is beside it."""
+    return (any(map(str.isspace, token.content)) or token.lstrip or token.rstrip
+            or token.single_word)
 
 
 def _end(vocab, settings, path):

@@ -54,17 +54,21 @@ class CharTokenizer:
         """(1,) int: the token that generated text starts from, the line break if there is one."""
         return self.encode("\n" if "\n" in self.characters else self.characters[0])
 
-    def encode(self, text, name="text"):
+    def encode(self, text, name="the text"):
         """Text of n characters -> (n,) int64. name: what it is called in messages. Raises UserError
         for an unknown character."""
-        return self._encode(text, name).astype(np.int64)
+        return self._encode(text, name, 0).astype(np.int64)
 
-    def encode_parts(self, parts):
-        """Parts of one text -> their ids, (n,) int, one array for each part or more. Raises
-        UserError for an unknown character."""
-        return map(self._encode, parts)
+    def encode_parts(self, parts, name="the text"):
+        """Parts of one text -> an iterator over (n,) int: the ids of each part. name: as for
+        `encode`. Raises UserError for an unknown character."""
+        before = 0
+        for part in parts:
+            yield self._encode(part, name, before)
+            before += len(part)
 
-    def _encode(self, text, name="text"):
+    def _encode(self, text, name, before):
+        """before: the number of characters before this part of the text."""
         if text.isascii():
             ids = text.encode().translate(self._table)
             if UNKNOWN not in ids:
@@ -74,8 +78,8 @@ class CharTokenizer:
         unknown = ids < 0
         if unknown.any():
             at = unknown.argmax()
-            raise UserError(f"{text[at]!r}, character {at + 1} of the {name}, is not among the "
-                            f"{self.vocab_size} characters that the model knows: "
+            raise UserError(f"{text[at]!r}, character {before + at + 1:,} of {name}, is not among "
+                            f"the {self.vocab_size} characters that the model knows: "
                             f"{_shown(self.characters)}")
         return ids
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from npgpt.cli.bar import Bar
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Options, Parser, option, suggestion
-from npgpt.durable import SUMS, atomic_directory, verify
+from npgpt.durable import SUMS, atomic_directory, check_target, verify
 from npgpt.errors import UserError, flag
 from npgpt.text import tokenizer as tokenizers
 from npgpt.text.bpe import BPETokenizer
@@ -29,7 +29,7 @@ PART = 2**16        # characters that the library's trainer takes at once
 class Training(Options):
     """The options of `train`."""
 
-    out_dir: str | None = option(None, "the directory to write, which is needed", metavar="DIR")
+    out_dir: str | None = option(None, "the directory to write (required)", metavar="DIR")
     vocab_size: int = option(8192, "tokens in the vocabulary", at_least=257, at_most=10**6)
     overwrite: bool = option(False, "replace a tokenizer in `out_dir`")
 
@@ -38,9 +38,9 @@ class Training(Options):
 class Encoding(Options):
     """The options of `encode`."""
 
-    out_dir: str | None = option(None, "the directory to write, which is needed", metavar="DIR")
-    tokenizer: str | None = option(None, f"{CHARACTERS} or the directory of a tokenizer, which is "
-                                   "needed", metavar="DIR")
+    out_dir: str | None = option(None, "the directory to write (required)", metavar="DIR")
+    tokenizer: str | None = option(None, f"{CHARACTERS} or the directory of a tokenizer (required)",
+                                   metavar="DIR")
     overwrite: bool = option(False, "replace a token file in `out_dir`")
 
 
@@ -69,8 +69,10 @@ def _run(arguments):
     command = COMMANDS[name]
     fields = dataclasses.fields(command.options)
     parser = Parser(prog=f"npgpt tokenizer {name}", description=command.summary)
-    parser.add_argument("paths", metavar=command.metavar, help=command.takes,
-                        nargs="+" if command.takes == TEXTS else 1)
+    if command.takes_texts:
+        parser.add_argument("paths", metavar="TEXT", nargs="+", help=TEXTS)
+    else:
+        parser.add_argument("paths", metavar="DIR", nargs=1, help="a token file")
     if fields:
         parser.add_options("options", fields, {})
     given = parser.parse(rest, fields)
@@ -89,8 +91,8 @@ def _train(names, c):
     with atomic_directory(target, tokenizers.FILES | {SUMS}) as folder:
         tokenizer.save(folder)
     few = "" if tokenizer.vocab_size == c.vocab_size else (
-        f"; the texts have no more than these, {c.vocab_size:,} were asked for")
-    print(f"{tokenizer.vocab_size:,} tokens in {target}{few}")
+        f"; the texts are too short for the {c.vocab_size:,} requested")
+    print(f"a vocabulary of {tokenizer.vocab_size:,} tokens in {target}{few}")
 
 
 def _encode(names, c):
@@ -100,21 +102,21 @@ def _encode(names, c):
                         "tokenizer")
     if c.tokenizer != CHARACTERS and not Path(c.tokenizer).is_dir():
         raise UserError(f"`tokenizer` must be {CHARACTERS} or a directory, got {c.tokenizer!r}")
-    tokenizer = (None if c.tokenizer == CHARACTERS else tokenizers.load_tokenizer(c.tokenizer))
+    tokenizer = None if c.tokenizer == CHARACTERS else tokenizers.load_tokenizer(c.tokenizer)
     with Bar() as bar:
         tokens = encode_files(_paths(names), tokenizer, target, bar)
     facts = tokens.facts
     texts = "1 text" if facts["documents"] == 1 else f"{facts['documents']:,} texts"
-    print(f"{facts['tokens']:,} tokens of {tokens.tokenizer.vocab_size:,} kinds, "
-          f"{tokens.ids.dtype}, from {facts['bytes']:,} bytes of {texts}, in {target}")
+    print(f"{facts['tokens']:,} tokens ({tokens.ids.dtype}, vocabulary "
+          f"{tokens.tokenizer.vocab_size:,}) from {facts['bytes']:,} bytes of {texts} in {target}")
 
 
 def _verify(names, c):
     tokens = open_tokens(names[0])
     if not (tokens.path / SUMS).exists():
-        raise UserError(f"{tokens.path / SUMS} is missing; without it damage cannot be found")
+        raise UserError(f"{tokens.path / SUMS} is missing; without it damage cannot be detected")
     verify(tokens.path, ENDLESS)
-    print(f"{tokens.path} is whole: {len(tokens.ids):,} tokens")
+    print(f"{tokens.path} is intact: {len(tokens.ids):,} tokens")
     for path in tokens.changed_sources():
         print(f"note: {path} has changed since it was encoded")
 
@@ -125,17 +127,13 @@ def _paths(names):
 
 
 def _target(c, files):
-    """-> the directory to write. Raises UserError if it is missing, or there already."""
+    """-> the directory to write. Raises UserError if none is given, or if it already exists."""
     if not c.out_dir:
         raise UserError("`out_dir` is missing; it takes the directory to write")
     target = Path(c.out_dir)
     if target.is_dir() and any(target.iterdir()) and not c.overwrite:
-        raise UserError(f"{target} is there already; `overwrite` replaces it")
-    if target.is_dir():
-        others = {path.name for path in target.iterdir()} - files
-        if others:
-            raise UserError(f"{target} contains {min(others)!r}, which npgpt did not write there; "
-                            "choose another `out_dir`")
+        raise UserError(f"{target} already exists; `overwrite` replaces it")
+    check_target(target, files)
     return target
 
 
@@ -158,14 +156,12 @@ class Command(NamedTuple):
     summary: str
     run: Callable
     options: type
-    metavar: str
-    takes: str
+    takes_texts: bool = True      # or else one token file
 
 
 COMMANDS = {
-    "train": Command("train a byte-level BPE on texts", _train, Training, "TEXT", TEXTS),
+    "train": Command("train a byte-level BPE on texts", _train, Training),
     "encode": Command("encode texts into a token file, which train.py reads without loading it",
-                      _encode, Encoding, "TEXT", TEXTS),
-    "verify": Command("compute the hashes of a token file again", _verify, Verifying, "DIR",
-                      "a token file"),
+                      _encode, Encoding),
+    "verify": Command("check a token file against its hashes", _verify, Verifying, False),
 }

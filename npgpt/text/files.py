@@ -25,13 +25,14 @@ def find(name):
     directory stands for the texts in it and below, by their ENDINGS, also with .gz; hidden ones are
     left out. Raises UserError if there is none."""
     path = Path(name)
+    if str(name) == "":
+        raise UserError("the path of a text is empty")
     if path.is_dir():
         found = [Path(folder, file) for folder, _, files in os.walk(path) for file in files]
         found = [file for file in found if _is_text(file.relative_to(path))]
         if not found:
-            raise UserError(f"there is no text in {path}: no file that ends in "
-                            f"{', '.join(ENDINGS)} or in .gz after that; a pattern such as "
-                            f"'{path}/**/*.py' stands for other files")
+            raise UserError(f"{path} contains no text files ({', '.join(ENDINGS)}, or these with "
+                            f".gz); for other files use a pattern such as '{path}/**/*.py'")
     elif glob.has_magic(str(name)) and not os.path.lexists(path):
         found = [Path(match) for match in glob.glob(str(name), recursive=True)]
         found = [match for match in found if not match.is_dir()]

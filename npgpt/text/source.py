@@ -48,7 +48,8 @@ class TokenSource:
         """tokenizer: None: a new one for the characters of the text.
         Raises UserError if the tokenizer does not know a character of the text."""
         tokenizer = tokenizer or CharTokenizer(text)
-        ids = tokenizer.encode(text).astype(smallest_type(tokenizer))
+        called = "the text" if name == "text" else f"the text {name}"
+        ids = tokenizer.encode(text, called).astype(smallest_type(tokenizer))
         facts = {"tokens": len(ids), "documents": 1, "characters": len(text),
                  "bytes": len(text.encode()), "distinct": len(np.unique(ids))}
         return cls(name, ids, tokenizer, sha256(text), note, summary(tokenizer, facts))
@@ -95,8 +96,8 @@ def summary(tokenizer, facts):
     if tokenizer.kind == "characters":
         text = f"{facts['characters']:,} characters, {facts['distinct']:,} of them distinct"
     else:
-        text = (f"{facts['tokens']:,} tokens of {facts['bytes'] / facts['tokens']:.2f} bytes, "
-                f"{facts['distinct']:,} of {tokenizer.vocab_size:,} distinct")
+        text = (f"{facts['tokens']:,} tokens, {facts['bytes'] / facts['tokens']:.2f} bytes per "
+                f"token, {facts['distinct']:,} of {tokenizer.vocab_size:,} in use")
     return text if facts["documents"] == 1 else f"{facts['documents']:,} texts, {text}"
 
 

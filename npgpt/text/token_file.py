@@ -116,12 +116,13 @@ def encode_files(paths, tokenizer, target, progress=lambda text, done, total: No
         tokenizer = CharTokenizer(alphabet.characters)
     try:
         with ended_by_signals(), atomic_directory(target, FILES) as folder:
-            facts = _encode(documents(paths, lambda done: progress("encoding", done, total)),
-                            tokenizer, folder / IDS, is_new)
+            texts = documents(paths, lambda done: progress("encoding", done, total))
+            facts = _encode(zip(paths, texts), tokenizer, folder / IDS, is_new)
             if not facts["tokens"]:
-                raise UserError(f"there is no text in {paths[0]}")
-            if [signature(path) for path in paths] != sources:
-                raise UserError("a text has changed while it was read; encode it again")
+                raise UserError(f"{paths[0]} is empty")
+            for path, before in zip(paths, sources):
+                if signature(path) != before:
+                    raise UserError(f"{path} has changed while it was read; encode it again")
             facts |= {"sources": sources}
             write_json(folder / FACTS, facts)
             tokenizer.save(folder)
@@ -132,7 +133,7 @@ def encode_files(paths, tokenizer, target, progress=lambda text, done, total: No
 
 
 def _check_disk(path, target, needed):
-    """Raise UserError if the disk of a directory that is not there yet has less free space."""
+    """Raise UserError if there is less free space where a directory is to be written."""
     there = next(path for path in Path(target).absolute().parents if path.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -141,8 +142,9 @@ def _check_disk(path, target, needed):
 
 
 def _encode(documents, tokenizer, path, is_new):
-    """Write the ids of documents to a file -> name -> value for tokens.json. is_new: the tokenizer
-    was made of them, so that all of its tokens occur."""
+    """Write the ids of documents to a file -> name -> value for tokens.json. documents: pairs of a
+    name for messages and parts of a text. is_new: the tokenizer was made from them, so that all of
+    its tokens occur."""
     dtype, digests = smallest_type(tokenizer), []
     seen = np.full(tokenizer.vocab_size, is_new)
     counts = {"tokens": 0, "documents": 0, "characters": 0, "bytes": 0}
@@ -157,12 +159,12 @@ def _encode(documents, tokenizer, path, is_new):
 
     with open(path, "wb") as file:
         _write_header(file, dtype, 0)
-        for number, parts in enumerate(documents):
+        for number, (name, parts) in enumerate(documents):
             digest, between = hashlib.sha256(), []
             if number:
                 end = tokenizer.end
                 between = [tokenizer.encode("\n") if end is None else np.array([end])]
-            encoded = tokenizer.encode_parts(counted(parts, digest))
+            encoded = tokenizer.encode_parts(counted(parts, digest), name)
             for ids in itertools.chain(between, encoded):
                 if not is_new:
                     seen[ids] = True

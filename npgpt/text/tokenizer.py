@@ -7,8 +7,8 @@ Every tokenizer has these:
     start                   (1,) int: the token that generated text starts from
     end                     the end-of-text token, between documents and after a text; None: none
     encode(text, name)      -> (n,) int64; name: what the text is called in messages
-    encode_parts(parts)     -> an iterator over arrays: the ids of a long text, of which parts are
-                            the parts in their order; together the same as encode of all of it
+    encode_parts(parts, name)       -> an iterator over arrays: the ids of a long text that is given
+                            in parts; together they are those of encode for the whole text
     decode(ids)             -> text
     token_bytes(i)          -> the bytes of a token; a character may be divided among tokens
     byte_lengths            (V,) int: their number; 0 for special tokens, which are not text

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+from npgpt.cli.fields import data_cache_field, device_field, dtype_field
 from npgpt.cli.options import Options, option
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
@@ -57,14 +58,9 @@ class TrainingConfig(Options):
     tokenizer: str | None = option(None, "chars, or the directory of a byte-level BPE (default: "
                                    "that of a token file or of `init_from`, else chars)",
                                    metavar="DIR")
-    data_cache: str = option("data/cache", "where large texts are kept as token files",
-                             metavar="DIR")
-    device: str = option("auto", "where to compute; auto: on the GPU if there is one",
-                         choices=("auto", "cpu", "gpu"))
-    dtype: str | None = option(
-        None, "precision: float32 or float64; tf32 and bfloat16 need a GPU (default: tf32 on a "
-        "GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
-    )
+    data_cache: str = data_cache_field()
+    device: str = device_field()
+    dtype: str | None = dtype_field()
     workers: int | None = option(
         None, "processes on a CPU (default: one per core; for a large model only one computes, "
         "with BLAS's threads, and the others only update)", at_least=1, at_most=1000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import to_host
-from npgpt.errors import RunError, UserError
+from npgpt.errors import RunError
 from npgpt.training.evaluation import bits_per_byte
 
 LOGITS = 2**24      # of a batch
@@ -39,9 +39,7 @@ class Result:
 
 def whole_loss(model, tokenizer, ids, stride, after_batch=lambda done, total: None):
     """Token ids (N,) of a text -> Result. after_batch(done, total): called with numbers of tokens.
-    Raises UserError for fewer than two tokens, and RunError if the loss is not finite."""
-    if len(ids) < 2:
-        raise UserError("the text is too short: at least two tokens are needed")
+    There must be two tokens or more. Raises RunError if the loss is not finite."""
     length = window_length(model)
     lengths, nats, n_bytes, done = tokenizer.byte_lengths, 0.0, 0, 0
     for windows, new in batches(len(ids), length, stride,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from npgpt.backend import get_device
 from npgpt.checkpoints.run import model_directory
 from npgpt.cli.bar import Bar
 from npgpt.cli.command import run_command
+from npgpt.cli.fields import data_cache_field, device_field, dtype_field
 from npgpt.cli.options import Options, Parser, option
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
@@ -27,14 +29,9 @@ class EvalConfig(Options):
     stride: int | None = option(None, "tokens from one window to the next; fewer give each token "
                                 "more context (default: half of the context)", at_least=1)
     json: bool = option(False, "print one line of JSON")
-    data_cache: str = option("data/cache", "where large texts are kept as token files",
-                             metavar="DIR")
-    device: str = option("auto", "where to compute; auto: on the GPU if there is one",
-                         choices=("auto", "cpu", "gpu"))
-    dtype: str | None = option(
-        None, "precision: float32 or float64; tf32 and bfloat16 need a GPU (default: tf32 on a "
-        "GPU that has it, else float32)", choices=("float32", "float64", "tf32", "bfloat16"),
-    )
+    data_cache: str = data_cache_field()
+    device: str = device_field()
+    dtype: str | None = dtype_field()
 
 
 def main(arguments=None):
@@ -63,6 +60,8 @@ def _eval(arguments):
                         f"tokens and the first is not predicted, got {stride}")
     with Bar() as bar:
         source = load_source(c.data, tokenizer, c.data_cache, bar)
+        if len(source.ids) < 2:
+            raise UserError(f"the text {source.name} is too short: at least 2 tokens are needed")
         found = whole_loss(model, tokenizer, source.ids, stride,
                            lambda done, total: bar("evaluating", done, total))
     values = {
@@ -71,7 +70,8 @@ def _eval(arguments):
         "tokens": found.tokens, "bytes": found.bytes, "context": length, "stride": stride,
     }
     if c.json:
-        return print(json.dumps(values))
+        return print(json.dumps({name: None if value == math.inf else value
+                                 for name, value in values.items()}))
     print(f"model       {directory}")
     print(f"data        {source.name}: {source.summary}")
     print(f"loss        {found.loss:.4f} nats per token, over {found.tokens:,} tokens in windows "

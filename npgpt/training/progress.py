@@ -11,10 +11,8 @@ import time
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from npgpt.cli.screen import Screen
+from npgpt.cli.screen import PLAIN_SECONDS, Screen
 from npgpt.training.estimate import duration
-
-PLAIN_SECONDS = 10
 
 
 class Progress:

@@ -32,13 +32,13 @@ class Request:
     """What the command line requests."""
 
     config_name: str                # "laptop": what the run and its directory are called
-    values: dict                    # name -> value, from all of these
+    values: dict                    # name -> value, from laptop, the TOML file and the flags
     flags: dict                     # name -> value, from the flags alone
     out_dir: Path | None
     resume: bool
     overwrite: bool
     notes: list[str] = field(default_factory=list)      # for the header of the run
-    chosen: dict = field(default_factory=dict)      # the values, without those of laptop
+    chosen: dict = field(default_factory=dict)      # the same, without those of laptop
     init_from: Path | None = None
 
     def asks_for(self, name):

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train as train_script
-from npgpt import GPT, GPTConfig, UserError
+from npgpt import GPT, GPTConfig
 from npgpt.__main__ import main
+from npgpt.durable import SUMS
 from npgpt.errors import RunError
-from npgpt.text.bpe import BPETokenizer
+from npgpt.text.bpe import END, BPETokenizer
 from npgpt.text.characters import CharTokenizer
 from npgpt.training import perplexity
 from npgpt.training.perplexity import batches, whole_loss
@@ -64,10 +65,8 @@ def test_loss_is_that_of_one_window_at_a_time(n, block_size, stride, seed):
     assert seen[-1] == (n - 1, n - 1) and seen == sorted(seen)
 
 
-def test_loss_that_is_not_finite_and_a_text_of_one_token_are_errors():
+def test_loss_that_is_not_finite_is_an_error():
     model = gpt(4)
-    with pytest.raises(UserError, match="at least two tokens"):
-        whole_loss(model, ABC, np.array([1]), 2)
     model.params.flat[...] = np.nan
     with pytest.raises(RunError, match="not finite"):
         whole_loss(model, ABC, np.array([1, 2, 0]), 2)
@@ -101,18 +100,31 @@ def test_command_prints_text_or_json(train, run):
 @pytest.mark.parametrize(("words", "message"), [
     ([], "--data is missing; it takes a text, a directory of texts or a token file"),
     (["--data=nowhere"], "there is no file 'nowhere'"),
-    (["--data=other.txt"], "'é', character 4 of the text, is not among the 28 characters"),
+    (["--data=other.txt"], "'é', character 4 of the text other.txt, is not among the 28"),
     (["--data=fox.txt", "--stride=16"], "--stride must be at most 15, because a window has 16"),
     (["--data=fox.txt", "--stride=0"], "--stride must be at least 1, got 0"),
+    (["--data=one.txt"], "the text one.txt is too short: at least 2 tokens are needed"),
     (["--data=fox.txt", "--model=nowhere"], "there is no directory nowhere"),
     (["--data=fox.txt", "--strid=1"], "unknown option --strid; did you mean --stride?"),
 ])
 def test_invalid_request_gives_one_line_and_status_2(words, message, train, run, home):
     train("--max-iters=1")
     (home / "other.txt").write_text("café")
+    (home / "one.txt").write_text("a")
     result = run(main, "eval", *words)
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith(f"npgpt eval: {message}") and result.err.count("\n") == 1
+
+
+def test_number_that_json_lacks_is_null(run, home):
+    """A text of special tokens alone has no bytes."""
+    tokenizer = BPETokenizer.train(["ab"], 257)
+    GPT(GPTConfig(257, block_size=8, n_layer=1, n_head=1, n_embd=4)).save_pretrained("model")
+    (home / "model" / SUMS).unlink()
+    tokenizer.save(home / "model")
+    (home / "ends.txt").write_text(END * 5)
+    found = json.loads(run(main, "eval", "--model=model", "--data=ends.txt", "--json").out)
+    assert found["bits_per_byte"] is None and found["bytes"] == 0 and found["tokens"] == 4
 
 
 def test_bits_per_byte_of_training_count_the_bytes_of_the_tokens(run, home):
@@ -128,8 +140,8 @@ def test_bits_per_byte_of_training_count_the_bytes_of_the_tokens(run, home):
     BPETokenizer.train(["aéaé"], 258).save(home)
     result = run(train_script.main, "--data=text.txt", "--tokenizer=.", *TINY[1:], "--max-iters=1",
                  "--out-dir=bpe")
-    assert result.status == 0 and re.search(r"data +text.txt: [\d,]+ tokens of 1\.\d\d bytes",
-                                            result.out)
+    assert result.status == 0
+    assert re.search(r"data +text.txt: [\d,]+ tokens, 1\.\d\d bytes per token", result.out)
 
 
 def test_all_windows_or_some_in_the_last_evaluation(train):

@@ -28,7 +28,8 @@ def tokenizer(run, home):
 
 def test_tokenizer_is_trained_and_texts_are_encoded_and_verified(tokenizer, home):
     trained = tokenizer("train", "texts", "--vocab-size=280", "--out-dir=bpe")
-    assert (trained.status, trained.out, trained.err) == (0, "280 tokens in bpe\n", "")
+    assert (trained.status, trained.err) == (0, "")
+    assert trained.out == "a vocabulary of 280 tokens in bpe\n"
     bpe = load_tokenizer("bpe")
     assert bpe.vocab_size == 280 and bpe.decode([bpe.end]) == END
     encoded = tokenizer("encode", "texts", "fox.txt", "texts/*.txt", "--tokenizer=bpe",
@@ -36,16 +37,16 @@ def test_tokenizer_is_trained_and_texts_are_encoded_and_verified(tokenizer, home
     tokens = open_tokens("tokens")
     n_bytes = 2 * len(TEXT) + 350
     assert (encoded.status, encoded.err, encoded.out) == (
-        0, "", f"{len(tokens.ids):,} tokens of 280 kinds, uint16, from {n_bytes:,} bytes of 3 "
-        "texts, in tokens\n")
+        0, "", f"{len(tokens.ids):,} tokens (uint16, vocabulary 280) from {n_bytes:,} bytes of 3 "
+        "texts in tokens\n")
     text = END.join([TEXT, "naïve " * 50, TEXT])
     assert tokens.ids.tolist() == bpe.encode(text).tolist()
-    assert tokenizer("verify", "tokens").out == f"tokens is whole: {len(tokens.ids):,} tokens\n"
+    assert tokenizer("verify", "tokens").out == f"tokens is intact: {len(tokens.ids):,} tokens\n"
     (home / "fox.txt").write_text("dog")
     assert f"note: {home}/fox.txt has changed since" in tokenizer("verify", "tokens").out
 
 
-def test_damage_is_found_and_what_cannot_be_verified_is_not_called_whole(tokenizer, home,
+def test_damage_is_found_and_what_cannot_be_verified_is_not_called_intact(tokenizer, home,
                                                                          monkeypatch):
     tokenizer("encode", "fox.txt", "--tokenizer=chars", "--out-dir=tokens")
     monkeypatch.setattr(reading, "free_memory", lambda: 0)      # it is read in parts
@@ -62,13 +63,15 @@ def test_damage_is_found_and_what_cannot_be_verified_is_not_called_whole(tokeniz
     assert "SHA256SUMS is damaged: tokens.npy is not listed" in result.err
     sums.unlink()
     result = tokenizer("verify", "tokens")
-    assert (result.status, result.out, result.err) == (
-        2, "", "npgpt tokenizer: tokens/SHA256SUMS is missing; without it damage cannot be found\n")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == ("npgpt tokenizer: tokens/SHA256SUMS is missing; without it damage cannot "
+                          "be detected\n")
 
 
 def test_characters_are_encoded_too(tokenizer):
     result = tokenizer("encode", "fox.txt", "--tokenizer=chars", "--out-dir=tokens")
-    assert result.out == "1,760 tokens of 28 kinds, uint8, from 1,760 bytes of 1 text, in tokens\n"
+    assert result.out == (
+        "1,760 tokens (uint8, vocabulary 28) from 1,760 bytes of 1 text in tokens\n")
     tokens = open_tokens("tokens")
     assert tokens.tokenizer.decode(tokens.ids) == TEXT
 
@@ -77,7 +80,7 @@ def test_small_text_gives_a_smaller_vocabulary_and_says_so(tokenizer):
     result = tokenizer("train", "fox.txt", "--vocab-size=5000", "--out-dir=bpe")
     n = load_tokenizer("bpe").vocab_size
     assert n < 400 and result.out == (
-        f"{n} tokens in bpe; the texts have no more than these, 5,000 were asked for\n")
+        f"a vocabulary of {n} tokens in bpe; the texts are too short for the 5,000 requested\n")
 
 
 def test_existing_directory_is_replaced_only_if_asked(tokenizer, home):
@@ -87,7 +90,7 @@ def test_existing_directory_is_replaced_only_if_asked(tokenizer, home):
         before = everything(home)
         result = tokenizer(*words)
         assert (result.status, result.out) == (2, "")
-        assert result.err == (f"npgpt tokenizer: {words[-1][10:]} is there already; --overwrite "
+        assert result.err == (f"npgpt tokenizer: {words[-1][10:]} already exists; --overwrite "
                               "replaces it\n")
         assert everything(home) == before
         assert tokenizer(*words, "--overwrite").status == 0
@@ -101,7 +104,8 @@ def test_existing_directory_is_replaced_only_if_asked(tokenizer, home):
     ("train --out-dir=a", "the following arguments are required: TEXT; --help lists all options"),
     ("train fox.txt --out-dir=a --vocab-size=256", "--vocab-size must be at least 257, got 256"),
     ("train nowhere --out-dir=a", "nowhere is missing"),
-    ("train empty --out-dir=a", "there is no text in empty: no file that ends in .txt, .text, "),
+    ("train fox.txt --out-dir=latin1.txt", "{home}/latin1.txt is a file; choose another path for"),
+    ("train empty --out-dir=a", "empty contains no text files (.txt, .text, .md, .rst, or th"),
     ("train latin1.txt --out-dir=a", "latin1.txt is not UTF-8 (byte 3 is 0xe9); convert it with"),
     ("encode fox.txt --out-dir=a", "--tokenizer is missing; it takes chars or the directory of a"),
     ("encode fox.txt --out-dir=a --tokenizer=b", "--tokenizer must be chars or a directory, got"),
@@ -118,7 +122,8 @@ def test_invalid_request_gives_one_line_and_status_2_and_writes_nothing(words, m
     before = everything(home)
     result = tokenizer(*words.split())
     assert (result.status, result.out) == (2, "")
-    assert result.err.startswith(f"npgpt tokenizer: {message}") and result.err.count("\n") == 1
+    assert result.err.startswith(f"npgpt tokenizer: {message.format(home=home)}")
+    assert result.err.count("\n") == 1
     assert everything(home) == before
 
 

@@ -68,14 +68,27 @@ def test_long_text_is_encoded_in_parts(monkeypatch):
     assert np.concatenate(arrays).tolist() == tokenizer.encode(BOOK).tolist()
 
 
+CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+          r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")       # GPT-4's, and Llama 3's
+QWEN = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _split(pattern):
+    return Sequence([Split(tokenizers.Regex(pattern), "isolated"),
+                     ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 @pytest.mark.parametrize(("pre", "is_cut"), [
     (ByteLevel(add_prefix_space=True), False),
     (ByteLevel(add_prefix_space=False, use_regex=False), False),
     (Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]), True),
     (Sequence([Digits(), ByteLevel(add_prefix_space=True)]), False),
-    (Sequence([Split(tokenizers.Regex(r"\s*\S+"), "isolated"),
-               ByteLevel(add_prefix_space=False, use_regex=False)]), True),
-], ids=["a space before a text", "one piece", "digits", "digits and a space", "split"])
+    (_split(r"\s*\S+"), True),
+    (_split(r"[^\n]*\n"), False),
+    (_split(CL100K), True),
+    (_split(QWEN), True),
+], ids=["a space before a text", "one piece", "digits", "digits and a space", "words", "lines",
+        "cl100k", "qwen"])
 def test_parts_have_the_ids_of_the_whole_text_with_other_pieces(pre, is_cut, monkeypatch):
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer, library.decoder = pre, tokenizers.decoders.ByteLevel()
@@ -98,6 +111,8 @@ def test_several_texts_are_encoded_in_threads_and_none_are_left_for_a_fork(token
     seen = []
 
     class Recorder:
+        pre_tokenizer = ByteLevel(add_prefix_space=False)
+
         def encode_batch_fast(self, texts, add_special_tokens):
             seen.append((len(texts), os.environ["TOKENIZERS_PARALLELISM"]))
             return tokenizers.Tokenizer(tokenizers.models.BPE()).encode_batch_fast(texts)
@@ -138,6 +153,28 @@ def test_added_token_that_is_not_special_is_text(tokenizer, tmp_path):
     assert ids.tolist() == [320] and more.byte_lengths[ids].tolist() == [5]
 
 
+@pytest.mark.parametrize("change", [
+    {"normalizer": {"type": "NFC"}},
+    {"added_tokens": [{"content": "for i"}]},
+    {"added_tokens": [{"content": "for", "rstrip": True}]},
+    {"added_tokens": [{"content": "for", "lstrip": True}]},
+    {"added_tokens": [{"content": "for", "single_word": True}]},
+])
+def test_text_is_not_cut_where_more_than_its_pieces_matters(change, tokenizer, tmp_path,
+                                                            monkeypatch):
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    found = json.loads(path.read_text())
+    for token in change.get("added_tokens", []):
+        found["added_tokens"].append(found["added_tokens"][0] | {"id": 320} | token)
+    path.write_text(json.dumps(found | {"normalizer": change.get("normalizer")}))
+    changed = load_tokenizer(tmp_path)
+    monkeypatch.setattr(bpe, "PART", 20)
+    monkeypatch.setattr(bpe, "BATCH", 1)
+    (ids,) = changed.encode_parts([BOOK])
+    assert ids.tolist() == changed.encode(BOOK).tolist()
+
+
 def test_special_token_in_a_text_is_one_token_of_no_bytes(tokenizer):
     ids = tokenizer.encode(f"a{END}b")
     assert ids[1] == tokenizer.end and len(ids) == 3
@@ -149,6 +186,8 @@ def test_special_token_in_a_text_is_one_token_of_no_bytes(tokenizer):
 def test_half_of_a_surrogate_pair_is_refused(tokenizer, half):
     with pytest.raises(UserError) as error:
         tokenizer.encode(f"ab{half}")
+    with pytest.raises(UserError, match=r"^a\.txt contains .*half of a surrogate pair"):
+        list(tokenizer.encode_parts(["a", half], "a.txt"))
     assert str(error.value) == (f"the text contains {half!r}, half of a surrogate pair, which "
                                 "UTF-8 cannot represent; remove it")
 

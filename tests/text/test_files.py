@@ -42,8 +42,10 @@ def test_directory_or_pattern_without_a_text_is_refused(tree):
     with pytest.raises(UserError) as error:
         find(tree / "empty")
     assert str(error.value) == (
-        f"there is no text in {tree}/empty: no file that ends in .txt, .text, .md, .rst or in .gz "
-        f"after that; a pattern such as '{tree}/empty/**/*.py' stands for other files")
+        f"{tree}/empty contains no text files (.txt, .text, .md, .rst, or these with .gz); for "
+        f"other files use a pattern such as '{tree}/empty/**/*.py'")
+    with pytest.raises(UserError, match=r"^the path of a text is empty$"):
+        find("")
     with pytest.raises(UserError, match=r"there is no file that matches '.*/\*\.csv'"):
         find(f"{tree}/*.csv")
 

@@ -74,8 +74,8 @@ def test_documents_are_separated(text, bpe, tmp_path):
 def test_summary_of_byte_pairs_counts_tokens_and_their_length(text, bpe, tmp_path):
     n = len(bpe.encode(TEXT))
     distinct = len(set(bpe.encode(TEXT).tolist()))
-    expected = (f"{n} tokens of {len(TEXT.encode()) / n:.2f} bytes, {distinct} of "
-                f"{bpe.vocab_size} distinct")
+    expected = (f"{n} tokens, {len(TEXT.encode()) / n:.2f} bytes per token, {distinct} of "
+                f"{bpe.vocab_size} in use")
     assert TokenSource.from_text(TEXT, tokenizer=bpe).summary == expected
 
 
@@ -202,7 +202,7 @@ def test_text_that_changes_meanwhile_is_refused(text, tmp_path):
         if name == "encoding":
             text.write_text("fox")
 
-    with pytest.raises(UserError, match="has changed while it was read"):
+    with pytest.raises(UserError, match=r"a\.txt has changed while it was read"):
         encode_files([text], CharTokenizer(TEXT), tmp_path / "tokens", progress)
     assert not (tmp_path / "tokens").exists()
 
@@ -227,10 +227,18 @@ def test_directory_that_cannot_be_written_is_named(text, tmp_path, monkeypatch):
     assert not (tmp_path / "tokens").exists()
 
 
+def test_unknown_character_is_named_with_its_file_and_position(text, tmp_path):
+    other = tmp_path / "b.txt"
+    other.write_text("fox " * 100 + "#", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        encode_files([text, other], CharTokenizer(TEXT), tmp_path / "tokens")
+    assert str(error.value).startswith(f"'#', character 401 of {other}, is not among the ")
+
+
 def test_empty_texts_are_refused(tmp_path):
     for name, content in (("a.txt", b""), ("b.txt", b"\xef\xbb\xbf")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=r"[ab]\.txt is empty|there is no text in .*b\.txt"):
+        with pytest.raises(UserError, match=r"[ab]\.txt is empty$"):
             encode_files([tmp_path / name], None, tmp_path / "tokens")
     with pytest.raises(UserError, match=r"^all texts are empty$"):
         encode_files([tmp_path / "a.txt"] * 2, None, tmp_path / "tokens")

@@ -57,9 +57,11 @@ def test_ascii_is_looked_up_in_bytes():
 
 def test_name_of_the_text_is_in_messages():
     with pytest.raises(UserError, match="character 1 of the prompt, is not"):
-        CharTokenizer("ab").encode("x", "prompt")
-    with pytest.raises(UserError, match="character 2 of the text, is not"):
+        CharTokenizer("ab").encode("x", "the prompt")
+    with pytest.raises(UserError, match="character 3 of the text, is not"):
         list(CharTokenizer("ab").encode_parts(["a", "ax"]))
+    with pytest.raises(UserError, match=r"character 1,002 of b\.txt, is not"):
+        list(CharTokenizer("ab").encode_parts(["a" * 1000, "bx"], "b.txt"))
 
 
 def test_alphabet_with_an_x():
