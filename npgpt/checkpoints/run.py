@@ -64,16 +64,17 @@ class RunDirectory(RunContents):
         return run
 
     @classmethod
-    def existing(cls, out_dir):
+    def existing(cls, out_dir, option="out_dir"):
         """The directory of an existing run: out_dir, or the run in out/ that was saved last.
-        Raises UserError if there is none."""
+        option: the one that gives the directory. Raises UserError if there is none."""
         if out_dir is None:
             found = [*OUT.glob("*/latest")] or [*OUT.glob(f"*/{METRICS}")]
             if not found:
-                raise UserError(f"there is no run in {OUT}/; give its directory with `out_dir`")
+                raise UserError(f"there is no run in {OUT}/; give its directory with `{option}`")
             out_dir = max(found, key=lambda path: path.stat().st_mtime).parent
         if not out_dir.is_dir():
-            raise UserError(f"there is no directory {out_dir}")
+            takes = "a run" if option == "out_dir" else "a run or of a model"
+            raise UserError(f"there is no directory {out_dir}; `{option}` takes that of {takes}")
         run = cls(out_dir)
         if run.holds_a_run():
             return run
@@ -196,12 +197,12 @@ class RunDirectory(RunContents):
             raise UserError(f"{there} cannot be written to: {error.strerror}") from None
 
 
-def model_directory(path):
+def model_directory(path, option="model"):
     """A run -> its best checkpoint; a model directory -> the directory itself. None: the newest
-    run in out/. Raises UserError."""
+    run in out/. option: the one that gives the path. Raises UserError."""
     if path is not None and (path / models.CONFIG).is_file():
         return path
-    return RunDirectory.existing(path).checkpoint("best")
+    return RunDirectory.existing(path, option).checkpoint("best")
 
 
 def _first_free(name):

@@ -145,7 +145,7 @@ class Monitor:
             say(f"peak memory: {size(peak)}{mapped if run.source.is_mapped else ''}")
         if run.comm.is_first:
             say(f"the model is in {run.best}; to generate text: "
-                f"{command_line('sample')} --out-dir {run.directory.path}")
+                f"{command_line('sample')} --model {run.directory.path}")
         return 0
 
     def _stop(self):

@@ -54,7 +54,7 @@ def new_run(request, directory):
     config = supported(config, device, request)
     request.model(vocab_size=1)                # what is invalid is refused before a text is read
     if request.init_from:
-        start = model_directory(request.init_from)
+        start = model_directory(request.init_from, "init_from")
         architecture, values = fine_tuned(start, request)
         source = load_data(config, load_tokenizer(start))
         check_vocabulary(source.tokenizer, architecture.vocab_size, start)

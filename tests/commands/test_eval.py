@@ -104,7 +104,7 @@ def test_command_prints_text_or_json(train, run):
     (["--data=fox.txt", "--stride=16"], "--stride must be at most 15, because a window has 16"),
     (["--data=fox.txt", "--stride=0"], "--stride must be at least 1, got 0"),
     (["--data=one.txt"], "the text one.txt is too short: at least 2 tokens are needed"),
-    (["--data=fox.txt", "--model=nowhere"], "there is no directory nowhere"),
+    (["--data=fox.txt", "--model=nowhere"], "there is no directory nowhere; --model takes that of"),
     (["--data=fox.txt", "--strid=1"], "unknown option --strid; did you mean --stride?"),
 ])
 def test_invalid_request_gives_one_line_and_status_2(words, message, train, run, home):

@@ -87,7 +87,7 @@ def test_run_is_a_model_too(train, run):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("--init-from=nowhere", "there is no directory nowhere"),
+    ("--init-from=nowhere", "there is no directory nowhere; --init-from takes that of a run "),
     ("--init-from=", "--init-from is empty; it takes the path of a directory"),
     ("--n-layer=3", "--n-layer is 2 in the model in gpt2, got 3; leave it out"),
     ("--block-size=64", "--block-size is 32 in the model in gpt2, got 64; leave it out"),

@@ -41,7 +41,7 @@ def assert_refused(result, message):
      "13"),
     ("--data=fox.txt --n-embd=100000 --n-layer=1000", "training needs about"),
     ("--resume", "there is no run in out/"),
-    ("--resume --out-dir=nowhere", "there is no directory nowhere"),
+    ("--resume --out-dir=nowhere", "there is no directory nowhere; --out-dir takes that of a run"),
     ("--data=fox.txt --out-dir=fox.txt", "fox.txt is a file"),
     ("--device=gpu", "no GPU: CuPy is not installed; run: pip install"),
     ("--data=fox.txt --device=cpu --workers=1000",

@@ -35,10 +35,10 @@ def test_end_says_where_the_model_is_and_how_to_use_it(train, home):
                      r"split, after \d+ s\n", output)
     assert re.search(r"\npeak memory: [\d.]+ [MG]B\n", output)
     assert output.endswith("\nthe model is in out/laptop/checkpoint-20; "
-                           "to generate text: npgpt sample --out-dir out/laptop\n")
+                           "to generate text: npgpt sample --model out/laptop\n")
     (home / "sample.py").touch()                     # as in a checkout
     assert train("--max-iters=1").endswith(
-        "to generate text: python sample.py --out-dir out/laptop-2\n")
+        "to generate text: python sample.py --model out/laptop-2\n")
 
 
 def test_metrics_have_the_loss_of_steps_and_of_evaluations_and_times(train, home):
