@@ -100,7 +100,7 @@ def test_text_may_have_another_name_but_not_another_content(train, resume, home)
                           "--data takes the path of that text\n")
     (home / "moved.txt").write_text("é" + TEXT)
     result = resume("--out-dir=run", "--max-iters=12")
-    assert result.err.startswith("train.py: 'é', character 1 of the text moved.txt, is not among the 28 ")
+    assert result.err.startswith("train.py: 'é', character 1 of the text moved.txt, is not among ")
 
 
 def test_text_that_was_chosen_for_lack_of_a_network_is_kept(run, resume, monkeypatch, home):
