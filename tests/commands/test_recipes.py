@@ -32,14 +32,14 @@ SETTINGS = ("batch_size = 2", "max_iters = 2", "eval_iters = 1")
 @pytest.fixture
 def recipes(home, monkeypatch):
     """A text, a directory of texts, a GPT-2 of random parameters, and tiny configurations."""
-    book = "The quick brown fox jumps over the lazy dog. " * 60 + TEXT
+    book = "The quick brown fox jumps over the lazy dog. " * 600 + TEXT
     (home / "book.txt").write_text(book)
     for name in ("texts/a.txt", "texts/more/b.md", "texts/c.py", "texts/more/d.py"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"{name}\n{book}")
     tokenizer = BPETokenizer.train([book], 300)
-    GPT(GPTConfig(tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16,
-                  )).save_pretrained("gpt2")
+    GPT(GPTConfig(tokenizer.vocab_size, block_size=512, n_layer=1, n_head=2, n_embd=16)
+        ).save_pretrained("gpt2")
     (home / "gpt2" / SUMS).unlink()
     tokenizer.save(home / "gpt2")
     (home / "configs").mkdir()
