@@ -2,6 +2,8 @@
 
 from npgpt.cli.options import option
 
+DATA_CACHE = "data/cache"
+
 
 def device_field():
     """`device`: str."""
@@ -18,4 +20,4 @@ def dtype_field():
 
 def data_cache_field():
     """`data_cache`: str."""
-    return option("data/cache", "where large texts are kept as token files", metavar="DIR")
+    return option(DATA_CACHE, "where large texts are kept as token files", metavar="DIR")

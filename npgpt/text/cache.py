@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 
 from npgpt.errors import UserError
+from npgpt.text.characters import CharTokenizer
 from npgpt.text.files import find, signature
 from npgpt.text.token_file import FORMAT, encode_files, open_tokens
 
-CHARACTERS = "characters"        # in the place of a tokenizer's digest: those of the texts
+CHARACTERS = CharTokenizer.kind  # instead of a tokenizer's digest: the characters of the texts
 
 
 def cached_tokens(name, tokenizer, folder, progress):

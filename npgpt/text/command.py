@@ -14,12 +14,12 @@ from npgpt.cli.command import run_command
 from npgpt.cli.options import Options, Parser, option, suggestion
 from npgpt.durable import SUMS, atomic_directory, check_target, verify
 from npgpt.errors import UserError, flag
-from npgpt.text import tokenizer as tokenizers
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.files import ENDINGS, ENDLESS, documents, find, signature
 from npgpt.text.token_file import FILES, encode_files, open_tokens
+from npgpt.text.tokenizer import CHARS, named_tokenizer
+from npgpt.text.tokenizer import FILES as TOKENIZER_FILES
 
-CHARACTERS = "chars"
 TEXTS = (f"texts in UTF-8, also compressed with gzip; a directory stands for its files that end in "
          f"{', '.join(ENDINGS)}, a pattern in quotes for the files that match it")
 PART = 2**16        # characters that the library's trainer takes at once
@@ -39,7 +39,7 @@ class Encoding(Options):
     """The options of `encode`."""
 
     out_dir: str | None = option(None, "the directory to write (required)", metavar="DIR")
-    tokenizer: str | None = option(None, f"{CHARACTERS} or the directory of a tokenizer (required)",
+    tokenizer: str | None = option(None, f"{CHARS} or the directory of a tokenizer (required)",
                                    metavar="DIR")
     overwrite: bool = option(False, "replace a token file in `out_dir`")
 
@@ -81,14 +81,14 @@ def _run(arguments):
 
 
 def _train(names, c):
-    target = _target(c, tokenizers.FILES | {SUMS})
+    target = _target(c, TOKENIZER_FILES | {SUMS})
     paths = _paths(names)
     length = sum(-(-signature(path)[1] // PART) for path in paths)
     parts = (part[at:at + PART] for text in documents(paths) for part in text
              for at in range(0, len(part), PART))
     with _default_ctrl_c():
         tokenizer = BPETokenizer.train(parts, c.vocab_size, sys.stderr.isatty(), length)
-    with atomic_directory(target, tokenizers.FILES | {SUMS}) as folder:
+    with atomic_directory(target, TOKENIZER_FILES | {SUMS}) as folder:
         tokenizer.save(folder)
     few = "" if tokenizer.vocab_size == c.vocab_size else (
         f"; the texts are too short for the {c.vocab_size:,} requested")
@@ -98,11 +98,9 @@ def _train(names, c):
 def _encode(names, c):
     target = _target(c, FILES)
     if not c.tokenizer:
-        raise UserError(f"`tokenizer` is missing; it takes {CHARACTERS} or the directory of a "
+        raise UserError(f"`tokenizer` is missing; it takes {CHARS} or the directory of a "
                         "tokenizer")
-    if c.tokenizer != CHARACTERS and not Path(c.tokenizer).is_dir():
-        raise UserError(f"`tokenizer` must be {CHARACTERS} or a directory, got {c.tokenizer!r}")
-    tokenizer = None if c.tokenizer == CHARACTERS else tokenizers.load_tokenizer(c.tokenizer)
+    tokenizer = named_tokenizer(c.tokenizer)
     with Bar() as bar:
         tokens = encode_files(_paths(names), tokenizer, target, bar)
     facts = tokens.facts

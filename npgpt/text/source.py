@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.cli.fields import DATA_CACHE
 from npgpt.errors import UserError
 from npgpt.text.cache import cached_tokens
 from npgpt.text.characters import CharTokenizer
@@ -14,7 +15,6 @@ from npgpt.text.token_file import is_token_file, open_tokens, smallest_type
 
 TRAIN_FRACTION = 0.9      # the first tokens; the rest is the validation split, as in the lecture
 LARGE = 2**22             # bytes of a text from which on it is encoded into a file
-CACHE = Path("data/cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class TokenSource:
                    summary(tokens.tokenizer, tokens.facts))
 
 
-def load_source(name=None, tokenizer=None, cache=CACHE,
+def load_source(name=None, tokenizer=None, cache=DATA_CACHE,
                 progress=lambda text, done, total: None):
     """The value of `data` -> TokenSource.
 
@@ -93,7 +93,7 @@ def load_source(name=None, tokenizer=None, cache=CACHE,
 
 def summary(tokenizer, facts):
     """-> "1,760 characters, 28 of them distinct", of the facts of a token file."""
-    if tokenizer.kind == "characters":
+    if tokenizer.kind == CharTokenizer.kind:
         text = f"{facts['characters']:,} characters, {facts['distinct']:,} of them distinct"
     else:
         text = (f"{facts['tokens']:,} tokens, {facts['bytes'] / facts['tokens']:.2f} bytes per "

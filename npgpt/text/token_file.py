@@ -105,7 +105,8 @@ def encode_files(paths, tokenizer, target, progress=lambda text, done, total: No
     total, is_new = sum(size for _, size, _ in sources), tokenizer is None
     if not total:
         raise UserError(f"{paths[0]} is empty" if len(paths) == 1 else "all texts are empty")
-    _check_disk(paths[0], target, total if is_new or tokenizer.kind == "characters" else total // 2)
+    of_characters = is_new or tokenizer.kind == CharTokenizer.kind
+    _check_disk(paths[0], target, total if of_characters else total // 2)
     if is_new:
         alphabet = Alphabet()
         for text in documents(paths, lambda done: progress("reading", done, total)):

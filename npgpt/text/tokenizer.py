@@ -26,6 +26,18 @@ from npgpt.text.characters import CONFIG, FILE, CharTokenizer
 
 FILES = {FILE, CONFIG}
 PAIRS, MERGES = "vocab.json", "merges.txt"       # GPT-2's own form of a byte-level BPE
+CHARS = "chars"                                  # names the characters of a text
+
+
+def named_tokenizer(name):
+    """The value of `tokenizer`, CHARS or a directory -> its tokenizer; None for CHARS. Raises
+    UserError."""
+    if name == CHARS:
+        return None
+    if not Path(name).is_dir():
+        raise UserError(f"`tokenizer` must be {CHARS} or a directory with a tokenizer, got "
+                        f"{name!r}")
+    return load_tokenizer(name)
 
 
 def load_tokenizer(folder):

@@ -3,7 +3,6 @@ written."""
 
 import errno
 from dataclasses import replace
-from pathlib import Path
 
 from npgpt.backend import get_device, problem_with_gpu
 from npgpt.checkpoints.models import read_model, read_values
@@ -17,12 +16,11 @@ from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
-from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
+from npgpt.text.tokenizer import CHARS, check_vocabulary, load_tokenizer, named_tokenizer
 from npgpt.training import estimate
 from npgpt.training.config import MODEL_FIELDS, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
 
-CHARACTERS = "chars"                   # the value of `tokenizer` for characters
 DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
 
 
@@ -56,10 +54,12 @@ def new_run(request, directory):
     if request.init_from:
         start = model_directory(request.init_from, "init_from")
         architecture, values = fine_tuned(start, request)
-        source = load_data(config, load_tokenizer(start))
-        check_vocabulary(source.tokenizer, architecture.vocab_size, start)
+        tokenizer = load_tokenizer(start)
+        check_vocabulary(tokenizer, architecture.vocab_size, start)
+        source = load_data(config, tokenizer)
     else:
-        source, values = load_data(config, chosen_tokenizer(config)), None
+        tokenizer = None if config.tokenizer is None else named_tokenizer(config.tokenizer)
+        source, values = load_data(config, tokenizer), None
         architecture = request.model(source.tokenizer.vocab_size)
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
@@ -74,20 +74,10 @@ def load_data(config, tokenizer):
     with Bar() as bar:
         source = world().broadcast(
             lambda: load_source(config.data, tokenizer, config.data_cache, bar))
-    if config.tokenizer == CHARACTERS and source.tokenizer.kind != "characters":
+    if config.tokenizer == CHARS and source.tokenizer.kind != "characters":
         raise UserError(f"{source.name} was encoded with a {source.tokenizer.kind}, and "
-                        f"`tokenizer` is {CHARACTERS}")
+                        f"`tokenizer` is {CHARS}")
     return source
-
-
-def chosen_tokenizer(config):
-    """-> the tokenizer that a configuration names; None: that of the data."""
-    if config.tokenizer in (None, CHARACTERS):
-        return None
-    if not Path(config.tokenizer).is_dir():
-        raise UserError(f"`tokenizer` must be {CHARACTERS} or a directory with a tokenizer, got "
-                        f"{config.tokenizer!r}")
-    return load_tokenizer(config.tokenizer)
 
 
 def fine_tuned(directory, request):

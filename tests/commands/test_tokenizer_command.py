@@ -108,7 +108,7 @@ def test_existing_directory_is_replaced_only_if_asked(tokenizer, home):
     ("train empty --out-dir=a", "empty contains no text files (.txt, .text, .md, .rst, or th"),
     ("train latin1.txt --out-dir=a", "latin1.txt is not UTF-8 (byte 3 is 0xe9); convert it with"),
     ("encode fox.txt --out-dir=a", "--tokenizer is missing; it takes chars or the directory of a"),
-    ("encode fox.txt --out-dir=a --tokenizer=b", "--tokenizer must be chars or a directory, got"),
+    ("encode fox.txt --out-dir=a --tokenizer=b", "--tokenizer must be chars or a directory with"),
     ("encode fox.txt --out-dir=a --tokenizer=empty", "empty/tokenizer.json is missing"),
     ("encode *.csv --out-dir=a --tokenizer=chars", "there is no file that matches '*.csv'"),
     ("encode latin1.txt --out-dir=a --tokenizer=chars", "latin1.txt is not UTF-8"),
