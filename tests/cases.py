@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from npgpt import layers
 from npgpt.backend import array_module
-from npgpt.layers import LAYERS, Key, causal_mask
-from npgpt.models import blocks, postnorm
+from npgpt.layers import LAYERS, Key, causal_mask, rotation
+from npgpt.models import blocks, llama_blocks, postnorm
 from npgpt.models.gpt import GPTConfig, gpt_backward, gpt_forward
+from npgpt.models.llama import LlamaConfig, llama_backward, llama_forward
 from npgpt.models.parameters import Gradients, count, nest
 from npgpt.models.transformer import (
     TransformerConfig,
@@ -36,7 +37,8 @@ class Case:
     def __repr__(self):
         shapes = [getattr(x, "shape", x if not isinstance(x, dict) else "parameters")
                   for x in self.inputs]
-        options = {n: v for n, v in self.options.items() if n != "mask"}
+        options = {n: v for n, v in self.options.items()
+                   if n not in ("mask", "rotation", "cos", "sin")}
         return f"Case({shapes}, {options}, smooth={self.smooth})"
 
 
@@ -128,7 +130,8 @@ def attention(draw):
     elif mask != "none":
         hidden = rng.random((B, 1, Tq, Tk)) < 0.6
         hidden[..., 0, :] &= mask != "empty row"
-    q, k, v = n(B, H, Tq, D), n(B, H, Tk, D), n(B, H, Tk, D)
+    G = draw(st.sampled_from([G for G in range(1, H + 1) if H % G == 0]))
+    q, k, v = n(B, H, Tq, D), n(B, G, Tk, D), n(B, G, Tk, D)
     return _pair("attention", [q, k, v, hidden, draw(DROPOUTS), Key(seed, 5)])
 
 
@@ -139,6 +142,30 @@ def cross_entropy(draw):
     targets = rng.integers(-1 if draw(st.booleans()) else 0, s["V"], (s["B"], s["T"]))
     logits = normal(seed)(s["B"], s["T"], s["V"]) * draw(st.sampled_from([0.1, 1.0, 5.0]))
     return _pair("cross_entropy", [logits, targets, draw(st.sampled_from([None, 3]))])
+
+
+@st.composite
+def rmsnorm(draw):
+    s, n = draw(sizes("BTC")), normal(draw(SEEDS))
+    scale = draw(st.sampled_from([1e-2, 1.0, 1e3]))
+    eps = draw(st.sampled_from([1e-5, 0.1]))
+    return _pair("rmsnorm", [n(s["B"], s["T"], s["C"]) * scale, n(s["C"])], eps=eps)
+
+
+@st.composite
+def rope(draw):
+    s, n = draw(sizes("BHTD")), normal(draw(SEEDS))
+    B, H, T, D = s["B"], s["H"], s["T"], 2 * s["D"]
+    theta, start = draw(st.sampled_from([100.0, 1e4])), draw(st.integers(0, 3))
+    cos, sin = rotation(np, T, D, theta, start, "float64")
+    return _pair("rope", [n(B, H, T, D)], cos=cos, sin=sin)
+
+
+@st.composite
+def swiglu(draw):
+    s, n = draw(sizes("BTC")), normal(draw(SEEDS))
+    scale = draw(st.sampled_from([0.1, 1.0, 3.0]))
+    return _pair("swiglu", [n(s["B"], s["T"], s["C"]) * scale, n(s["B"], s["T"], s["C"])])
 
 
 def parameters(shapes, n):
@@ -243,6 +270,76 @@ def _model(model_forward, model_backward, config, tokens, targets, seed):
 
 
 @st.composite
+def llama_configs(draw, vocab_size=5):
+    """-> LlamaConfig of a tiny model. A head's channels need not add up to those of a token."""
+    n_kv_head, n_inner = draw(st.integers(1, 2)), draw(st.integers(1, 9))
+    head_dim, qk_norm = 2 * draw(st.integers(1, 3)), draw(st.booleans())
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        block_size=draw(st.integers(1, 6)),
+        n_layer=draw(st.integers(1, 2)),
+        n_head=n_kv_head * draw(st.integers(1, 3)),
+        n_kv_head=n_kv_head,
+        n_embd=draw(st.integers(3, 9)),
+        head_dim=head_dim,
+        n_inner=n_inner,
+        dropout=draw(DROPOUTS),
+        attn_dropout=draw(st.none() | DROPOUTS),
+        tie_weights=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=not qk_norm and draw(st.booleans()),
+        qk_norm=qk_norm,
+        rope_theta=draw(st.sampled_from([100.0, 1e4])),
+        norm_eps=draw(st.sampled_from([1e-5, 0.1])),
+    )
+
+
+def _llama_part(draw, forward, backward, part, options_of):
+    config, seed = draw(llama_configs()), draw(SEEDS)
+    B, T = draw(st.integers(1, 3)), config.block_size
+    options = options_of(config, T) | {"dropout": config.dropout, "key": Key(seed, 7)}
+    draw_shape = np.random.default_rng(seed).standard_normal
+    p = nest(parameters(config.shapes(), draw_shape))["layers"][0]
+    p = p[part] if part else p
+    return _part(forward, backward, [normal(seed)(B, T, config.n_embd), p], options)
+
+
+def _attention_options(config, T):
+    angles = rotation(np, T, config.head_size, config.rope_theta, dtype="float64")
+    return {"n_head": config.n_head, "n_kv_head": config.groups, "rotation": angles,
+            "mask": causal_mask(np, T, T), "attn_dropout": config.attn_dropout,
+            "eps": config.norm_eps}
+
+
+@st.composite
+def gated_mlp(draw):
+    return _llama_part(draw, llama_blocks.gated_mlp_forward, llama_blocks.gated_mlp_backward, "mlp",
+                       lambda c, T: {})
+
+
+@st.composite
+def grouped_attention(draw):
+    return _llama_part(draw, llama_blocks.grouped_attention_forward,
+                       llama_blocks.grouped_attention_backward, "self_attn", _attention_options)
+
+
+@st.composite
+def llama_block(draw):
+    return _llama_part(draw, llama_blocks.llama_block_forward, llama_blocks.llama_block_backward,
+                       "", _attention_options)
+
+
+@st.composite
+def llama(draw):
+    config, seed = draw(llama_configs()), draw(SEEDS)
+    rng = np.random.default_rng(seed)
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, config.block_size))
+    idx = rng.integers(config.vocab_size, size=shape)
+    targets = rng.integers(-1, config.vocab_size, shape)
+    return _model(llama_forward, llama_backward, config, [idx], targets, seed)
+
+
+@st.composite
 def transformer_configs(draw):
     """-> TransformerConfig of a tiny model, its two vocabularies of unequal size."""
     n_head = draw(st.integers(1, 3))
@@ -331,5 +428,6 @@ class kinks:
 CASES = {case.__name__: case for case in (
     linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
     mlp, self_attention, block, gpt, cross_attention, encoder_block, decoder_block, transformer,
+    rmsnorm, rope, swiglu, gated_mlp, grouped_attention, llama_block, llama,
 )}
-USED_UP = ("gpt", "transformer")     # a model's backward consumes its cache
+USED_UP = ("gpt", "transformer", "llama")     # a model's backward consumes its cache

@@ -11,9 +11,10 @@ The letters in the shapes:
 
     B   sequences in a batch          V   tokens in the vocabulary
     T   tokens in a sequence          C   channels of a token, n_embd
-    D   channels of a head, C / H     H   heads
-    L   blocks in the model           N   tokens in total, over all leading axes
-    Tq, Tk   queries and keys         ... any leading axes
+    D   channels of a head            H   heads of queries
+    L   blocks in the model           G   heads of keys and values; H in GPT
+    Tq, Tk   queries and keys         N   tokens in total, over all leading axes
+                                      ... any leading axes
 
 A model's functions take this module as their argument `layers`, or an object with the same names
 and faster versions of some layers: see npgpt.kernels.
@@ -30,6 +31,9 @@ from npgpt.layers.embedding import embedding_backward, embedding_forward
 from npgpt.layers.layernorm import layernorm_backward, layernorm_forward
 from npgpt.layers.linear import linear_backward, linear_forward
 from npgpt.layers.positional import positional_backward, positional_forward
+from npgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from npgpt.layers.rope import rope_backward, rope_forward, rotation
+from npgpt.layers.swiglu import swiglu_backward, swiglu_forward
 
 
 class Layer(NamedTuple):
@@ -50,6 +54,9 @@ LAYERS = {     # in reading order
     "dropout": Layer(dropout_forward, dropout_backward),
     "attention": Layer(attention_forward, attention_backward),
     "cross_entropy": Layer(cross_entropy_forward, cross_entropy_backward),
+    "rmsnorm": Layer(rmsnorm_forward, rmsnorm_backward),          # of Llama, from here on
+    "rope": Layer(rope_forward, rope_backward),
+    "swiglu": Layer(swiglu_forward, swiglu_backward),
 }
 
 __all__ = [
@@ -57,5 +64,6 @@ __all__ = [
     "Key",
     "Layer",
     "causal_mask",
+    "rotation",
     *(f"{name}_{way}" for name in LAYERS for way in ("forward", "backward")),
 ]

@@ -19,6 +19,11 @@ of sum(|dy * y|) are left, which dq multiplies by k / √D, and dk by q / √D.
 
 A hidden key has att = 0 and so dscores = 0; the backward needs no mask. A query that may attend to
 no key at all gets y = 0, and its gradients are 0.
+
+Several heads of queries can share one head of keys and values (grouped-query attention: Ainslie et
+al. 2023, arXiv:2305.13245), which are then not copied: with H heads of queries and G of keys, the
+rows of the H/G heads that share a key are rows of one matrix. So the products that give dk and dv
+also sum over these heads.
 """
 
 import math
@@ -33,15 +38,18 @@ def causal_mask(xp, Tq, Tk):
 
 
 def attention_forward(q, k, v, mask=None, p=0.0, key=None):
-    """q (B, H, Tq, D), k and v (B, H, Tk, D) -> y (B, H, Tq, D).
+    """q (B, H, Tq, D), k and v (B, G, Tk, D) -> y (B, H, Tq, D). Query head h attends to the keys
+    of head h // (H/G).
 
     mask: bool, broadcast to (B, H, Tq, Tk), True where the query sees the key. None: it sees all.
     p, key: dropout of att, as in dropout_forward.
     """
     xp = array_module(q)
-    scale = 1 / math.sqrt(q.shape[-1])
-    q = q * scale                                      # D numbers per query to scale, not Tk
-    scores = q @ k.swapaxes(-1, -2)                    # (B, H, Tq, Tk)
+    B, H, Tq, D = q.shape
+    scale = 1 / math.sqrt(D)
+    q = in_groups(q * scale, k)                        # D numbers per query to scale, not Tk
+    scores = q @ k.swapaxes(-1, -2)                    # (B, G, H/G * Tq, Tk)
+    scores = scores.reshape(B, H, Tq, k.shape[-2])
     if mask is not None:
         xp.copyto(scores, -math.inf, where=~mask)
     if k.shape[-2]:                                    # of no keys there is no maximum
@@ -51,18 +59,28 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None):
     total = att.sum(-1, keepdims=True)
     att /= total + (total == 0)                        # total is 0 only where no key is seen
     kept, drop = dropout_forward(att, p, key)
-    y = kept @ v                                       # (B, H, Tq, D)
-    return y, (q, k, v, y, att, kept, drop, scale)
+    y = in_groups(kept, k) @ v                         # (B, G, H/G * Tq, D)
+    return y.reshape(B, H, Tq, v.shape[-1]), (q, k, v, y, att, kept, drop, scale)
 
 
 def attention_backward(dy, cache):
-    """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, H, Tk, D)."""
-    q, k, v, y, att, kept, drop, scale = cache         # q is already scaled
-    dv = kept.swapaxes(-1, -2) @ dy
-    dscores = dropout_backward(dy @ v.swapaxes(-1, -2), drop)    # datt at first
+    """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, G, Tk, D)."""
+    q, k, v, y, att, kept, drop, scale = cache         # q is already scaled; q and y in groups
+    dy = in_groups(dy, k)
+    dv = in_groups(kept, k).swapaxes(-1, -2) @ dy
+    datt = (dy @ v.swapaxes(-1, -2)).reshape(att.shape)
+    dscores = in_groups(dropout_backward(datt, drop), k)
     dscores -= (dy * y).sum(-1, keepdims=True)
-    dscores *= att
+    dscores *= in_groups(att, k)
     dq = dscores @ k
     dq *= scale
     dk = dscores.swapaxes(-1, -2) @ q
-    return dq, dk, dv
+    return dq.reshape(*att.shape[:-1], k.shape[-1]), dk, dv
+
+
+def in_groups(x, k):
+    """x (B, H, Tq, n), k (B, G, Tk, D) -> (B, G, H/G * Tq, n): the rows of the heads that share a
+    head of k, as rows of one matrix."""
+    B, H, Tq, n = x.shape
+    G = k.shape[1]
+    return x.reshape(B, G, H // G * Tq, n)

@@ -136,9 +136,8 @@ def test_strides_do_not_matter(name, data):
 @given(data=st.data())
 def test_empty_batch_gives_empty_results(name, data):
     case = data.draw(CASES[name]())
-    count = {"attention": 3}.get(name, 1)            # how many of the inputs have a batch axis
-    if name == "cross_entropy":
-        count = 2
+    # How many of the inputs have a batch axis.
+    count = {"attention": 3, "cross_entropy": 2, "swiglu": 2}.get(name, 1)
     inputs = [x[:0] if i < count else x for i, x in enumerate(case.inputs)]
     if name == "attention" and inputs[3] is not None and inputs[3].ndim == 4:
         inputs[3] = inputs[3][:0]

@@ -1,0 +1,34 @@
+"""RMSNorm: the C channels of each token divided by their root mean square (Zhang and Sennrich 2019,
+arXiv:1910.07467).
+
+    xhat = x * rstd        rstd = 1 / sqrt(mean(x²) + eps)
+    y    = xhat * w
+
+It is layer norm without the mean and without the bias. rstd depends on x as well. By the chain
+rule, dx is dxhat without its component along xhat, times rstd:
+
+    dxhat = dy * w
+    dx    = rstd * (dxhat - xhat * mean(dxhat * xhat))
+
+The mean is not a product with w, as in layer norm, because a product can have a lower precision
+than float32 on a GPU.
+"""
+
+from npgpt.backend import sum_rows
+
+
+def rmsnorm_forward(x, w, eps=1e-5):
+    """x (..., C), w (C,) -> y (..., C)."""
+    rstd = ((x * x).mean(-1, keepdims=True) + eps) ** -0.5     # (..., 1)
+    xhat = x * rstd
+    return xhat * w, (xhat, rstd, w)
+
+
+def rmsnorm_backward(dy, cache):
+    """dy (..., C) -> dx (..., C), dw (C,)."""
+    xhat, rstd, w = cache
+    dw = sum_rows(dy * xhat)                 # over all axes but C
+    dxhat = dy * w
+    dx = dxhat - xhat * (dxhat * xhat).mean(-1, keepdims=True)
+    dx *= rstd
+    return dx, dw
