@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from npgpt import GPT, UserError
+from npgpt import UserError
 from npgpt.backend import get_device
 from npgpt.checkpoints.run import model_directory
 from npgpt.cli.command import run_command
@@ -24,6 +24,7 @@ from npgpt.cli.fields import device_field, dtype_field
 from npgpt.cli.options import Parser, option
 from npgpt.cli.shades import Shades
 from npgpt.models.generate import steps
+from npgpt.models.language_model import LanguageModel
 from npgpt.models.sampling import Sampling
 from npgpt.text.prompt import for_each_line, read_prompt
 from npgpt.text.stream import Continuation
@@ -66,7 +67,7 @@ def sample(arguments):
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read
     device = get_device(c.device)
-    model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
+    model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
     tell(f"{directory}, {model.params.flat.size:,} parameters")
 

@@ -17,11 +17,16 @@ from npgpt.backend import get_device
 from npgpt.errors import UserError
 from npgpt.layers import Key
 from npgpt.models.gpt import GPT, GPTConfig
+from npgpt.models.llama import Llama, LlamaConfig
+from npgpt.models.model import Model
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
 from npgpt.training.step import train_step
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "AdamW", "Dataset", "GPTConfig", "Key", "Muon", "OptimizerGroup", "UserError",
-           "get_device", "gradcheck", "load_source", "train_step"]
+__all__ = ["GPT", "AdamW", "Dataset", "GPTConfig", "Key", "Llama", "LlamaConfig", "Muon",
+           "OptimizerGroup", "UserError", "from_pretrained", "get_device", "gradcheck",
+           "load_source", "train_step"]
+
+from_pretrained = Model.from_pretrained      # of whatever family the directory names

@@ -272,17 +272,18 @@ def _model(model_forward, model_backward, config, tokens, targets, seed):
 @st.composite
 def llama_configs(draw, vocab_size=5):
     """-> LlamaConfig of a tiny model. A head's channels need not add up to those of a token."""
-    n_kv_head, n_inner = draw(st.integers(1, 2)), draw(st.integers(1, 9))
-    head_dim, qk_norm = 2 * draw(st.integers(1, 3)), draw(st.booleans())
+    n_kv_head, head_dim = draw(st.integers(1, 2)), 2 * draw(st.integers(1, 3))
+    n_head, qk_norm = n_kv_head * draw(st.integers(1, 3)), draw(st.booleans())
+    n_embd = draw(st.integers(1, 9)) if qk_norm else n_head * draw(st.integers(1, 3))
     return LlamaConfig(
         vocab_size=vocab_size,
         block_size=draw(st.integers(1, 6)),
         n_layer=draw(st.integers(1, 2)),
-        n_head=n_kv_head * draw(st.integers(1, 3)),
+        n_head=n_head,
         n_kv_head=n_kv_head,
-        n_embd=draw(st.integers(3, 9)),
+        n_embd=n_embd,
         head_dim=head_dim,
-        n_inner=n_inner,
+        n_inner=draw(st.integers(1, 9)),
         dropout=draw(DROPOUTS),
         attn_dropout=draw(st.none() | DROPOUTS),
         tie_weights=draw(st.booleans()),
@@ -305,8 +306,8 @@ def _llama_part(draw, forward, backward, part, options_of):
 
 
 def _attention_options(config, T):
-    angles = rotation(np, T, config.head_size, config.rope_theta, dtype="float64")
-    return {"n_head": config.n_head, "n_kv_head": config.groups, "rotation": angles,
+    angles = rotation(np, T, config.head_dim, config.rope_theta, dtype="float64")
+    return {"n_head": config.n_head, "n_kv_head": config.n_kv_head, "rotation": angles,
             "mask": causal_mask(np, T, T), "attn_dropout": config.attn_dropout,
             "eps": config.norm_eps}
 

@@ -5,21 +5,20 @@ zeros), and marked otherwise (head_bias = true has a model_type of its own). A f
 compute differently than transformers is refused.
 """
 
-import re
 from dataclasses import replace
 
 import numpy as np
 
 from npgpt.backend import to_host
-from npgpt.checkpoints.shards import INDEX
+from npgpt.checkpoints.hugging_face import check_tied, check_type, configuration, find_weights
 from npgpt.checkpoints.tensors import read_tensors
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPTConfig
 from npgpt.reading import read_json
 
+MODEL_TYPES = ("gpt2", "npgpt")
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 TABLE, HEAD = "wte.weight", "lm_head.weight"
-ROWS = 1024     # of two matrices that are compared at a time
 
 # Key of config.json -> field of GPTConfig, value if the key is absent: GPT2Config's default.
 KEYS = {
@@ -54,20 +53,6 @@ FIXED = {
     "add_cross_attention": (False,),
     "pruned_heads": ({}, None),
 }
-
-SHARD = r"model-\d+-of-\d+\.safetensors"
-
-# Pattern of a file's name -> what it is, arguments with which transformers reads it.
-OTHER_WEIGHTS = {
-    r"model\.([\w-]+?)(?:-\d+-of-\d+)?\.safetensors": ("a variant", ", variant='{}'"),
-    r"model-\d+-of-\d+\.([\w-]+)\.safetensors": ("a shard of a variant", ", variant='{}'"),
-    r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?": ("PyTorch's pickle format", ""),
-    r"pytorch_model\.([\w-]+)\.bin": ("a variant in PyTorch's pickle format", ", variant='{}'"),
-    r"(.+\.gguf)": ("GGUF", ", gguf_file='{}'"),
-    r"tf_model\.h5": ("TensorFlow's format, which transformers 4 reads", ", from_tf=True"),
-    r"flax_model\.msgpack": ("Flax's format, which transformers 4 reads", ", from_flax=True"),
-}
-
 
 def write_config(config):
     """GPTConfig -> the keys of transformers' GPT2Config."""
@@ -106,31 +91,18 @@ def write_weights(model):
 def read(config_path, weights_path):
     """-> GPTConfig, pairs of names and arrays, each of which is read when it is its turn. Raises
     UserError that says what is missing, unknown, damaged or not supported."""
-    if not weights_path.exists():                      # of both, transformers takes the file
-        if (weights_path.parent / INDEX).exists():
-            weights_path = weights_path.parent / INDEX
-        else:
-            _refuse_other_weights(weights_path.parent)
+    weights_path = find_weights(weights_path)
     config = _read_config(config_path)
     full = replace(config, attn_bias=True)
     shapes = full.shapes()
     tensors = read_tensors(weights_path, shapes | {HEAD: shapes[TABLE]}, _canonical,
                            optional={HEAD} if config.tie_weights else ())
-    # transformers uses both arrays in this case, and so would not compute the same.
-    if config.tie_weights and HEAD in tensors and not _same(tensors[HEAD], tensors[TABLE]):
-        raise UserError(f"{weights_path}: {HEAD} differs from {TABLE}, but {config_path} says "
-                        "that they are one matrix; if both are meant, set tie_word_embeddings to "
-                        "false there")
+    if config.tie_weights:
+        check_tied(tensors, HEAD, TABLE, weights_path, config_path)
     biases = shapes.keys() - config.shapes().keys()
     if any(tensors[name].any() for name in biases):               # trained by another program
         config = full
     return config, ((name, tensors[name]) for name in config.shapes())
-
-
-def _same(a, b):
-    """Whether two matrices are equal. In parts, because array_equal copies what is not NaN."""
-    return all(np.array_equal(a[i:i + ROWS], b[i:i + ROWS], equal_nan=True)
-               for i in range(0, len(a), ROWS))
 
 
 def _canonical(name):
@@ -143,8 +115,7 @@ def _canonical(name):
 def _read_config(path):
     """config.json -> GPTConfig. Raises UserError for what npgpt does not support."""
     found = read_json(path)
-    if found.get("model_type") not in ("gpt2", "npgpt"):
-        raise UserError(f"{path}: model_type is {found.get('model_type')!r}, expected gpt2")
+    check_type(path, found, MODEL_TYPES)
     for name, known in FIXED.items():
         if found.get(name, known[0]) not in known:
             raise UserError(f"{path}: npgpt does not support {name} = {found[name]}")
@@ -161,29 +132,6 @@ def _read_config(path):
     activation = values["activation"]
     if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
         raise UserError(f"{path}: npgpt does not support the activation {activation!r}")
-    try:
-        return GPTConfig(**values | {"activation": ACTIVATION_NAMES[activation]})
-    except UserError as error:
-        message = error.message
-        for key, (field, _) in KEYS.items():
-            message = message.replace(f"`{field}`", key)
-        raise UserError(f"{path}: {message}") from None
-
-
-def _refuse_other_weights(directory):
-    """Raise UserError if the directory has the weights in a format that npgpt does not read, or
-    shards without their index."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())   # no link to nowhere
-    for path in files:
-        if re.fullmatch(SHARD, path.name):
-            raise UserError(f"{directory} has no model.safetensors, but {path.name} (one of "
-                            f"several shards), and not their index; copy {INDEX} there too")
-    for pattern, (kind, options) in OTHER_WEIGHTS.items():
-        for path in files:
-            match = re.fullmatch(pattern, path.name)
-            if match:
-                options = options.format(*match.groups())
-                raise UserError(
-                    f"{directory} has no model.safetensors, but {path.name} ({kind}); convert it "
-                    f"with transformers: GPT2LMHeadModel.from_pretrained({str(directory)!r}"
-                    f"{options}).save_pretrained('NEW')")
+    names = {field: key for key, (field, _) in KEYS.items()}
+    return configuration(path, GPTConfig, values | {"activation": ACTIVATION_NAMES[activation]},
+                         names)

@@ -2,16 +2,23 @@
 
 from pathlib import Path
 
-from npgpt.checkpoints import gpt2, transformer
+from npgpt.checkpoints import gpt2, llama, transformer
+from npgpt.checkpoints.hugging_face import find_weights
 from npgpt.checkpoints.tensors import write_tensors
 from npgpt.durable import SUMS, atomic_directory, verify, write_json
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
+from npgpt.models.llama import Llama
 from npgpt.models.transformer import Transformer
+from npgpt.reading import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = {CONFIG, WEIGHTS, SUMS}
-FORMATS = {GPT: gpt2, Transformer: transformer}      # family -> write_config, write_weights, read
+FORMATS = {      # family -> MODEL_TYPES, write_config, write_weights, read
+    GPT: gpt2,
+    Llama: llama,
+    Transformer: transformer,
+}
 
 
 def save_model(model, directory):
@@ -30,7 +37,8 @@ def write_model(model, folder, end=None):
 
 
 def load_model(directory, family, **options):
-    """Verify and read a model directory -> a model of the family. options: as for a new model."""
+    """Verify and read a model directory -> a model of the family; of a base of several families, of
+    the one that config.json names. options: as for a new model."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"the model directory {directory} does not exist")
@@ -43,16 +51,34 @@ def load_model(directory, family, **options):
 
 
 def read_model(directory, family, **options):
-    """Read a model directory that has been verified -> a model of the family."""
-    config, values = read_values(directory, family)
+    """Read a model directory that has been verified -> a model, as by `load_model`."""
+    family = family_in(directory, family)
+    config, values = _format(family).read(directory / CONFIG, directory / WEIGHTS)
     return family(config, values=values, **options)
 
 
 def read_values(directory, family):
     """Read a model directory that has been verified -> the configuration of its family, and pairs
     of names and NumPy arrays, the parameters."""
-    return _format(family).read(directory / CONFIG, directory / WEIGHTS)
+    return _format(family_in(directory, family)).read(directory / CONFIG, directory / WEIGHTS)
+
+
+def family_in(directory, base):
+    """-> the family of the model in a directory: base itself, or one of those that have it as their
+    base. Raises UserError if config.json names another one."""
+    if _format(base):
+        return base
+    if not (directory / CONFIG).exists():
+        find_weights(directory / WEIGHTS)              # says more if there is a model of its own
+    found = read_json(directory / CONFIG).get("model_type")
+    known = {kind: family for family, form in FORMATS.items() if issubclass(family, base)
+             for kind in form.MODEL_TYPES}
+    if not isinstance(found, str) or found not in known:
+        raise UserError(f"{directory / CONFIG}: model_type is {found!r}, expected one of "
+                        f"{', '.join(known)}")
+    return known[found]
 
 
 def _format(family):
-    return next(FORMATS[base] for base in family.__mro__ if base in FORMATS)
+    """-> the format of a family; None for a base of several."""
+    return next((FORMATS[base] for base in family.__mro__ if base in FORMATS), None)

@@ -9,12 +9,12 @@ from npgpt.errors import UserError
 from npgpt.models.transformer import TransformerConfig
 from npgpt.reading import read_json
 
-MODEL_TYPE = "npgpt-transformer"
+MODEL_TYPES = ("npgpt-transformer",)
 
 
 def write_config(config):
     """-> the contents of config.json."""
-    return {"model_type": MODEL_TYPE, **dataclasses.asdict(config)}
+    return {"model_type": MODEL_TYPES[0], **dataclasses.asdict(config)}
 
 
 def write_weights(model):
@@ -25,7 +25,7 @@ def write_weights(model):
 def read(config_path, weights_path):
     """-> TransformerConfig, pairs of names and arrays. Raises UserError that says what is wrong."""
     found = read_json(config_path)
-    if found.pop("model_type", None) != MODEL_TYPE:
+    if found.pop("model_type", None) not in MODEL_TYPES:
         raise UserError(f"{config_path} does not describe an npgpt Transformer")
     names = {field.name for field in dataclasses.fields(TransformerConfig)}
     if found.keys() != names:

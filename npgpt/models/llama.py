@@ -55,33 +55,23 @@ class LlamaConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.head_dim is None and self.n_embd % self.n_head:
+        if self.n_embd % self.n_head and not (self.qk_norm and self.head_dim):
             raise UserError(f"`n_embd` must be a multiple of `n_head`, got {self.n_embd} and "
-                            f"{self.n_head}; or give `head_dim`")
-        if self.head_size % 2:
-            raise UserError(f"a head must have an even number of channels, because RoPE rotates "
-                            f"pairs, got {self.head_size}")
-        if self.n_head % self.groups:
+                            f"{self.n_head}")
+        defaults = {"n_kv_head": self.n_head, "head_dim": self.n_embd // self.n_head,
+                    "n_inner": -(-8 * self.n_embd // 96) * 32}
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.head_dim % 2:
+            raise UserError(f"`head_dim` must be even, because RoPE rotates pairs of channels, got "
+                            f"{self.head_dim}")
+        if self.n_head % self.n_kv_head:
             raise UserError(f"`n_head` must be a multiple of `n_kv_head`, got {self.n_head} and "
-                            f"{self.groups}")
+                            f"{self.n_kv_head}")
         if self.qk_norm and self.mlp_bias:
             raise UserError("`qk_norm` and `mlp_bias` are of different models, Qwen3 and Llama; "
                             "choose one")
-
-    @property
-    def groups(self):
-        """The heads of keys and values, G."""
-        return self.n_head if self.n_kv_head is None else self.n_kv_head
-
-    @property
-    def head_size(self):
-        """The channels of a head, D."""
-        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
-
-    @property
-    def inner(self):
-        """The channels in the MLP, F."""
-        return -(-8 * self.n_embd // 96) * 32 if self.n_inner is None else self.n_inner
 
     @property
     def attention_dropout(self):
@@ -90,8 +80,8 @@ class LlamaConfig(ModelConfig):
 
     def architecture(self):
         """-> name -> Param of every parameter, in the order the model uses them."""
-        V, C, D, F = self.vocab_size, self.n_embd, self.head_size, self.inner
-        q, kv = self.n_head * D, self.groups * D
+        V, C, D, F = self.vocab_size, self.n_embd, self.head_dim, self.n_inner
+        q, kv = self.n_head * D, self.n_kv_head * D
         last = STD / math.sqrt(2 * self.n_layer)     # before each of the 2L residual additions
         head_norm = {"q_norm": scale(D), "k_norm": scale(D)} if self.qk_norm else {}
         block = {
@@ -125,11 +115,11 @@ def llama_forward(idx, p, config, key=None, kv=None, layers=layers):
     x, drop = layers.dropout_forward(x, config.dropout, key and key.at(0))
     xp = array_module(x)
     mask = layers.causal_mask(xp, T, start + T)
-    rotation = layers.rotation(xp, T, config.head_size, config.rope_theta, start, x.real.dtype)
+    rotation = layers.rotation(xp, T, config.head_dim, config.rope_theta, start, x.real.dtype)
     blocks = []
     for layer in range(config.n_layer):
         x, block = llama_block_forward(
-            x, p["layers"][layer], config.n_head, config.groups, rotation, mask, config.dropout,
+            x, p["layers"][layer], config.n_head, config.n_kv_head, rotation, mask, config.dropout,
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
             config.norm_eps,
         )

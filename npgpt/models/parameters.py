@@ -53,7 +53,7 @@ class Param:
 def linear(n_in, n_out, std=STD, bias=True, parts=()):
     """-> the parameters of a linear layer."""
     weight = {"weight": Param((n_in, n_out), "matrix", std, parts=parts)}
-    return weight | ({"bias": Param((n_out,), "vector")} if bias else {})
+    return weight | ({"bias": Param((n_out,), "vector", parts=parts)} if bias else {})
 
 
 def table(rows, columns, std=STD):

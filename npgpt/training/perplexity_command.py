@@ -13,7 +13,7 @@ from npgpt.cli.command import run_command
 from npgpt.cli.fields import data_cache_field, device_field, dtype_field
 from npgpt.cli.options import Options, Parser, option
 from npgpt.errors import UserError
-from npgpt.models.gpt import GPT
+from npgpt.models.language_model import LanguageModel
 from npgpt.text.source import load_source
 from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
 from npgpt.training.perplexity import whole_loss, window_length
@@ -51,7 +51,7 @@ def _eval(arguments):
     directory = model_directory(None if c.model is None else Path(c.model))
     tokenizer = load_tokenizer(directory)
     device = get_device(c.device)
-    model = GPT.from_pretrained(directory, device, c.dtype or device.default_dtype)
+    model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
     length = window_length(model)
     stride = c.stride or max(1, length // 2)

@@ -409,7 +409,7 @@ def test_array_that_gpt2_does_not_have_is_refused(name, shape, tmp_path):
         GPT.from_pretrained(path)
 
 
-CALL = "GPT2LMHeadModel.from_pretrained({!r}{}).save_pretrained('NEW')"
+CALL = "AutoModelForCausalLM.from_pretrained({!r}{}).save_pretrained('NEW')"
 
 
 @pytest.mark.parametrize(("names", "shown", "options"), [

@@ -15,6 +15,7 @@ from npgpt import GPT, GPTConfig
 from npgpt.cli import shades
 from npgpt.durable import SUMS
 from npgpt.models.generate import Step
+from npgpt.models.language_model import LanguageModel
 from npgpt.text import files
 from npgpt.text.bpe import BPETokenizer
 from tests.commands.tiny import TEXT
@@ -126,13 +127,13 @@ class Flushed(io.StringIO):
 
 def test_precision_is_the_devices_unless_given(sample, device, monkeypatch):
     used = []
-    original = GPT.from_pretrained.__func__
+    original = LanguageModel.from_pretrained.__func__
 
     def from_pretrained(cls, directory, device, dtype):
         used.append((device.name, dtype))
         return original(cls, directory, device, dtype)
 
-    monkeypatch.setattr(GPT, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(LanguageModel, "from_pretrained", classmethod(from_pretrained))
     sample("--device=gpu", "--max-new-tokens=1")
     sample("--device=gpu", "--dtype=float64", "--max-new-tokens=1")
     assert used == [("gpu", device.default_dtype), ("gpu", "float64")]
