@@ -45,42 +45,36 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None):
     p, key: dropout of att, as in dropout_forward.
     """
     xp = array_module(q)
-    B, H, Tq, D = q.shape
+    (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
+    heads, groups = (B, H, Tq), (B, G, H // G * Tq)    # the same rows, as of one matrix per group
     scale = 1 / math.sqrt(D)
-    q = in_groups(q * scale, k)                        # D numbers per query to scale, not Tk
-    scores = q @ k.swapaxes(-1, -2)                    # (B, G, H/G * Tq, Tk)
-    scores = scores.reshape(B, H, Tq, k.shape[-2])
+    q = (q * scale).reshape(*groups, D)                # D numbers per query to scale, not Tk
+    scores = (q @ k.swapaxes(-1, -2)).reshape(*heads, Tk)
     if mask is not None:
         xp.copyto(scores, -math.inf, where=~mask)
-    if k.shape[-2]:                                    # of no keys there is no maximum
+    if Tk:                                             # of no keys there is no maximum
         top = scores.max(-1, keepdims=True)
         scores -= xp.where(top == -math.inf, 0, top)   # exp cannot overflow
     att = xp.exp(scores, out=scores)                   # in the memory of scores
     total = att.sum(-1, keepdims=True)
     att /= total + (total == 0)                        # total is 0 only where no key is seen
     kept, drop = dropout_forward(att, p, key)
-    y = in_groups(kept, k) @ v                         # (B, G, H/G * Tq, D)
-    return y.reshape(B, H, Tq, v.shape[-1]), (q, k, v, y, att, kept, drop, scale)
+    y = kept.reshape(*groups, Tk) @ v                  # (B, G, H/G * Tq, D)
+    return y.reshape(*heads, v.shape[-1]), (q, k, v, y, att, kept, drop, scale)
 
 
 def attention_backward(dy, cache):
     """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, G, Tk, D)."""
-    q, k, v, y, att, kept, drop, scale = cache         # q is already scaled; q and y in groups
-    dy = in_groups(dy, k)
-    dv = in_groups(kept, k).swapaxes(-1, -2) @ dy
+    q, k, v, y, att, kept, drop, scale = cache         # q is scaled already; q and y in groups
+    *heads, Tk = att.shape
+    groups, D = q.shape[:3], q.shape[3]
+    dy = dy.reshape(y.shape)
+    dv = kept.reshape(*groups, Tk).swapaxes(-1, -2) @ dy
     datt = (dy @ v.swapaxes(-1, -2)).reshape(att.shape)
-    dscores = in_groups(dropout_backward(datt, drop), k)
+    dscores = dropout_backward(datt, drop).reshape(*groups, Tk)
     dscores -= (dy * y).sum(-1, keepdims=True)
-    dscores *= in_groups(att, k)
+    dscores *= att.reshape(dscores.shape)
     dq = dscores @ k
     dq *= scale
     dk = dscores.swapaxes(-1, -2) @ q
-    return dq.reshape(*att.shape[:-1], k.shape[-1]), dk, dv
-
-
-def in_groups(x, k):
-    """x (B, H, Tq, n), k (B, G, Tk, D) -> (B, G, H/G * Tq, n): the rows of the heads that share a
-    head of k, as rows of one matrix."""
-    B, H, Tq, n = x.shape
-    G = k.shape[1]
-    return x.reshape(B, G, H // G * Tq, n)
+    return dq.reshape(*heads, D), dk, dv

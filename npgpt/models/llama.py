@@ -26,7 +26,8 @@ from npgpt.models.parameters import STD, Param, flatten, linear, table
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """The architecture. The defaults are SmolLM2's, 135 million parameters.
+    """The architecture. The sizes are by default those of SmolLM2 with 135 million parameters, which
+    has n_kv_head = 3 and rope_theta = 100_000. After construction no size is None.
 
     Raises UserError, a ValueError, for an invalid value.
     """
@@ -35,12 +36,12 @@ class LlamaConfig(ModelConfig):
     block_size: int = option(8192, "tokens in the context, T", at_least=1, at_most=10**6)
     n_layer: int = option(30, "transformer blocks, L", at_least=1, at_most=1000)
     n_head: int = option(9, "attention heads in a block, H", at_least=1, at_most=10**4)
-    n_kv_head: int | None = option(3, "heads of keys and values, G (default: `n_head`)",
+    n_kv_head: int | None = option(None, "heads of keys and values, G (default: `n_head`)",
                                    at_least=1, at_most=10**4)
     n_embd: int = option(576, "channels of a token, C", at_least=1, at_most=10**5)
     head_dim: int | None = option(None, "channels of a head (default: `n_embd` / `n_head`)",
                                   at_least=2, at_most=10**5)
-    n_inner: int | None = option(1536, "channels in the MLP (default: 8/3 `n_embd`, rounded up to "
+    n_inner: int | None = option(None, "channels in the MLP (default: 8/3 `n_embd`, rounded up to "
                                  "a multiple of 32)", at_least=1, at_most=10**6)
     dropout: float = option(0.0, "fraction of elements dropped in training", at_least=0, below=1)
     attn_dropout: float | None = option(
@@ -50,7 +51,7 @@ class LlamaConfig(ModelConfig):
     attention_bias: bool = option(False, "the linear layers of attention have biases")
     mlp_bias: bool = option(False, "the linear layers of the MLP have biases")
     qk_norm: bool = option(False, "queries and keys are normalised, as in Qwen3")
-    rope_theta: float = option(100_000.0, "the base of the angles of RoPE", above=0)
+    rope_theta: float = option(10_000.0, "the base of the angles of RoPE", above=0)
     norm_eps: float = option(1e-5, "added to the mean of squares in RMSNorm", above=0)
 
     def __post_init__(self):
@@ -151,7 +152,7 @@ class Llama(LanguageModel):
     """A Llama with its parameters on a device.
 
         model = Llama(LlamaConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_kv_head=2,
-                                  n_embd=128, n_inner=None))
+                                  n_embd=128))
         loss, grads = model.loss_and_grads(idx, targets)
     """
 

@@ -1,4 +1,5 @@
-"""The configuration of a training run. `TrainingConfig` says how to train, `GPTConfig` what."""
+"""The configuration of a training run. `TrainingConfig` says how to train, the configuration of a
+family of models what."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,7 +7,10 @@ from dataclasses import dataclass
 from npgpt.cli.fields import data_cache_field, device_field, dtype_field
 from npgpt.cli.options import Options, option
 from npgpt.errors import UserError
-from npgpt.models.gpt import GPTConfig
+from npgpt.models.gpt import GPT
+from npgpt.models.llama import Llama
+
+FAMILIES = {"gpt": GPT, "llama": Llama}
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class TrainingConfig(Options):
     Raises UserError, a ValueError, for an invalid value and for values that contradict each other.
     """
 
+    family: str = option("gpt", "the architecture: GPT-2's, or Llama's", choices=tuple(FAMILIES))
     batch_size: int = option(12, "sequences in a batch", at_least=1, at_most=10**6)
     grad_accum: int = option(1, "batches per step, whose gradients are summed", at_least=1,
                              at_most=10**5)
@@ -83,6 +88,9 @@ class TrainingConfig(Options):
 # Options that may change when a run is resumed; `data` too, because the text has a SHA-256.
 RESUMABLE = {"data", "data_cache", "max_iters", "eval_interval", "eval_iters", "final_windows",
              "log_interval", "device", "dtype", "fused", "workers"}
-MODEL_FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
+FAMILY_FIELDS = {                    # family -> name -> field; a name means the same in all
+    family: {f.name: f for f in dataclasses.fields(model.Config) if f.name != "vocab_size"}
+    for family, model in FAMILIES.items()}
+MODEL_FIELDS = FAMILY_FIELDS["llama"] | FAMILY_FIELDS["gpt"]
 TRAINING_FIELDS = {f.name: f for f in dataclasses.fields(TrainingConfig)}
 FIELDS = MODEL_FIELDS | TRAINING_FIELDS

@@ -1,46 +1,68 @@
 """Estimates for a run: memory from its sizes, time from a trial step."""
 
+import math
 import time
 
 from npgpt.errors import UserError
 from npgpt.layers import Key
+from npgpt.models.llama import LlamaConfig
 from npgpt.models.parameters import count
 
 LESS_MEMORY = "lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`"
 
 
 def memory_needed(model, training, device, ranks=1):
-    """GPTConfig, TrainingConfig -> the total peak memory in bytes of this number of computing
-    ranks, to within about 10 %.
+    """The configurations of a model and of its training -> the total peak memory in bytes of this
+    number of computing ranks, to within about 10 %.
 
     Parameters, AdamW's two moments and each rank's gradients have the same size. Most activations
     are in the caches, from forward to backward; they grow with the tokens of a batch. The head's
     part, probabilities and their gradient, is freed before the blocks' backward. A block's
-    gradients, 12 C² in all if F is 4C, exist before they are added, in each rank. AdamW's
-    temporaries exist only after all that is freed; they matter if a large model trains on a small
-    batch.
+    gradients exist before they are added, in each rank. AdamW's temporaries exist only after all
+    that is freed; they matter if a large model trains on a small batch.
     """
-    C, F, T, V = model.n_embd, model.inner, model.block_size, model.vocab_size
+    C, V = model.n_embd, model.vocab_size
     fused = device.fuses if training.fused is None else training.fused
-    embedding, attending, residual = (        # masks: a byte for an element; kernels store none
-        0.25 if rate and not fused else 0
-        for rate in (model.embedding_dropout, model.attention_dropout, model.dropout))
-    row = model.n_head * T                              # of attention, for each token
-    attention = row * (2 + attending if model.attention_dropout else 1)      # after dropout too
-    mlp = F * (1 if model.activation == "relu" else 2 if fused else 3)
-    block = 10 * C + attention + mlp + 2 * residual * C
+    sizes = _of_llama if isinstance(model, LlamaConfig) else _of_gpt
+    start, block, passing = sizes(model, fused)
     head = 2 * V + 2 * C                                # probabilities and their gradient
-    backward = row * (2 if model.attention_dropout else 1) + 4 * C          # of attention
-    passing = 8 * C + max(3 * F, backward)              # temporaries of a block's backward
-    start = 10 + embedding * C                          # token ids are 8 bytes long
-    tokens = training.batch_size * T
+    tokens = training.batch_size * model.block_size
     activations = tokens * (model.n_layer * block + max(head, passing) + start)
-    activations += ranks * (4 * C * C + 2 * C * F)
-    parameters = count(model.architecture())
+    architecture = model.architecture()
+    matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
+    activations += ranks * matrices // model.n_layer
+    parameters = count(architecture)
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 3 * min(parameters, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
     return int(size * ((3 + ranks) * parameters + max(activations, updating) + offsets))
+
+
+def _of_gpt(model, fused):
+    """-> numbers in memory for each token: in the caches before the blocks, in those of a block,
+    and in temporaries of a block's backward."""
+    C, F, row = model.n_embd, model.inner, model.n_head * model.block_size
+    embedding, attending, residual = (        # masks: a byte for an element; kernels store none
+        0.25 if rate and not fused else 0
+        for rate in (model.embedding_dropout, model.attention_dropout, model.dropout))
+    attention = row * (2 + attending if model.attention_dropout else 1)      # after dropout too
+    mlp = F * (1 if model.activation == "relu" else 2 if fused else 3)
+    backward = row * (2 if model.attention_dropout else 1) + 4 * C          # of attention
+    start = 10 + embedding * C                          # token ids are 8 bytes long
+    return start, 10 * C + attention + mlp + 2 * residual * C, 8 * C + max(3 * F, backward)
+
+
+def _of_llama(model, fused):
+    """The same for a Llama. Its queries have Q channels, its keys and values K each."""
+    C, F, row = model.n_embd, model.n_inner, model.n_head * model.block_size
+    Q, K = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
+    attending, residual = (0.25 if rate and not fused else 0
+                           for rate in (model.attention_dropout, model.dropout))
+    attention = row * (2 + attending if model.attention_dropout else 1)
+    attention += 4 * Q + 3 * K + (Q + K if model.qk_norm else 0)
+    backward = row * (2 if model.attention_dropout else 1) + 4 * Q
+    start = 10 + residual * C
+    return start, 4 * C + attention + 4 * F + 2 * residual * C, 4 * C + max(5 * F, backward)
 
 
 def check_memory(needed, device):

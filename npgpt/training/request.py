@@ -1,7 +1,7 @@
 """The command line of train.py: laptop's values, overridden by a TOML file, overridden by flags.
 
-Every field of `TrainingConfig` and `GPTConfig` is a flag with the same name and a key of a TOML
-file. A resumed run takes its values from the checkpoint.
+Every field of `TrainingConfig` and of a family's configuration is a flag with the same name and a
+key of a TOML file. A resumed run takes its values from the checkpoint.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from pathlib import Path
 from npgpt.cli.bundle import bundled
 from npgpt.cli.options import Parser, checked, suggestion
 from npgpt.errors import UserError
-from npgpt.models.gpt import GPTConfig
 from npgpt.reading import read_bytes
 from npgpt.training.config import (
+    FAMILIES,
+    FAMILY_FIELDS,
     FIELDS,
     MODEL_FIELDS,
     RESUMABLE,
@@ -48,6 +49,7 @@ class Request:
     def resumed(self, saved):
         """The same request, with the values of a checkpoint, overridden by the flags.
         Raises UserError for a flag that a resumed run cannot change."""
+        self._check_family(saved.get("family", "gpt"), self.flags)
         for name, value in self.flags.items():
             kept = saved.get(name, FIELDS[name].default)      # an old checkpoint may lack it
             if name not in RESUMABLE and value != kept:
@@ -61,11 +63,34 @@ class Request:
         """-> TrainingConfig."""
         return TrainingConfig(**{n: v for n, v in self.values.items() if n in TRAINING_FIELDS})
 
+    @property
+    def family(self):
+        """The name of the family of the model."""
+        return self.values.get("family", FIELDS["family"].default)
+
     def model(self, vocab_size):
-        """-> GPTConfig."""
-        return GPTConfig(
-            vocab_size=vocab_size, **{n: v for n, v in self.values.items() if n in MODEL_FIELDS}
-        )
+        """-> the model's configuration. Raises UserError for an option of another family."""
+        fields = FAMILY_FIELDS[self.family]
+        self._check_family(self.family, self.chosen)
+        return FAMILIES[self.family].Config(
+            vocab_size=vocab_size, **{n: v for n, v in self.values.items() if n in fields})
+
+    def of(self, found, directory):
+        """The same request, for the family of a model that was found in a directory. Raises
+        UserError if it asks for another."""
+        if self.chosen.get("family", found) != found:
+            raise UserError(f"`family` is {found} in the model in {directory}, got {self.family}; "
+                            "leave it out")
+        return dataclasses.replace(self, values=self.values | {"family": found})
+
+    @staticmethod
+    def _check_family(family, given):
+        """Raise UserError if an option of another family is given."""
+        for name in given:
+            if name in MODEL_FIELDS and name not in FAMILY_FIELDS[family]:
+                other = next(f for f, fields in FAMILY_FIELDS.items() if name in fields)
+                raise UserError(f"`{name}` is an option of the family {other}, and the model is of "
+                                f"the family {family}; leave it out")
 
 
 def read_command_line(arguments, default_config):
@@ -194,6 +219,11 @@ def _parser(name, values):
     run.add_argument("--resume", action="store_true",
                      help="continue the run in --out-dir [the newest in out/]")
     run.add_argument("--overwrite", action="store_true", help="replace the run in --out-dir")
-    parser.add_options(f"the model, as in {name}", MODEL_FIELDS.values(), values)
+    shared = FAMILY_FIELDS["gpt"].keys() & FAMILY_FIELDS["llama"].keys()
+    parser.add_options(f"the model, as in {name}",
+                       [field for n, field in MODEL_FIELDS.items() if n in shared], values)
+    for family, fields in FAMILY_FIELDS.items():
+        parser.add_options(f"the model, for --family {family} only",
+                           [field for n, field in fields.items() if n not in shared], values)
     parser.add_options(f"the training, as in {name}", TRAINING_FIELDS.values(), values)
     return parser

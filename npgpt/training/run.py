@@ -13,11 +13,11 @@ from npgpt.optim import Optimizer, OptimizerGroup
 from npgpt.parallel import Communicator
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource
-from npgpt.training.config import FIELDS, TrainingConfig
+from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS, TrainingConfig
 
 FORMAT = 1     # the version of training.json; older files may lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum", "tokenizer", "data_cache",
-         "final_windows", "n_inner", "embd_dropout", "attn_dropout", "norm_eps"}
+         "final_windows", "n_inner", "embd_dropout", "attn_dropout", "norm_eps", "family"}
 
 
 @dataclass
@@ -129,5 +129,9 @@ def check_state(state, checkpoint):
                             f"{state.get(name)!r}")
     if state["format"] > FORMAT:
         raise UserError(f"{checkpoint} was written by a newer version of npgpt; update npgpt")
-    if state["step"] < 1 or not state["values"].keys() >= FIELDS.keys() - ADDED:
+    family = state["values"].get("family", "gpt")
+    if family not in [*FAMILY_FIELDS]:
+        raise UserError(f"{checkpoint / 'training.json'} is damaged: family is {family!r}")
+    fields = FAMILY_FIELDS[family] | TRAINING_FIELDS
+    if state["step"] < 1 or not state["values"].keys() >= fields.keys() - ADDED:
         raise UserError(f"{checkpoint / 'training.json'} is damaged: values are missing")

@@ -5,12 +5,12 @@ import errno
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
-from npgpt.checkpoints.models import read_model, read_values
+from npgpt.checkpoints.models import family_in, read_model, read_values
 from npgpt.checkpoints.run import RunDirectory, model_directory
 from npgpt.cli.bar import Bar
 from npgpt.durable import verify
 from npgpt.errors import UserError
-from npgpt.models.gpt import GPT
+from npgpt.models.language_model import LanguageModel
 from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
@@ -18,7 +18,7 @@ from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
 from npgpt.text.tokenizer import CHARS, check_vocabulary, load_tokenizer, named_tokenizer
 from npgpt.training import estimate
-from npgpt.training.config import MODEL_FIELDS, TRAINING_FIELDS
+from npgpt.training.config import FAMILIES, MODEL_FIELDS, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
 
 DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
@@ -50,9 +50,13 @@ def new_run(request, directory):
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
-    request.model(vocab_size=1)                # what is invalid is refused before a text is read
     if request.init_from:
         start = model_directory(request.init_from, "init_from")
+        found = family_in(start, LanguageModel)
+        request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
+        config = replace(config, family=request.family)
+    request.model(vocab_size=1)                # what is invalid is refused before a text is read
+    if request.init_from:
         architecture, values = fine_tuned(start, request)
         tokenizer = load_tokenizer(start)
         check_vocabulary(tokenizer, architecture.vocab_size, start)
@@ -63,8 +67,8 @@ def new_run(request, directory):
         architecture = request.model(source.tokenizer.vocab_size)
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
-    model = GPT(architecture, seed=config.seed, device=device, values=values,
-                **precision(config, device))
+    model = FAMILIES[config.family](architecture, seed=config.seed, device=device, values=values,
+                                    **precision(config, device))
     return assemble(request, config, directory, source, data, model, comm)
 
 
@@ -81,10 +85,10 @@ def load_data(config, tokenizer):
 
 
 def fine_tuned(directory, request):
-    """-> GPTConfig and parameters of a model directory, as a request asks for it: with other
+    """-> configuration and parameters of a model directory, as a request asks for it: with other
     dropout rates, or with fewer positions. Raises UserError if it asks for another architecture."""
     verify(directory)
-    found, values = read_values(directory, GPT)
+    found, values = read_values(directory, LanguageModel)
     asked = {name: value for name, value in request.chosen.items() if name in MODEL_FIELDS}
     for name, value in asked.items():
         kept = getattr(found, name)
@@ -113,7 +117,7 @@ def resumed_run(request, directory):
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    model = read_model(checkpoint, GPT, device=device, **precision(config, device))
+    model = read_model(checkpoint, FAMILIES[config.family], device=device, **precision(config, device))
     check_vocabulary(tokenizer, model.config.vocab_size, checkpoint)
     comm = build_communicator(config, model.config, device)
     data = Dataset(source, model.config.block_size, device)

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from npgpt import GPTConfig, UserError
+from npgpt import GPTConfig, LlamaConfig, UserError
 from npgpt.cli.bundle import bundled
 from npgpt.errors import flag
 from npgpt.training.config import FIELDS, TrainingConfig
@@ -20,7 +20,7 @@ def test_every_field_is_a_flag_in_the_help(capsys):
         read("--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    names = {f.name for c in (GPTConfig, TrainingConfig) for f in dataclasses.fields(c)}
+    names = {f.name for c in (GPTConfig, LlamaConfig, TrainingConfig) for f in dataclasses.fields(c)}
     assert names - {"vocab_size"} == FIELDS.keys()
     assert [n for n in FIELDS if flag(n) not in text] == []
     assert "[64]" in text and "[128]" in text       # laptop's context and channels

@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig, UserError
+from npgpt import GPT, GPTConfig, Llama, UserError
 from npgpt.backend import get_device
 from npgpt.layers import Key
 from npgpt.optim import AdamW
@@ -38,22 +38,41 @@ CPU = get_device("cpu")
 ])
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_estimated_memory_is_that_of_a_step(options, name):
+    _compare(GPT, options, name)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"n_kv_head": 1}, {"dropout": 0.1}, {"vocab_size": 2000}, {"block_size": 128},
+    {"block_size": 4, "n_embd": 512}, {"n_embd": 256, "n_layer": 1, "qk_norm": True},
+    {"n_layer": 1, "n_head": 32, "n_embd": 64, "block_size": 256},
+    {"n_layer": 1, "n_head": 32, "n_embd": 64, "block_size": 256, "dropout": 0.1},
+    {"n_layer": 1, "n_head": 32, "n_embd": 64, "block_size": 256, "attn_dropout": 0.1},
+    {"tie_weights": False, "n_head": 8, "n_kv_head": 2, "qk_norm": True},
+    {"n_inner": 2000}, {"n_inner": 8}, {"head_dim": 64, "n_kv_head": 2},
+    {"n_layer": 1, "block_size": 1, "n_embd": 256, "n_inner": 8000},
+])
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_estimated_memory_is_that_of_a_step_of_a_llama(options, name):
+    _compare(Llama, options, name)
+
+
+def _compare(family, options, name):
     """Measured: the peak of everything NumPy allocates, for the model and one step. The GPU is the
     double, whose arrays are NumPy's."""
     with double.installed() as gpu:
         device = gpu if name == "gpu" else CPU
-        found, expected = _memory_of_a_step(options, device)
+        found, expected = _memory_of_a_step(family, options, device)
     assert expected == pytest.approx(found, rel=0.1)
 
 
-def _memory_of_a_step(options, device):
-    model = GPTConfig(**{"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4,
-                         "n_embd": 128} | options)
+def _memory_of_a_step(family, options, device):
+    model = family.Config(**{"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4,
+                             "n_embd": 128} | options)
     training = TrainingConfig(batch_size=8)
     rng = np.random.default_rng(0)
     idx, targets = rng.integers(65, size=(2, 8, model.block_size))
     tracemalloc.start()
-    gpt = GPT(model, device=device)
+    gpt = family(model, device=device)
     optimizer, grads = AdamW(gpt.params), gpt.gradients()
     train_step(gpt, optimizer, [(idx, targets, Key(1, 1))], grads, lr=1e-3, grad_clip=1.0)
     _, peak = tracemalloc.get_traced_memory()

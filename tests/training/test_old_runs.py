@@ -42,8 +42,13 @@ def test_run_of_an_older_npgpt_goes_on_to_the_same_bits(optimizer, workers, tmp_
         for key, array in expected.items():
             if rounds_as_then():
                 assert found[key].tobytes() == array.tobytes(), key
-            else:
-                np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-5, err_msg=key)
+                continue
+            ours = found[key]
+            if key.endswith("attn.c_attn.bias"):
+                # The gradient of the keys' bias is 0. AdamW enlarges its roundings to whole steps.
+                ours, array = (np.delete(a, slice(len(a) // 3, 2 * len(a) // 3))
+                               for a in (ours, array))
+            np.testing.assert_allclose(ours, array, rtol=0, atol=1e-5, err_msg=key)
 
 
 def test_state_of_an_older_run_is_taken_over_to_the_last_bit(tmp_path):
