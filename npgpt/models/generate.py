@@ -96,7 +96,7 @@ def steps(model, idx, sampling, end=None):
         if kv.length + new.shape[1] > c.block_size:  # the context slides: read all of it again
             kv = KVCache(c.n_layer, c.block_size)
             new = idx[:, -c.block_size:]
-        logits = to_host(model.logits(new, kv)[:, -1])                      # (B, V)
+        logits = to_host(model.logits(new, kv, last=True)[:, 0])                      # (B, V)
         if not np.isfinite(logits).all():
             raise RunError("the model's logits are not finite; its training has diverged")
         probs = probabilities(penalized(logits, seen, s.repetition_penalty), s.temperature,

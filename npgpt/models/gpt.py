@@ -93,8 +93,9 @@ class GPTConfig(ModelConfig):
         })
 
 
-def gpt_forward(idx, p, config, key=None, kv=None, layers=layers):
-    """idx (B, T) -> logits (B, T, V). kv: a KVCache of the tokens before, for generation."""
+def gpt_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
+    """idx (B, T) -> logits (B, T, V). For generation, without a backward: kv: a KVCache of the
+    tokens before; last: only the last position, (B, 1, V)."""
     start = kv.length if kv else 0
     x, wte = layers.embedding_forward(idx, p["wte.weight"])                     # (B, T, C)
     x, wpe = layers.positional_forward(x, p["wpe.weight"], start)
@@ -108,6 +109,7 @@ def gpt_forward(idx, p, config, key=None, kv=None, layers=layers):
             config.norm_eps,
         )
         blocks.append(block)
+    x = x[:, -1:] if last else x
     x, ln_f = layers.layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.norm_eps)
     head = p["wte.weight"] if config.tie_weights else p["lm_head.weight"]       # (V, C)
     logits, lm_head = layers.linear_forward(x, head.T, p.get("lm_head.bias"))   # (B, T, V)

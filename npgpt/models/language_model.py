@@ -9,11 +9,12 @@ from npgpt.models.sampling import Sampling
 class LanguageModel(Model):
     """Base of the decoder-only families. Their configurations have vocab_size and block_size."""
 
-    def logits(self, idx, kv=None):
+    def logits(self, idx, kv=None, last=False):
         """idx (B, T) -> (B, T, V): at each position, the unnormalised log-probabilities of the next
-        token. kv: a KVCache of the tokens before idx. Raises UserError for ids outside 0..V-1, or
-        for more tokens than the context has positions."""
-        return self._forward(self._context(idx, kv.length if kv else 0), kv=kv)[0]
+        token. kv: a KVCache of the tokens before idx. last: only at the last position, (B, 1, V).
+        Raises UserError for ids outside 0..V-1, or for more tokens than the context has positions.
+        """
+        return self._forward(self._context(idx, kv.length if kv else 0), kv=kv, last=last)[0]
 
     def loss(self, idx, targets):
         """idx, targets (B, T) -> mean cross-entropy in nats per token, a scalar of the device.

@@ -109,8 +109,8 @@ def scale(n):
     return {"weight": Param((n,), "vector", mean=1.0)}
 
 
-def llama_forward(idx, p, config, key=None, kv=None, layers=layers):
-    """idx (B, T) -> logits (B, T, V). kv: a KVCache of the tokens before, for generation."""
+def llama_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
+    """idx (B, T) -> logits (B, T, V). kv, last: as in gpt_forward."""
     start, T = kv.length if kv else 0, idx.shape[1]
     x, embed_tokens = layers.embedding_forward(idx, p["embed_tokens.weight"])      # (B, T, C)
     x, drop = layers.dropout_forward(x, config.dropout, key and key.at(0))
@@ -125,6 +125,7 @@ def llama_forward(idx, p, config, key=None, kv=None, layers=layers):
             config.norm_eps,
         )
         blocks.append(block)
+    x = x[:, -1:] if last else x
     x, norm = layers.rmsnorm_forward(x, p["norm.weight"], config.norm_eps)
     head = p["embed_tokens.weight"] if config.tie_weights else p["lm_head.weight"]     # (V, C)
     logits, lm_head = layers.linear_forward(x, head.T)                             # (B, T, V)
