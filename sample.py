@@ -11,14 +11,13 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from npgpt import UserError
 from npgpt.backend import get_device
-from npgpt.checkpoints.run import model_directory
+from npgpt.checkpoints.find import find_model
 from npgpt.cli.command import run_command
 from npgpt.cli.fields import device_field, dtype_field
 from npgpt.cli.options import Parser, option
@@ -61,8 +60,8 @@ def main(arguments=None):
 
 
 def sample(arguments):
-    c, path, stops = read_command_line(arguments)
-    directory = model_directory(path)
+    c, name, stops = read_command_line(arguments)
+    directory = find_model(name)
     tokenizer = load_tokenizer(directory)
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read
@@ -117,12 +116,12 @@ def write(model, tokenizer, c, prompt, stops, shades):
 
 
 def read_command_line(arguments):
-    """-> SampleConfig, the path of a run or a model or None, a list of stop texts."""
+    """-> SampleConfig, the name of a run or of a model or None, a list of stop texts."""
     parser = Parser(description="Generate text with a model trained by train.py, or with GPT-2.",
                     usage="sample.py [--model PATH] [--prompt TEXT] ...")
     parser.add_argument("--model", metavar="PATH",
-                        help="a run, whose best checkpoint is used, or a model directory "
-                             "[the newest run in out/]")
+                        help="a run, whose best checkpoint is used, a model directory, a GGUF "
+                             "file, or OWNER/MODEL on Hugging Face [the newest run in out/]")
     parser.add_argument("--out-dir", metavar="DIR", help="the same as --model")
     parser.add_argument("--stop", metavar="TEXT", action="append",
                         help="end the text before this one; may be given several times")
@@ -131,10 +130,7 @@ def read_command_line(arguments):
     given = parser.parse(arguments, fields)
     if "model" in given and "out_dir" in given:
         raise UserError("`model` and `out_dir` are the same; give one of them")
-    for name in ("model", "out_dir"):
-        if given.get(name) == "":
-            raise UserError(f"`{name}` is empty; it takes the path of a directory")
-    path, stops = given.pop("model", given.pop("out_dir", None)), given.pop("stop", [])
+    name, stops = given.pop("model", given.pop("out_dir", None)), given.pop("stop", [])
     if "" in stops:
         raise UserError("`stop` is empty; it takes a text")
     c = SampleConfig(**given)
@@ -142,7 +138,7 @@ def read_command_line(arguments):
         raise UserError("`prompt` and `prompt_file` are both given; choose one")
     if c.interactive and not (c.prompt is c.prompt_file is None):
         raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
-    return c, path and Path(path), stops
+    return c, name, stops
 
 
 def encode(tokenizer, prompt):

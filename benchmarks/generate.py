@@ -18,7 +18,7 @@ import numpy as np
 
 import npgpt
 from benchmarks.works import Race, machine, timed
-from npgpt.models.generate import KVCache
+from npgpt.models.generate import KVCache, read
 
 PROMPT = 5              # tokens
 TOKENS = 64             # after it
@@ -47,8 +47,8 @@ def main():
         directory = Path(folder, "model")
         model.save_pretrained(directory)
         del model
-        print("| work | npgpt | transformers | ratio | 95 % interval | limit | share of the limit | "
-              "memory, npgpt | transformers |\n|" + " --- |" * 9)
+        print("| work | npgpt | transformers | ratio | 95 % interval | limit | share of the limit "
+              "| memory, npgpt | transformers |\n|" + " --- |" * 9)
         for work, title in WORKS.items():
             sides = {side: [directory, "--side", side, "--work", work] for side in SIDES
                      if side != "reading" or work == "token"}
@@ -77,7 +77,7 @@ def _npgpt(path, work):
 
     def reader():
         kv = KVCache(c.n_layer, c.block_size)
-        return lambda idx: model.logits(idx, kv, last=True)[:, -1].argmax(-1)[:, None]
+        return lambda idx: read(model, idx, kv).argmax(-1)[:, None]
 
     return _seconds(reader, c.vocab_size, work)
 
@@ -92,12 +92,12 @@ def _transformers(path, work):
     def reader():
         cache = transformers.DynamicCache(config=model.config)
 
-        def read(idx):
+        def next_token(idx):
             with torch.inference_mode():
                 found = model(torch.as_tensor(idx), past_key_values=cache, use_cache=True,
                               logits_to_keep=1)
                 return found.logits[:, -1].argmax(-1)[:, None].numpy()
-        return read
+        return next_token
 
     return _seconds(reader, model.config.vocab_size, work)
 
@@ -109,9 +109,9 @@ def _seconds(reader, V, work):
     if work == "prompt":
         idx = rng.integers(V, size=(1, LONG_PROMPT))
         return timed(lambda: reader()(idx), LONG_PROMPTS, warm_up=1)
-    read = reader()
-    new = [read(rng.integers(V, size=(1, PROMPT)))]
-    return timed(lambda: new.append(read(new[-1])), TOKENS, WARM_UP)
+    next_token = reader()
+    new = [next_token(rng.integers(V, size=(1, PROMPT)))]
+    return timed(lambda: new.append(next_token(new[-1])), TOKENS, WARM_UP)
 
 
 def _reading(path, work):

@@ -197,14 +197,6 @@ class RunDirectory(RunContents):
             raise UserError(f"{there} cannot be written to: {error.strerror}") from None
 
 
-def model_directory(path, option="model"):
-    """A run -> its best checkpoint; a model directory -> the directory itself. None: the newest
-    run in out/. option: the one that gives the path. Raises UserError."""
-    if path is not None and (path / models.CONFIG).is_file():
-        return path
-    return RunDirectory.existing(path, option).checkpoint("best")
-
-
 def _first_free(name):
     number = 1
     while os.path.lexists(path := OUT / (name if number == 1 else f"{name}-{number}")):

@@ -14,6 +14,8 @@ from npgpt.backend import array_module, to_host
 from npgpt.errors import RunError, UserError
 from npgpt.models.sampling import draw, penalized, probabilities
 
+READ = 512     # tokens of a prompt that are read at once
+
 
 class KVCache:
     """The keys and values of every layer for the tokens read so far."""
@@ -67,6 +69,14 @@ def generate(model, idx, sampling, end=None):
     return np.stack(steps, axis=1) if steps else np.empty((len(idx), 0), np.int64)
 
 
+def read(model, idx, kv):
+    """Read tokens (B, T), T >= 1, after those in kv -> logits (B, V) of the next token. At most
+    READ at a time, because attention has T numbers for each token that is read."""
+    for start in range(0, idx.shape[1], READ):
+        logits = model.logits(idx[:, start:start + READ], kv, last=True)
+    return logits[:, 0]
+
+
 def stream(model, idx, sampling, end=None):
     """Yield the tokens after idx (B, T), T >= 1, one position at a time, each (B,) int on the host.
 
@@ -96,7 +106,7 @@ def steps(model, idx, sampling, end=None):
         if kv.length + new.shape[1] > c.block_size:  # the context slides: read all of it again
             kv = KVCache(c.n_layer, c.block_size)
             new = idx[:, -c.block_size:]
-        logits = to_host(model.logits(new, kv, last=True)[:, 0])                      # (B, V)
+        logits = to_host(read(model, new, kv))                              # (B, V)
         if not np.isfinite(logits).all():
             raise RunError("the model's logits are not finite; its training has diverged")
         probs = probabilities(penalized(logits, seen, s.repetition_penalty), s.temperature,

@@ -108,7 +108,8 @@ def gpt_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
             config.norm_eps,
         )
-        blocks.append(block)
+        if not last:                                 # else there is no backward
+            blocks.append(block)
     x = x[:, -1:] if last else x
     x, ln_f = layers.layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.norm_eps)
     head = p["wte.weight"] if config.tie_weights else p["lm_head.weight"]       # (V, C)

@@ -26,8 +26,8 @@ from npgpt.models.parameters import STD, Param, flatten, linear, table
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """The architecture. The sizes are by default those of SmolLM2 with 135 million parameters, which
-    has n_kv_head = 3 and rope_theta = 100_000. After construction no size is None.
+    """The architecture. The sizes are by default those of SmolLM2 with 135 million parameters,
+    which has n_kv_head = 3 and rope_theta = 100_000. After construction no size is None.
 
     Raises UserError, a ValueError, for an invalid value.
     """
@@ -124,7 +124,8 @@ def llama_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
             config.norm_eps,
         )
-        blocks.append(block)
+        if not last:                                 # else there is no backward
+            blocks.append(block)
     x = x[:, -1:] if last else x
     x, norm = layers.rmsnorm_forward(x, p["norm.weight"], config.norm_eps)
     head = p["embed_tokens.weight"] if config.tie_weights else p["lm_head.weight"]     # (V, C)

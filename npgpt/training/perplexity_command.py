@@ -4,10 +4,9 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from npgpt.backend import get_device
-from npgpt.checkpoints.run import model_directory
+from npgpt.checkpoints.find import find_model
 from npgpt.cli.bar import Bar
 from npgpt.cli.command import run_command
 from npgpt.cli.fields import data_cache_field, device_field, dtype_field
@@ -23,8 +22,9 @@ from npgpt.training.perplexity import whole_loss, window_length
 class EvalConfig(Options):
     """The options of eval."""
 
-    model: str | None = option(None, "a run, whose best checkpoint is used, or a model directory "
-                               "(default: the newest run in out/)", metavar="PATH")
+    model: str | None = option(None, "a run, whose best checkpoint is used, a model directory, a "
+                               "GGUF file, or OWNER/MODEL on Hugging Face (default: the newest "
+                               "run in out/)", metavar="PATH")
     data: str | None = option(None, "the text, as for train.py; all of it is used", metavar="PATH")
     stride: int | None = option(None, "tokens from one window to the next; fewer give each token "
                                 "more context (default: half of the context)", at_least=1)
@@ -48,7 +48,7 @@ def _eval(arguments):
     c = EvalConfig(**parser.parse(arguments, fields))
     if not c.data:
         raise UserError("`data` is missing; it takes a text, a directory of texts or a token file")
-    directory = model_directory(None if c.model is None else Path(c.model))
+    directory = find_model(c.model)
     tokenizer = load_tokenizer(directory)
     device = get_device(c.device)
     model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)

@@ -5,8 +5,9 @@ import errno
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
+from npgpt.checkpoints.find import find_model
 from npgpt.checkpoints.models import family_in, read_model, read_values
-from npgpt.checkpoints.run import RunDirectory, model_directory
+from npgpt.checkpoints.run import RunDirectory
 from npgpt.cli.bar import Bar
 from npgpt.durable import verify
 from npgpt.errors import UserError
@@ -51,7 +52,7 @@ def new_run(request, directory):
     device = get_device(config.device)
     config = supported(config, device, request)
     if request.init_from:
-        start = model_directory(request.init_from, "init_from")
+        start = find_model(request.init_from, "init_from")
         found = family_in(start, LanguageModel)
         request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
         config = replace(config, family=request.family)
@@ -117,7 +118,8 @@ def resumed_run(request, directory):
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    model = read_model(checkpoint, FAMILIES[config.family], device=device, **precision(config, device))
+    model = read_model(checkpoint, FAMILIES[config.family], device=device,
+                       **precision(config, device))
     check_vocabulary(tokenizer, model.config.vocab_size, checkpoint)
     comm = build_communicator(config, model.config, device)
     data = Dataset(source, model.config.block_size, device)

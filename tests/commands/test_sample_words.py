@@ -66,8 +66,8 @@ def texts_of(model, tokenizer, prompt, rows, **options):
 def test_texts_are_rows_of_one_batch_and_end_at_the_end_of_text(
         sample, model, tokenizer, monkeypatch, prompt):
     sizes, logits = [], GPT.logits
-    monkeypatch.setattr(GPT, "logits", lambda self, *args, **kw: sizes.append(len(args[0])) or logits(
-        self, *args, **kw))
+    monkeypatch.setattr(GPT, "logits", lambda self, idx, *args, **kw: sizes.append(len(idx)) or
+                        logits(self, idx, *args, **kw))
     out, err = sample("--num-samples=4", *([f"--prompt={prompt}"] if prompt else []))
     monkeypatch.undo()
     texts, n_tokens = texts_of(model, tokenizer, prompt, 4)

@@ -346,3 +346,24 @@ def test_prompt_may_contain_the_end(gpt):
 def test_invalid_tokens_are_refused_also_before_the_context(gpt, wrong):
     with pytest.raises(UserError, match=f"idx must be token ids from 0 to 12, got {wrong}"):
         gpt.generate([[wrong, *range(12)]], 1)
+
+
+@pytest.mark.parametrize("length", [1, 3, 6, 7, 8, 11])
+def test_long_prompt_is_read_in_parts_and_continues_the_same(gpt, length, monkeypatch):
+    prompt = np.arange(2 * length).reshape(2, length) % 13
+    whole = list(steps(gpt, prompt, Sampling(5, temperature=0)))
+    monkeypatch.setattr("npgpt.models.generate.READ", 3)
+    parts, lengths, logits = [], [], GPT.logits
+    monkeypatch.setattr(GPT, "logits", lambda self, idx, *args, **kw: lengths.append(idx.shape[1])
+                        or logits(self, idx, *args, **kw))
+    parts = list(steps(gpt, prompt, Sampling(5, temperature=0)))
+    assert max(lengths) == min(length, 3)
+    for one, other in zip(whole, parts, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-6, atol=1e-6)
+
+
+def test_reading_keeps_no_caches_for_a_backward(gpt):
+    logits, cache = GPT.forward(np.array([[1, 2, 3]]), gpt.params.tree, gpt.config, last=True)
+    assert logits.shape == (1, 1, 13) and [] in cache
+    np.testing.assert_allclose(logits, gpt.logits([[1, 2, 3]])[:, -1:])

@@ -20,7 +20,8 @@ def test_every_field_is_a_flag_in_the_help(capsys):
         read("--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    names = {f.name for c in (GPTConfig, LlamaConfig, TrainingConfig) for f in dataclasses.fields(c)}
+    configs = GPTConfig, LlamaConfig, TrainingConfig
+    names = {f.name for config in configs for f in dataclasses.fields(config)}
     assert names - {"vocab_size"} == FIELDS.keys()
     assert [n for n in FIELDS if flag(n) not in text] == []
     assert "[64]" in text and "[128]" in text       # laptop's context and channels

@@ -1,0 +1,68 @@
+"""Which model an option names. The commands' tests have runs and model directories."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from npgpt import GPT, GPTConfig, UserError
+from npgpt.checkpoints.find import HUB_FILES, find_model
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """huggingface_hub without a network -> the names that were asked for."""
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name == "nobody/nothing":
+            raise OSError("Repository not found\nfor url ...")
+        return str(tmp_path / "cached")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub",
+                        SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+def test_name_on_hugging_face_is_downloaded(hub, tmp_path):
+    assert find_model("someone/Some.model-1") == tmp_path / "cached"
+    assert hub == [("someone/Some.model-1", HUB_FILES)]
+
+
+def test_what_is_here_is_not_downloaded(hub, tmp_path):
+    GPT(GPTConfig(5, 4, 1, 1, 4)).save_pretrained(tmp_path / "models/mine")
+    (tmp_path / "models/empty").mkdir()
+    (tmp_path / "models/a.gguf").touch()
+    assert str(find_model("models/mine")) == "models/mine"
+    assert str(find_model("models/a.gguf")) == "models/a.gguf"
+    with pytest.raises(UserError, match="models/empty contains no checkpoint"):
+        find_model("models/empty")
+    assert hub == []
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./b", "/b", "a b/c", "a/"])
+def test_what_cannot_be_such_a_name_is_a_missing_directory(name, hub):
+    with pytest.raises(UserError, match=r"there is no directory .*; model takes that of a run or "):
+        find_model(name)
+    assert hub == []
+
+
+def test_failed_download_says_both_things(hub):
+    with pytest.raises(UserError) as error:
+        find_model("nobody/nothing", "init_from")
+    assert error.value.message == (
+        "there is no directory nobody/nothing; `init_from` takes that of a run or of a model, or "
+        "the name of a model on Hugging Face, which cannot be downloaded: Repository not found")
+
+
+def test_without_the_package_the_message_says_how_to_install_it(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"install it with: pip install 'npgpt\[hub\]'"):
+        find_model("out/laptop")
+
+
+def test_empty_name_is_refused(hub):
+    with pytest.raises(UserError, match="init_from is empty; it takes the path of a directory"):
+        find_model("", "init_from")
