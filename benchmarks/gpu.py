@@ -2,7 +2,7 @@
 eight minutes; parts that take much longer are stopped.
 
     tests       the layers' own tests, the models' and those of tests/device, on CuPy's arrays
-    parity      loss and gradients of a GPT with dropout on the CPU and on the GPU
+    parity      loss and gradients of a GPT and of a Llama with dropout on the CPU and on the GPU
     repeats     the same three training steps a hundred times, with a hash of the result
     steps       time and memory of a training step, compared with PyTorch if it is installed
     training    the baby configuration until the best loss that nanoGPT reports
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import signal
 import statistics
@@ -28,21 +29,23 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt import GPT, GPTConfig
 from npgpt.backend import get_device
 from npgpt.cli.bundle import bundled
 from npgpt.layers import Key
 from npgpt.optim import AdamW
+from npgpt.training.config import FAMILIES, FAMILY_FIELDS
 from npgpt.training.request import read_toml
 from npgpt.training.step import train_step
 
 NANOGPT_LOSS = 1.4697        # nats per character: the best validation loss of its baby GPT
-TINY = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "batch_size": 4}
+LLAMA = {"family": "llama", "n_kv_head": 2, "qk_norm": True}
+TINY = {"block_size": 16, "n_layer": 2, "n_head": 4, "n_embd": 32, "batch_size": 4}
 SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/optim",
          "tests/device", "tests/kernels"]
 WARM_UP, STEPS = 10, 30
 LIMITS = {"tests": 180, "--measure": 120, "--train": 200}      # seconds
-OURS = [("float32", True), ("tf32", False), ("tf32", True), ("bfloat16", True)]  # dtype, fused
+OURS = [("gpt", "float32", True), ("gpt", "tf32", False), ("gpt", "tf32", True),
+        ("gpt", "bfloat16", True), ("llama", "tf32", True)]        # family, dtype, fused
 THEIRS = [("tf32", False), ("bfloat16", False), ("bfloat16", True)]              # compiled
 
 
@@ -98,18 +101,20 @@ def tests(tiny):
 def parity(tiny):
     """The largest difference of any gradient, relative to the largest gradient of its parameter."""
     rows, bars = [], {"float64": 1e-10, "float32": 1e-5}
-    for dtype, fused in ((dtype, fused) for dtype in bars for fused in (False, True)):
-        bar, c, found = bars[dtype], _configuration(tiny, dropout=0.2, n_layer=2), {}
+    for family, dtype, fused in itertools.product(FAMILIES, bars, (False, True)):
+        bar, found = bars[dtype], {}
+        c = _configuration(tiny, family, dropout=0.2, n_layer=2)
         for name in ("cpu", "gpu"):
-            gpt, idx = _model(c, name, dtype, fused and name == "gpu"), _tokens(c, rows=4)
-            loss, grads = gpt.loss_and_grads(idx, idx, Key(1, 1))
+            model, idx = _model(c, name, dtype, fused and name == "gpu"), _tokens(c, rows=4)
+            loss, grads = model.loss_and_grads(idx, idx, Key(1, 1))
             found[name] = {"loss": loss} | dict(grads)
         to_host = get_device("gpu").to_host
         worst = np.max([                  # NaN if one of them is NaN
             np.abs(to_host(there) - found["cpu"][name]).max() / np.abs(found["cpu"][name]).max()
             for name, there in found["gpu"].items()
         ])
-        name = f"gradients, CPU against GPU, dropout on, {dtype}{' fused' if fused else ''}"
+        name = (f"gradients of a {FAMILIES[family].__name__}, CPU against GPU, dropout on, "
+                f"{dtype}{' fused' if fused else ''}")
         rows.append((name, f"{worst:.1e}",
                      f"{bar:.0e}" + ("" if worst <= bar else " **wrong**")))
     return rows
@@ -137,7 +142,8 @@ def repeats(tiny):
 def steps(tiny, rounds):
     """Milliseconds and memory of a training step of the baby configuration. The bars: 11 ms with
     TF32; with bfloat16 as fast as eager PyTorch, and at most 1.3 times the time of compiled."""
-    ours = [{"side": "npgpt", "dtype": dtype, "fused": fused} for dtype, fused in OURS]
+    ours = [{"side": "npgpt", "family": family, "dtype": dtype, "fused": fused}
+            for family, dtype, fused in OURS]
     theirs = [{"side": "torch", "dtype": dtype, "compiled": compiled}
               for dtype, compiled in THEIRS]
     if tiny or importlib.util.find_spec("torch") is None:
@@ -151,7 +157,8 @@ def steps(tiny, rounds):
     rows, medians = [], {}
     for what in (what for what in ours + theirs if json.dumps(what) in found):
         results = found[json.dumps(what)]
-        name = " ".join([what["side"], what["dtype"], *(["fused"] if what.get("fused") else []),
+        name = " ".join([what["side"], *(["Llama"] if what.get("family") == "llama" else []),
+                         what["dtype"], *(["fused"] if what.get("fused") else []),
                          *(["torch.compile"] if what.get("compiled") else [])])
         seconds = statistics.median(result["seconds"] for result in results)
         peak = max(result["bytes"] for result in results)
@@ -165,9 +172,9 @@ def steps(tiny, rounds):
     return rows
 
 
-def measure_npgpt(dtype, fused, tiny):
+def measure_npgpt(family, dtype, fused, tiny):
     """-> seconds of a training step; peak memory in bytes."""
-    c = _configuration(tiny)
+    c = _configuration(tiny, family)
     gpu = get_device("gpu")
     step = _steps_of_npgpt(c, _model(c, "gpu", dtype, fused), c["batch_size"])
     return {"seconds": _seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.peak_memory()}
@@ -234,19 +241,21 @@ STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, tra
 MEASURES = {"npgpt": measure_npgpt, "torch": measure_torch}
 
 
-def _configuration(tiny, **changes):
-    """name -> value, of the baby configuration."""
+def _configuration(tiny, family="gpt", **changes):
+    """name -> value, of the baby configuration; for a Llama with grouped queries and QK-norm."""
     folder = bundled("configs")
     values = read_toml(folder / "laptop.toml") | read_toml(folder / "baby.toml")
-    return {"vocab_size": 65} | values | (TINY if tiny else {}) | changes
+    values |= LLAMA if family == "llama" else {}
+    return {"family": family, "vocab_size": 65} | values | (TINY if tiny else {}) | changes
 
 
 def _architecture(c):
-    return GPTConfig(**{name: c[name] for name in GPTConfig.__dataclass_fields__ if name in c})
+    names = "vocab_size", *FAMILY_FIELDS[c["family"]]
+    return FAMILIES[c["family"]].Config(**{name: c[name] for name in names if name in c})
 
 
 def _model(c, device, dtype="float32", fused=False):
-    return GPT(_architecture(c), device=device, dtype=dtype, fused=fused)
+    return FAMILIES[c["family"]](_architecture(c), device=device, dtype=dtype, fused=fused)
 
 
 def _tokens(c, rows):
