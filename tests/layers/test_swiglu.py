@@ -16,7 +16,7 @@ def test_matches_the_definition():
 # SiLU computed with 50 digits.
 @pytest.mark.parametrize(("x", "y"), [
     (0.0, 0.0), (1.0, 0.7310585786300049), (-1.0, -0.2689414213699951),
-    (2.0, 1.7615941559557649), (-5.0, -0.033464254621424615),
+    (2.0, 1.7615941559557649), (-5.0, -0.033464254621424277),
 ])
 def test_silu_by_its_values(x, y):
     assert swiglu_forward(np.array([x]), np.ones(1))[0][0] == pytest.approx(y, abs=1e-14)
