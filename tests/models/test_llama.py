@@ -5,7 +5,7 @@ import pytest
 
 from npgpt import UserError
 from npgpt.kernels import with_versions
-from npgpt.layers import LAYERS, Key, Layer, dropout
+from npgpt.layers import LAYERS, Key, Layer, dropout, rotation
 from npgpt.models.generate import KVCache
 from npgpt.models.llama import Llama, LlamaConfig, llama_backward, llama_forward
 
@@ -71,12 +71,10 @@ def test_logits_with_the_cache_equal_those_of_the_full_forward(variant):
     llama, (idx, _) = model("float64", **variant), batch()
     llama.params.flat[...] = np.random.default_rng(0).standard_normal(llama.params.flat.size) * 0.4
     full = llama.logits(idx)
-    for first in (1, 3, 7):
+    for lengths in ([1] * 8, [3, 5], [5, 1, 2]):
         kv = KVCache(2, 8)
-        np.testing.assert_allclose(llama.logits(idx[:, :first], kv), full[:, :first], atol=1e-12)
-        for t in range(first, 8):
-            new = llama.logits(idx[:, t:t + 1], kv)
-            np.testing.assert_allclose(new[:, 0], full[:, t], atol=1e-12)
+        parts = [llama.logits(part, kv) for part in np.split(idx, np.cumsum(lengths)[:-1], axis=1)]
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-12)
 
 
 def test_theta_is_that_of_the_rotation():
@@ -85,6 +83,25 @@ def test_theta_is_that_of_the_rotation():
     np.testing.assert_array_equal(logits[1e5], model("float64").logits(idx))
     np.testing.assert_array_equal(logits[1e2][:, 0], logits[1e5][:, 0])
     assert not np.allclose(logits[1e2], logits[1e5], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_angles_have_the_precision_of_the_model(dtype):
+    """Float32 angles would limit a float64 model to seven digits."""
+    used = []
+
+    def watched(x, cos, sin):
+        used.append((cos, sin))
+        return LAYERS["rope"].forward(x, cos, sin)
+
+    llama, (idx, _) = model(dtype), batch()
+    llama.layers = with_versions({"rope": Layer(watched, LAYERS["rope"].backward)})
+    llama.logits(idx)
+    assert len(used) == 4                            # q and k in each of two blocks
+    for found in used:
+        for angles, expected in zip(found, rotation(np, 8, 4, 1e5, dtype=dtype)):
+            assert angles.dtype == dtype
+            np.testing.assert_array_equal(angles, expected)
 
 
 @pytest.mark.parametrize(("options", "count"), [({}, 5), ({"qk_norm": True}, 9)])
