@@ -1,6 +1,7 @@
 """`python -m npgpt explain LAYER`: run a layer line by line on small numbers.
 
-    subjects     what can be explained: functions, and small inputs for them
+    subjects     what can be explained: functions, and the sizes of their inputs
+    inputs       small random inputs for them
     trace        runs a function and records what each statement makes
     values       what a statement made or changed
     nested       nested mappings of parameters and gradients

@@ -1,14 +1,16 @@
 """An explanation: a subject's formula, its forward and backward step by step, and the checks."""
 
+import functools
 import inspect
 from dataclasses import dataclass
 
 import numpy as np
 
 from npgpt.errors import UserError
+from npgpt.explain.inputs import Draw
 from npgpt.explain.measure import Check, check_each_number, differentiable, verdict
 from npgpt.explain.nested import dotted, label, leaves
-from npgpt.explain.subjects import SUBJECTS, Draw
+from npgpt.explain.subjects import SUBJECTS
 from npgpt.explain.trace import Step, trace
 from npgpt.explain.values import Seen
 from npgpt.models.parameters import Gradients, Param, count, flatten
@@ -51,12 +53,15 @@ def explain(name, sizes, seed):
     """Run a subject's functions on random numbers -> Explanation."""
     subject = SUBJECTS[name]
     draw, seen = Draw(seed), Seen()
-    inputs = subject.inputs(sizes, draw)
+    drawn = subject.inputs(sizes, draw)
+    constants = {name: drawn[name] for name in subject.constants}
+    inputs = {name: x for name, x in drawn.items() if name not in constants}
     size = sum(array.size for x in differentiable(inputs).values() for _, array in leaves(x))
     if size > MOST_NUMBERS:
         raise UserError(f"the inputs must have at most {MOST_NUMBERS} numbers in all, got {size}; "
                         "give smaller sizes in `shape`")
-    forward, plain_backward = map(inspect.unwrap, subject.functions())
+    function, plain_backward = map(inspect.unwrap, subject.functions())
+    forward = functools.partial(function, **constants)
 
     def backward(dy, cache):
         if not subject.adds:
@@ -68,7 +73,7 @@ def explain(name, sizes, seed):
         return grads.tree
 
     (y, cache), forward_steps = trace(
-        forward, lambda: forward(*inputs.values()), seen, [subject.output, "cache"])
+        function, lambda: forward(*inputs.values()), seen, [subject.output, "cache"])
     if subject.upstream:
         dy, note = subject.upstream(y, inputs, draw)
     else:
@@ -90,7 +95,7 @@ def explain(name, sizes, seed):
         lambda key, path: label("grads", [dotted(path)]) if subject.adds
         else label(names[key], path))
     return Explanation(
-        name, forward.__module__.replace(".", "/") + ".py", subject.text, sizes, seed,
+        name, function.__module__.replace(".", "/") + ".py", subject.text, sizes, seed,
         forward_steps, backward_steps, subject.output, gradients, step, checks, error, message,
     )
 

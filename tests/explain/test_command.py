@@ -47,10 +47,19 @@ def test_without_a_name_every_subject_is_listed(capsys):
     assert all(len(line.split()) > 4 for line in listed)
 
 
+def test_keys_are_shared_only_if_asked_for(capsys):
+    assert command.main(["attention", "--shape=H=3"]) == 0
+    assert "B=1, H=3, G=3, Tq=3, Tk=3, D=4" in capsys.readouterr().out
+    assert command.main(["attention", "--shape=G=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "q (1, 2, 3, 4)" in shown and "k (1, 1, 3, 4)" in shown and "dk (1, 1, 3, 4)" in shown
+
+
 def test_every_layer_has_a_subject():
     missing = [name for name in LAYERS if name not in SUBJECTS]
     assert not missing, f"add to SUBJECTS in npgpt/explain/subjects.py: {', '.join(missing)}"
-    assert SUBJECTS.keys() - LAYERS.keys() == {"block", "gpt"}
+    assert SUBJECTS.keys() - LAYERS.keys() == {"block", "gpt", "gated_mlp", "grouped_attention",
+                                               "llama_block"}
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -103,6 +112,12 @@ def test_interrupt_ends_with_status_130(monkeypatch, capsys):
     (["linear", "--shape=B=²"], "B in --shape must be a whole number from 1 to 8, got '²'"),
     (["linear", "--shape=B=2,B=3"], "B is twice in --shape, got 'B=2,B=3'; give it once"),
     (["attention", "--shape=Tq=4"], "Tk must be at least Tq=4, got 3; add Tk=4 to --shape"),
+    (["attention", "--shape=H=4,G=3"], "H must be a multiple of G=3, got 4; give G=1 in --shape"),
+    (["llama_block", "--shape=G=4"], "H must be a multiple of G=4, got 2; give G=2 in --shape"),
+    (["rope", "--shape=D=7"], "D must be even, because RoPE rotates pairs of channels, got 7; "
+                              "give D=8 in --shape"),
+    (["grouped_attention", "--shape=D=1"], "D must be even, because RoPE rotates pairs of "
+                                           "channels, got 1; give D=2 in --shape"),
     (["positional", "--shape=T=6"], "P must be at least T=6, got 5; add P=6 to --shape"),
     (["block", "--shape=C=5"], "C must be a multiple of H=2, got 5; give C=4 in --shape"),
     (["gpt", "--shape=H=3"], "C must be a multiple of H=3, got 4; give C=3 in --shape"),
@@ -181,6 +196,9 @@ def test_wrong_backward_is_shown_with_a_cross_and_ends_with_status_3(
     ("attention", "B=2,H=1,Tq=1,Tk=4,D=1"), ("linear", "B=1,T=1,I=1,O=1"), ("layernorm", "C=1"),
     ("layernorm", "C=2"), ("embedding", "B=1,T=1,V=1,C=1"), ("cross_entropy", "B=1,T=1,V=1"),
     ("gpt", "B=2,T=1,C=2,H=1,V=1,L=1"), ("block", "B=1,T=1,C=1,H=1"), ("dropout", "B=8,T=8,C=8"),
+    ("attention", "H=3,G=1"), ("attention", "H=4,G=2"), ("rmsnorm", "C=1"), ("rope", "T=1,D=2"),
+    ("rope", "T=8,D=8"), ("swiglu", "T=1,F=1"), ("gated_mlp", "T=1,C=1,F=1"),
+    ("grouped_attention", "H=4,G=2,T=1,C=1,D=2"), ("llama_block", "H=1,G=1,T=1,C=2,D=2,F=1"),
     ("relu", "T=1,C=1"), ("gelu", f"T={LARGEST},C={LARGEST}"), ("positional", "T=1,P=1"),
 ])
 def test_smallest_and_largest_sizes_are_shown_and_correct(name, shape, tmp_path, capsys):

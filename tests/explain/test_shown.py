@@ -444,8 +444,21 @@ def test_summary_is_a_sentence_without_its_source():
 
 def test_sizes_are_pairwise_distinct():
     for name, subject in SUBJECTS.items():
-        sizes = [size for letter, size in subject.sizes.items() if letter not in ("L", "Tk")]
+        sizes = [size for letter, size in subject.sizes.items() if letter not in ("L", "Tk", "G")]
         assert len(set(sizes)) == len(sizes), name
+
+
+def test_a_constant_is_shown_and_has_no_gradient():
+    e = explained("rope")
+    assert [check.name for check in e.checks] == e.gradients == ["dx"]
+    shown = text("rope", 100)
+    assert "cos (3, 2), of the angles" in shown and "sin (3, 2), of the same angles" in shown
+
+
+def test_subjects_of_one_file_have_titles_of_their_own():
+    of_llama = [SUBJECTS[name].summary for name in ("gated_mlp", "grouped_attention",
+                                                    "llama_block")]
+    assert len(set(of_llama)) == 3 and all("Llama" in summary for summary in of_llama)
 
 
 def test_same_seed_shows_the_same_numbers_and_another_seed_different_ones():

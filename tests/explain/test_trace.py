@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from npgpt.explain.explanation import explain
-from npgpt.explain.subjects import SUBJECTS, Draw
+from npgpt.explain.inputs import Draw
+from npgpt.explain.subjects import SUBJECTS
 from npgpt.explain.trace import trace
 from npgpt.explain.values import Seen
 from npgpt.models.gpt import GPT

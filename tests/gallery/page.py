@@ -1,8 +1,8 @@
 """The text of docs/gallery.md. `python docs/generate.py` writes it."""
 
-from tests.gallery import layers, models, training
+from tests.gallery import layers, llama, models, training
 
-BUGS = layers.BUGS + models.BUGS + training.BUGS
+BUGS = layers.BUGS + llama.BUGS + models.BUGS + training.BUGS
 HEAD = """# A gallery of wrong gradients
 
 Each of these bugs was found in a public GPT, or a similar project, with hand-written backward

@@ -72,6 +72,37 @@ def test_heads_and_sequences_are_independent():
     np.testing.assert_allclose(y[1:, 2:], alone)
 
 
+@pytest.mark.parametrize("G", [1, 2, 3, 6])
+def test_a_shared_head_of_keys_equals_a_copy_for_each_head_of_queries(G):
+    """Its gradient is the sum of the gradients of the copies."""
+    q, _, _ = heads(H=6)
+    _, k, v = heads(seed=1, H=G)
+    mask, p, key = causal_mask(np, 4, 6), 0.4, Key(1, 1)
+    y, cache = attention_forward(q, k, v, mask, p, key)
+    copies = [x.repeat(6 // G, axis=1) for x in (k, v)]
+    expected, copies_cache = attention_forward(q, *copies, mask, p, key)
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+    dy = np.random.default_rng(2).standard_normal(y.shape)
+    dq, dk, dv = attention_backward(dy, cache)
+    expected, *of_copies = attention_backward(dy, copies_cache)
+    np.testing.assert_allclose(dq, expected, rtol=1e-10, atol=1e-14)
+    for found, each in zip((dk, dv), of_copies):
+        summed = each.reshape(2, G, 6 // G, 6, 5).sum(2)
+        np.testing.assert_allclose(found, summed, rtol=1e-10, atol=1e-14)
+
+
+def test_shared_keys_and_values_are_not_copied(request):
+    if request.config.getoption("--device") != "cpu":
+        pytest.skip("the arguments are copied to the GPU")
+    q, _, _ = heads(H=6)
+    _, k, v = heads(H=2)
+    _, cache = attention_forward(q, k, v)
+    arrays = [x for x in cache if isinstance(x, np.ndarray)]
+    for given in (k, v):
+        assert any(np.shares_memory(given, x) for x in arrays)
+    assert sum(x.shape[-2:] == (6, 5) for x in arrays) == 2       # (Tk, D): the given ones alone
+
+
 def test_without_a_probability_nothing_is_dropped():
     q, k, v = heads()
     np.testing.assert_array_equal(attention_forward(q, k, v, key=Key(1, 1))[0],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig, UserError, layers
+from npgpt.models.llama import Llama, LlamaConfig
 from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
 from tests import double
 
@@ -60,6 +61,19 @@ def test_transformer_has_a_precision_too(gpu):
     model.translate(IDS, 3)
     model.cross_attention(IDS, IDS)
     assert set(seen) == {3} and double.cupy.MathMode.mode == 1
+
+
+@pytest.mark.parametrize("dtype", MODES)
+def test_llama_has_a_precision_too(dtype, gpu):
+    model = Llama(LlamaConfig(vocab_size=7, block_size=6, n_layer=1, n_head=4, n_kv_head=2,
+                              n_embd=8, n_inner=6, qk_norm=True, dropout=0.2),
+                  device=gpu, dtype=dtype)
+    seen = watched(model)
+    _, grads = model.loss_and_grads(IDS, IDS, layers.Key(1, 1))
+    model.generate(IDS[:, :2], 2, seed=0)
+    assert set(seen) == {MODES[dtype]} and double.cupy.MathMode.mode == 1
+    expected = "float64" if dtype == "float64" else "float32"
+    assert grads.flat.dtype == model.logits(IDS).dtype == expected
 
 
 def test_error_in_a_model_leaves_the_device_as_it_was(gpu):

@@ -41,7 +41,8 @@ LIST = Path(__file__).with_name("equivalent.toml")
 LARGEST_SHARE = 0.03
 PROBLEM = "{}:\n    {}\n  - {}\n  + {}"
 WORKERS = 2
-PUBLIC = {f"{name}_{way}" for name in (*LAYERS, "mlp", "self_attention", "block", "gpt")
+PUBLIC = {f"{name}_{way}" for name in (*LAYERS, "mlp", "self_attention", "block", "gpt",
+                                       "gated_mlp", "grouped_attention", "llama_block", "llama")
           for way in ("forward", "backward")}
 
 

@@ -44,7 +44,7 @@ GROUPS = [
     Group(
         "mathematics",
         ("npgpt/layers/*.py", "npgpt/models/blocks.py", "npgpt/models/gpt.py", "npgpt/optim/*.py",
-         "npgpt/parallel/norm.py"),
+         "npgpt/models/llama.py", "npgpt/models/llama_blocks.py", "npgpt/parallel/norm.py"),
         ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"),
         # What is composed of blocks adds nothing to the checks of the blocks. With mutmut,
         # functions keep their arguments alive.
