@@ -64,7 +64,18 @@ def _pair(name, inputs, **options):
     forward, backward = LAYERS[name]
     if not options:
         return Case(forward, backward, inputs)
-    return Case(lambda *x: forward(*x, **options), backward, inputs, options)
+    return Case(_with(forward, options), backward, inputs, options)
+
+
+def _with(forward, options):
+    """-> forward with these options. Angles get the dtype of the first input, as in a model."""
+    def call(*inputs):
+        dtype = inputs[0].real.dtype
+        angles = {name: options[name].astype(dtype) for name in ("cos", "sin") if name in options}
+        if "rotation" in options:
+            angles["rotation"] = tuple(x.astype(dtype) for x in options["rotation"])
+        return forward(*inputs, **options | angles)
+    return call
 
 
 @st.composite
@@ -210,7 +221,7 @@ def _composite(draw, forward, backward, part, options_of):
 def _part(forward, backward, inputs, options):
     with kinks() as kink:
         forward(*inputs, **options)
-    return Case(lambda *inputs: forward(*inputs, **options), backward, inputs, options, kink.far)
+    return Case(_with(forward, options), backward, inputs, options, kink.far)
 
 
 @st.composite

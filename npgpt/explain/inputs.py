@@ -116,11 +116,15 @@ def swiglu(s, draw):
     return {"gate": draw(s["T"], s["F"]), "up": draw(s["T"], s["F"])}
 
 
-def _config(s):
+def _check_heads(s):
     if s["C"] % s["H"]:
         multiple = max(s["C"] // s["H"], 1) * s["H"]
         raise UserError(f"C must be a multiple of H={s['H']}, got {s['C']}; "
                         f"give C={multiple} in `shape`")
+
+
+def _config(s):
+    _check_heads(s)
     return GPTConfig(vocab_size=s.get("V", 1), block_size=s["T"], n_layer=s.get("L", 1),
                      n_head=s["H"], n_embd=s["C"])
 
@@ -146,6 +150,7 @@ def gated_mlp(s, draw):
 
 
 def grouped_attention(s, draw, part="self_attn"):
+    _check_heads(s)
     _check_groups(s)
     angles = _angles(s)
     return {"x": draw(s["B"], s["T"], s["C"]), "p": _llama_part(s, draw, part),

@@ -112,10 +112,10 @@ SUBJECTS = {
     "gated_mlp": _llama("gated_mlp", {"B": 1, "T": 3, "C": 4, "F": 5}, inputs.gated_mlp,
                         title="The MLP of Llama's block, with SwiGLU"),
     "grouped_attention": _llama(
-        "grouped_attention", {"B": 1, "H": 2, "G": 1, "T": 3, "C": 5, "D": 4},
+        "grouped_attention", {"B": 1, "H": 2, "G": 1, "T": 3, "C": 6, "D": 4},
         inputs.grouped_attention,
         title="The attention of Llama's block: RoPE, and heads that share keys and values"),
     "llama_block": _llama(
-        "llama_block", {"B": 1, "H": 2, "G": 1, "T": 3, "C": 5, "D": 4, "F": 6}, inputs.llama_block,
+        "llama_block", {"B": 1, "H": 2, "G": 1, "T": 3, "C": 6, "D": 4, "F": 5}, inputs.llama_block,
         title="The transformer block of Llama"),
 }

@@ -32,19 +32,18 @@ def rotation(xp, T, D, theta=10000.0, start=0, dtype="float32"):
 
 def rope_forward(x, cos, sin):
     """x (..., T, D), cos and sin (T, D/2) -> y (..., T, D)."""
-    return _rotate(x, cos, sin), (cos, sin)
+    half = cos.shape[-1]
+    x1, x2 = x[..., :half], x[..., half:]
+    y1 = x1 * cos - x2 * sin
+    y2 = x2 * cos + x1 * sin
+    return array_module(x).concatenate([y1, y2], axis=-1), (cos, sin)
 
 
 def rope_backward(dy, cache):
     """dy (..., T, D) -> dx (..., T, D). There is no gradient for cos and sin, which are fixed."""
     cos, sin = cache
-    return _rotate(dy, cos, -sin)
-
-
-def _rotate(x, cos, sin):
-    half = x.shape[-1] // 2
-    x1, x2 = x[..., :half], x[..., half:]
-    y = array_module(x).empty(x.shape, x.dtype)
-    y[..., :half] = x1 * cos - x2 * sin
-    y[..., half:] = x2 * cos + x1 * sin
-    return y
+    half = cos.shape[-1]
+    dy1, dy2 = dy[..., :half], dy[..., half:]
+    dx1 = dy1 * cos + dy2 * sin
+    dx2 = dy2 * cos - dy1 * sin
+    return array_module(dy).concatenate([dx1, dx2], axis=-1)

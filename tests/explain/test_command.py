@@ -198,7 +198,7 @@ def test_wrong_backward_is_shown_with_a_cross_and_ends_with_status_3(
     ("gpt", "B=2,T=1,C=2,H=1,V=1,L=1"), ("block", "B=1,T=1,C=1,H=1"), ("dropout", "B=8,T=8,C=8"),
     ("attention", "H=3,G=1"), ("attention", "H=4,G=2"), ("rmsnorm", "C=1"), ("rope", "T=1,D=2"),
     ("rope", "T=8,D=8"), ("swiglu", "T=1,F=1"), ("gated_mlp", "T=1,C=1,F=1"),
-    ("grouped_attention", "H=4,G=2,T=1,C=1,D=2"), ("llama_block", "H=1,G=1,T=1,C=2,D=2,F=1"),
+    ("grouped_attention", "H=4,G=2,T=1,C=4,D=2"), ("llama_block", "H=1,G=1,T=1,C=2,D=2,F=1"),
     ("relu", "T=1,C=1"), ("gelu", f"T={LARGEST},C={LARGEST}"), ("positional", "T=1,P=1"),
 ])
 def test_smallest_and_largest_sizes_are_shown_and_correct(name, shape, tmp_path, capsys):

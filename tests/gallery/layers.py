@@ -102,7 +102,7 @@ BUGS.append(Bug(
     "The forward multiplies the values by the probabilities after dropout; the backward uses the "
     "probabilities before it. With dropout off, as in most gradient tests, both are the same. A "
     "fixed dropout mask makes the difference measurable.",
-    right="dv = in_groups(kept, k).swapaxes(-1, -2) @ dy",
+    right="dv = kept.reshape(*groups, Tk).swapaxes(-1, -2) @ dy",
     wrong="dv = att.swapaxes(-1, -2) @ dy",
     correct=from_own(attention_backward), broken=dv_before_dropout, source=attention_layer,
     check=attention_gradients, blind=attention_without_dropout,

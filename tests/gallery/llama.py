@@ -94,7 +94,10 @@ BUGS.append(Bug(
 
 def rotated_forwards(dy, cache):
     cos, sin = cache
-    return rope_forward(dy, cos, sin)[0]
+    dy1, dy2 = np.split(dy, 2, axis=-1)
+    dx1 = dy1 * cos - dy2 * sin
+    dx2 = dy2 * cos + dy1 * sin
+    return np.concatenate([dx1, dx2], axis=-1)
 
 
 def rope_gradient(backward):
@@ -116,8 +119,8 @@ BUGS.append(Bug(
     "The gradient is rotated by the same angle as the query instead of by the opposite one. It has "
     "the right length, and at position 0 it is right; elsewhere it points in another direction. "
     "The gradient is multiplied by the transposed matrix, and that is the inverse rotation.",
-    right="return _rotate(dy, cos, -sin)",
-    wrong="return rope_forward(dy, cos, sin)[0]",
+    right="dx1 = dy1 * cos + dy2 * sin",
+    wrong="dx1 = dy1 * cos - dy2 * sin",
     correct=rope_backward, broken=rotated_forwards,
     check=rope_gradient, blind=length_of_the_gradient,
 ))

@@ -30,13 +30,13 @@ from tests.cases import parameters
 H, G, D, T = 4, 2, 6, 5
 ANGLES = rotation(np, T, D, dtype="float64")
 MASK = causal_mask(np, T, T)
-X = np.random.default_rng(1).standard_normal((2, T, 7))
+X = np.random.default_rng(1).standard_normal((2, T, 12))
 KEY = Key(1, 1)
 
 
 def block(**options):
     """-> parameters of a block of Llama."""
-    config = LlamaConfig(vocab_size=3, block_size=T, n_layer=1, n_head=H, n_kv_head=G, n_embd=7,
+    config = LlamaConfig(vocab_size=3, block_size=T, n_layer=1, n_head=H, n_kv_head=G, n_embd=12,
                          head_dim=D, n_inner=3, **options)
     return nest(parameters(config.shapes(), np.random.default_rng(0).standard_normal))["layers"][0]
 
