@@ -22,11 +22,27 @@ class KVCache:
 
     def __init__(self, n_layer, block_size):
         self.layers = [LayerKV(block_size) for _ in range(n_layer)]
+        self.tokens = None       # (B, n), those that `read` has read to the end
 
     @property
     def length(self):
         """The number of tokens read so far."""
         return self.layers[0].length
+
+    def rewind(self, idx):
+        """Forget all tokens from the first on that is another one in idx (B, T), T >= 1 -> the rest
+        of idx, which is to be read: at least the last token."""
+        kept = 0
+        if self.tokens is not None and len(self.tokens) == len(idx):
+            n = min(self.tokens.shape[1], idx.shape[1] - 1)
+            same = (self.tokens[:, :n] == idx[:, :n]).all(0)
+            kept = n if same.all() else int(same.argmin())
+        self.tokens = idx[:, :kept]
+        for layer in self.layers:
+            layer.length = kept
+            if kept == 0:
+                layer.k = layer.v = None          # the number of rows may be another one
+        return idx[:, kept:]
 
 
 class LayerKV:
@@ -73,7 +89,9 @@ def read(model, idx, kv):
     """Read tokens (B, T), T >= 1, after those in kv -> logits (B, V) of the next token. At most
     READ at a time, because attention has T numbers for each token that is read."""
     for start in range(0, idx.shape[1], READ):
-        logits = model.logits(idx[:, start:start + READ], kv, last=True)
+        part = idx[:, start:start + READ]
+        logits = model.logits(part, kv, last=True)
+        kv.tokens = part if kv.tokens is None else np.concatenate([kv.tokens, part], axis=1)
     return logits[:, 0]
 
 
@@ -87,8 +105,9 @@ def stream(model, idx, sampling, end=None):
     return (step.tokens for step in steps(model, idx, sampling, end))
 
 
-def steps(model, idx, sampling, end=None):
-    """Yield a Step for each position, as `stream` yields its tokens."""
+def steps(model, idx, sampling, end=None, kv=None):
+    """Yield a Step for each position, as `stream` yields its tokens. kv: the KVCache of an earlier
+    call, whose tokens are not read again as far as idx begins with them."""
     idx = np.asarray(idx)
     if idx.ndim != 2 or idx.shape[1] == 0:
         raise UserError(f"idx must have the shape (B, T) and at least one token, got {idx.shape}")
@@ -100,12 +119,11 @@ def steps(model, idx, sampling, end=None):
     np.put_along_axis(seen, idx, True, 1)
     has_ended = np.zeros(len(idx), bool)
 
-    kv = KVCache(c.n_layer, c.block_size)
-    new = idx[:, -c.block_size:]                    # tokens that the model has not read yet
+    kv = KVCache(c.n_layer, c.block_size) if kv is None else kv
+    new = kv.rewind(idx[:, -c.block_size:])         # tokens that the model has not read yet
     for _ in range(s.max_new_tokens):
         if kv.length + new.shape[1] > c.block_size:  # the context slides: read all of it again
-            kv = KVCache(c.n_layer, c.block_size)
-            new = idx[:, -c.block_size:]
+            new = kv.rewind(idx[:, -c.block_size:])
         logits = to_host(read(model, new, kv))                              # (B, V)
         if not np.isfinite(logits).all():
             raise RunError("the model's logits are not finite; its training has diverged")

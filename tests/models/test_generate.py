@@ -1,6 +1,7 @@
 import inspect
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.errors import RunError
+from npgpt.models import generate as generation
 from npgpt.models.generate import KVCache, steps, stream
 from npgpt.models.sampling import Sampling, draw, penalized, probabilities
 
@@ -367,3 +369,50 @@ def test_reading_keeps_no_caches_for_a_backward(gpt):
     logits, cache = GPT.forward(np.array([[1, 2, 3]]), gpt.params.tree, gpt.config, last=True)
     assert logits.shape == (1, 1, 13) and [] in cache
     np.testing.assert_allclose(logits, gpt.logits([[1, 2, 3]])[:, -1:])
+
+
+@pytest.mark.parametrize("second", [
+    [1, 2, 3, 4, 5, 6], [1, 2, 9], [1, 2, 3], [7, 2, 3], [1], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+])
+def test_cache_of_an_earlier_text_changes_nothing_but_the_time(gpt, second, monkeypatch):
+    kv, greedy = KVCache(CONFIG.n_layer, CONFIG.block_size), Sampling(4, temperature=0)
+    list(steps(gpt, [[1, 2, 3]], Sampling(1, temperature=0), kv=kv))
+    expected = list(steps(gpt, [second], greedy))
+    lengths, logits = [], GPT.logits
+    monkeypatch.setattr(GPT, "logits", lambda self, idx, *args, **kw: lengths.append(idx.shape[1])
+                        or logits(self, idx, *args, **kw))
+    found = list(steps(gpt, [second], greedy, kv=kv))
+    for one, other in zip(expected, found, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-6, atol=1e-6)
+    common = next((i for i, (a, b) in enumerate(zip([1, 2, 3], second)) if a != b),
+                  min(3, len(second) - 1)) if len(second) <= CONFIG.block_size else 0
+    assert lengths[0] == min(len(second), CONFIG.block_size) - common
+
+
+def test_cache_of_another_number_of_texts_is_read_anew(gpt):
+    kv = KVCache(CONFIG.n_layer, CONFIG.block_size)
+    gpt_of = partial(steps, gpt, sampling=Sampling(3, temperature=0))
+    list(gpt_of([[1, 2, 3]], kv=kv))
+    rows = [[1, 2, 3], [4, 5, 6]]
+    assert [s.tokens.tolist() for s in gpt_of(rows, kv=kv)] == [
+        s.tokens.tolist() for s in gpt_of(rows)]
+
+
+def test_interrupted_reading_leaves_a_cache_that_can_be_used(gpt, monkeypatch):
+    kv, prompt = KVCache(CONFIG.n_layer, CONFIG.block_size), [[1, 2, 3, 4]]
+    list(steps(gpt, [[1, 2]], Sampling(1), kv=kv))
+    extend, calls = generation.LayerKV.extend, []
+
+    def interrupted(self, k, v):
+        calls.append(1)
+        if len(calls) == 2:                              # after the first layer
+            raise KeyboardInterrupt
+        return extend(self, k, v)
+
+    monkeypatch.setattr(generation.LayerKV, "extend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(steps(gpt, prompt, Sampling(1), kv=kv))
+    found = list(steps(gpt, prompt, Sampling(2, temperature=0), kv=kv))
+    for one, other in zip(found, steps(gpt, prompt, Sampling(2, temperature=0)), strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-6, atol=1e-6)
