@@ -63,8 +63,8 @@ def test_every_room_says_what_it_is_for():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
-BELOW = {"backend.py", "durable.py", "gguf_file.py", "host.py", "reading.py", "layers", "kernels", "models",
-         "optim", "parallel", "text", "checkpoints", "gradcheck", "lecture"}
+BELOW = {"backend.py", "durable.py", "gguf_file.py", "host.py", "reading.py", "layers", "kernels",
+         "models", "optim", "parallel", "text", "checkpoints", "gradcheck", "lecture"}
 
 
 @pytest.mark.parametrize(
