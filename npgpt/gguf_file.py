@@ -24,6 +24,8 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 READ = "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"        # types of tensors
 EXTRA = "the package gguf, which is missing; install it with: pip install 'npgpt[gguf]'"
 DIMENSIONS = 4            # at most, as in llama.cpp
+LONGEST_NAME = 256        # bytes
+SHOWN = 60                # characters of a value in a message
 ALIGNMENTS = tuple(2**i for i in range(17))       # of the data, in bytes
 ROWS = 1024               # that are dequantised at a time
 
@@ -70,6 +72,12 @@ class GGUFFile:
             raise UserError(f"{path} is damaged: {error}") from None
 
 
+def shown(value):
+    """A value in a file for a message: it may be long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 class _Header:
     """Reads a file from its start. Raises ValueError if it ends too early."""
 
@@ -88,17 +96,19 @@ class _Header:
         """-> the number of this format."""
         return struct.unpack_from(form, self.data, self.take(struct.calcsize(form)))[0]
 
-    def text(self):
-        """-> the text. Raises ValueError if it is not UTF-8."""
+    def text(self, most=None):
+        """-> the text, of at most this number of bytes. Raises ValueError if it is not UTF-8."""
         n = self.number("<Q")
+        if most is not None and n > most:
+            raise ValueError(f"it has a name of {n:,} bytes; at most {most} are expected")
         start = self.take(n)
         return self.data[start:start + n].decode()
 
     def name(self):
         """-> a text that can be a name."""
-        name = self.text()
+        name = self.text(LONGEST_NAME)
         if not name or not name.isprintable():
-            raise ValueError(f"{name!r} is not a valid name")
+            raise ValueError(f"{shown(name)} is not a valid name")
         return name
 
     def skip(self, kind):
@@ -218,7 +228,7 @@ def _tensors(path, header, n, metadata, gguf):
         listed[name] = shape, kind, offset
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment not in ALIGNMENTS:
-        raise ValueError(f"general.alignment is {alignment!r}")
+        raise ValueError(f"general.alignment is {shown(alignment)}")
     start, expected, found = _aligned(header.at, alignment), 0, {}
     data = np.frombuffer(header.data, np.uint8)
     for name, (shape, kind, offset) in listed.items():

@@ -11,14 +11,13 @@ import math
 import numpy as np
 
 from npgpt.errors import UserError
-from npgpt.gguf_file import GGUFFile
+from npgpt.gguf_file import GGUFFile, shown
 from npgpt.models.llama import LlamaConfig
 from npgpt.reading import require_memory
 
 ARCHITECTURE = "llama"
 TABLE, HEAD = "token_embd.weight", "output.weight"
 MISSING = object()       # instead of a default
-SHOWN = 60               # characters of a value in a message
 
 # Field of LlamaConfig -> name of the metadata after "llama.", the value if it is absent.
 KEYS = {
@@ -77,11 +76,11 @@ def _read_config(file):
     path, found, tensors = file.path, file.metadata, file.tensors
     architecture = found.get("general.architecture")
     if architecture != ARCHITECTURE:
-        raise UserError(f"{path}: the architecture is {_shown(architecture)}; npgpt reads "
+        raise UserError(f"{path}: the architecture is {shown(architecture)}; npgpt reads "
                         f"{ARCHITECTURE}")
     for name, known in FIXED.items():
         if found.get(name, known[0]) not in known:
-            raise UserError(f"{path}: npgpt does not support {name} = {_shown(found[name])}")
+            raise UserError(f"{path}: npgpt does not support {name} = {shown(found[name])}")
     values = {field: _number(file, key, default) for field, (key, default) in KEYS.items()}
     if TABLE not in tensors:
         raise UserError(f"{path}: {TABLE} is missing")
@@ -115,14 +114,8 @@ def _number(file, key, default):
     if value is MISSING:
         raise UserError(f"{file.path}: {name} is missing")
     if isinstance(value, (bool, str, list)):
-        raise UserError(f"{file.path}: {name} must be a number, got {_shown(value)}")
+        raise UserError(f"{file.path}: {name} must be a number, got {shown(value)}")
     return float(str(np.float32(value))) if isinstance(value, float) else value
-
-
-def _shown(value):
-    """A value for a message, which may be long."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _any_bias(tensors, layers):

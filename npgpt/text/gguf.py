@@ -7,6 +7,7 @@ The regular expressions are those of llama.cpp (llama-vocab.cpp) and of the mode
 import json
 
 from npgpt.errors import UserError
+from npgpt.gguf_file import shown
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import SETTINGS
 
@@ -51,7 +52,7 @@ def gguf_tokenizer(file):
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
-        raise UserError(f"{file.path}: the token {twice!r} is there twice")
+        raise UserError(f"{file.path}: the token {shown(twice)} is there twice")
     types = [NORMAL] * len(tokens)
     if "tokenizer.ggml.token_type" in file.metadata:
         types = _list(file, "token_type", int)
@@ -95,7 +96,7 @@ def _settings(file, tokens):
             continue
         if type(i) is not int or not 0 <= i < len(tokens):
             raise UserError(f"{file.path}: tokenizer.ggml.{key} must be the id of one of the "
-                            f"{len(tokens):,} tokens, got {i!r}")
+                            f"{len(tokens):,} tokens, got {shown(i)}")
         settings[name] = tokens[i]
     if "tokenizer.ggml.add_bos_token" in file.metadata:
         settings["add_bos_token"] = bool(file.metadata["tokenizer.ggml.add_bos_token"])
@@ -109,7 +110,7 @@ def _one_of(file, key, known):
     """-> the value of the metadata. Raises UserError if it is not one of those that are known."""
     value = file.metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(value, str) or value not in known:
-        raise UserError(f"{file.path}: tokenizer.ggml.{key} is {repr(value)[:60]}; npgpt reads "
+        raise UserError(f"{file.path}: tokenizer.ggml.{key} is {shown(value)}; npgpt reads "
                         f"{', '.join(known)}")
     return value
 
