@@ -118,17 +118,20 @@ def test_loss_of_a_passage_is_the_same(ours, theirs, passage, torch):
 
 
 def test_gradients_are_the_same(ours, theirs, passage, torch):
+    """The cross-entropy is computed in float64 there: over 49,152 tokens torch's is wrong by 7e-6
+    in float32, and gradients in which much cancels by up to 1e-3."""
     ids = torch.tensor(passage[:, :129])
-    loss = theirs(ids, labels=ids).loss
+    logits = theirs(ids[:, :-1]).logits[0].double()
+    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
     names, parameters = zip(*theirs.named_parameters())
     expected = fused({name: d.numpy() for name, d
                       in zip(names, torch.autograd.grad(loss, parameters))})
     found, grads = ours.loss_and_grads(passage[:, :128], passage[:, 1:129])
-    np.testing.assert_allclose(float(found), loss.item(), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(float(found), loss.item(), rtol=0, atol=1e-5)
     assert expected.keys() == grads.keys()
     errors = {name: float(abs(grads[name] - d).max() / abs(d).max())
               for name, d in expected.items()}
-    assert max(errors.values()) < 1e-3, max(errors, key=errors.get)
+    assert max(errors.values()) < 2e-4, max(errors, key=errors.get)
 
 
 @pytest.mark.parametrize("prompt", [CAPITAL, PROMPTS[2], PROMPTS[-1]])
