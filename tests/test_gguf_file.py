@@ -109,8 +109,9 @@ def test_other_types_of_tensors_are_refused_by_name(kind, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert refusal(tmp_path / "m.gguf").endswith(
-        f"blk.0.w has the type {kind}; npgpt reads F32, F16, BF16, Q8_0, Q4_0 and Q4_1")
+    assert refusal(tmp_path / "m.gguf") == (
+        f"{tmp_path / 'm.gguf'}: blk.0.w has the type {kind}; npgpt reads F32, F16, BF16, Q8_0, "
+        "Q4_0 and Q4_1")
 
 
 def test_package_knows_every_type_that_npgpt_reads():

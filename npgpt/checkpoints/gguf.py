@@ -113,7 +113,7 @@ def _number(file, key, default):
     value = file.metadata.get(name, default)
     if value is MISSING:
         raise UserError(f"{file.path}: {name} is missing")
-    if isinstance(value, (bool, str, list)):
+    if isinstance(value, (str, list)):
         raise UserError(f"{file.path}: {name} must be a number, got {shown(value)}")
     return float(str(np.float32(value))) if isinstance(value, float) else value
 

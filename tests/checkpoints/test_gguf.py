@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from npgpt import UserError
+from npgpt import UserError, reading
 from npgpt.checkpoints.gguf import read
 from npgpt.models.llama import Llama
 from tests.gguf_files import KINDS, metadata_of, random_llama, tensors_of, write_gguf
@@ -45,7 +45,7 @@ def test_model_is_that_which_was_written(variant, path):
     write(path, model)
     config, values = read(path)
     assert config.shapes() == model.config.shapes()
-    assert (config.groups, config.head_size) == (model.config.groups, model.config.head_size)
+    assert (config.groups, config.head_dim) == (model.config.groups, model.config.head_dim)
     for field in ("block_size", "rope_theta", "norm_eps", "tie_weights", "attention_bias"):
         assert getattr(config, field) == getattr(model.config, field)
     found = Llama(config, values=values)
@@ -91,6 +91,17 @@ def test_arrays_are_read_when_it_is_their_turn(path):
     tracemalloc.stop()
     assert found.params.flat.nbytes == size > 10**7
     assert peak < 1.25 * size
+
+
+def test_model_that_does_not_fit_into_memory_is_refused(path, monkeypatch):
+    model = random_llama(n_embd=96, n_head=6, n_inner=160)
+    write_gguf(path, metadata_of(model.config), tensors_of(model), "Q4_0")
+    monkeypatch.setattr(reading, "LARGEST", 0)
+    monkeypatch.setattr(reading, "free_memory", lambda: model.params.flat.nbytes)
+    read(path)
+    monkeypatch.setattr(reading, "free_memory", lambda: model.params.flat.nbytes - 1)
+    with pytest.raises(UserError, match=r"m\.gguf as float32 has .* bytes of memory are free"):
+        read(path)
 
 
 @pytest.mark.parametrize("name", ["context_length", "block_count", "embedding_length",

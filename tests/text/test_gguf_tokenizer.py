@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def test_tokens_are_those_of_the_file(pre, make):
     ("qwen2", "cafe\u0301", ["caf\u00e9"]),
 ])
 def test_text_is_cut_as_the_name_of_the_pre_tokenizer_says(pre, text, expected, make):
-    """All bytes of a piece are merged here, so a token is a piece."""
+    """All bytes of a piece are merged here, and pieces that are beside each other would be."""
     trained = make()
     spelled = {trained.token_bytes(i): TOKENS[i] for i in range(1, 257)}
     merges, tokens = [], TOKENS[:257]
@@ -77,6 +78,11 @@ def test_text_is_cut_as_the_name_of_the_pre_tokenizer_says(pre, text, expected, 
             if whole not in tokens:
                 merges.append(f"{first} {spelled[bytes([byte])]}")
                 tokens.append(whole)
+    wholes = ["".join(spelled[bytes([byte])] for byte in piece.encode()) for piece in expected]
+    for first, second in pairwise(wholes):
+        if first + second not in tokens:
+            merges.append(f"{first} {second}")
+            tokens.append(first + second)
     tokenizer = make(pre=pre, tokens=tokens, merges=merges, token_type=None, bos_token_id=None,
                      eos_token_id=None)
     assert pieces(tokenizer, text) == expected

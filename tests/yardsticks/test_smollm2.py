@@ -45,11 +45,10 @@ def ours(path):
 
 @pytest.fixture(scope="module")
 def theirs(path, torch, transformers):
-    pytest.importorskip("accelerate")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+            path.parent, gguf_file=path.name).float().eval()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,9 @@ def test_configuration_is_the_same(ours, theirs):
     assert (c.vocab_size, c.block_size, c.n_layer, c.n_head, c.groups, c.n_embd, c.inner) == (
         t.vocab_size, t.max_position_embeddings, t.num_hidden_layers, t.num_attention_heads,
         t.num_key_value_heads, t.hidden_size, t.intermediate_size)
-    assert c.rope_theta == t.rope_parameters["rope_theta"] and c.tie_weights
+    assert c.rope_theta == 100_000.0 and c.tie_weights
+    frequencies = theirs.model.rotary_emb.inv_freq.numpy()
+    np.testing.assert_allclose(frequencies, c.rope_theta ** (-np.arange(32) / 32), rtol=1e-6)
     np.testing.assert_allclose(c.norm_eps, t.rms_norm_eps, rtol=1e-6)
 
 
