@@ -48,7 +48,7 @@ def theirs(path, torch, transformers):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name).float().eval()
+            path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
