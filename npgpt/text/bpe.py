@@ -178,6 +178,11 @@ class BPETokenizer:
                          for i, token in enumerate(self._bytes)])
 
     @property
+    def settings(self):
+        """The contents of tokenizer_config.json."""
+        return SETTINGS if self._settings is None else parse_json(self._settings)
+
+    @property
     def digest(self):
         """A SHA-256 that only equal tokenizers have in common, as hexadecimal digits."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()

@@ -28,6 +28,7 @@ class CharTokenizer:
     has the methods of every tokenizer, see tokenizer.py."""
 
     kind = "characters"
+    settings = SETTINGS
     end = None                    # there is no end-of-text token
 
     def __init__(self, alphabet):

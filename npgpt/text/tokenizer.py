@@ -13,19 +13,22 @@ Every tokenizer has these:
     token_bytes(i)          -> the bytes of a token; a character may be divided among tokens
     byte_lengths            (V,) int: their number; 0 for special tokens, which are not text
     digest                  a SHA-256 that only equal tokenizers have in common
+    settings                the contents of tokenizer_config.json: special tokens, a chat template
     save(folder)            writes FILES, which Hugging Face's tokenizers and AutoTokenizer read
 """
 
+import json
 import os
 from pathlib import Path
 
 from npgpt.errors import UserError
-from npgpt.reading import parse_json, read_bytes
+from npgpt.reading import parse_json, read_bytes, read_json
 from npgpt.text.bpe import BPETokenizer
-from npgpt.text.characters import CONFIG, FILE, CharTokenizer
+from npgpt.text.characters import CONFIG, FILE, SETTINGS, CharTokenizer
 
 FILES = {FILE, CONFIG}
 PAIRS, MERGES = "vocab.json", "merges.txt"       # GPT-2's own form of a byte-level BPE
+TEMPLATE = "chat_template.jinja"
 CHARS = "chars"                                  # names the characters of a text
 
 
@@ -44,8 +47,7 @@ def load_tokenizer(folder):
     """Load the tokenizer in a directory: tokenizer.json, or GPT-2's vocab.json with merges.txt.
     Raises UserError if it is missing, damaged or of another kind."""
     folder = Path(folder)
-    path, config = folder / FILE, folder / CONFIG
-    settings = read_bytes(config) if os.path.lexists(config) else None
+    path, settings = folder / FILE, _read_settings(folder)
     if not os.path.lexists(path) and os.path.lexists(folder / PAIRS):
         return BPETokenizer.from_pairs(folder / PAIRS, folder / MERGES, settings)
     if not os.path.lexists(path):
@@ -58,6 +60,20 @@ def load_tokenizer(folder):
         raise UserError(f"{path} is not a valid tokenizer: {type(error).__name__}: "
                         f"{error}") from error
     return tokenizer or BPETokenizer.from_json(content, settings, path)
+
+
+def _read_settings(folder):
+    """-> tokenizer_config.json in bytes, with the chat template that transformers writes to a file
+    beside it; None: there is none."""
+    config, template = folder / CONFIG, folder / TEMPLATE
+    if not os.path.lexists(template):
+        return read_bytes(config) if os.path.lexists(config) else None
+    settings = read_json(config) if os.path.lexists(config) else SETTINGS
+    try:
+        text = read_bytes(template).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{template} is not UTF-8: {error}") from None
+    return json.dumps(settings | {"chat_template": text}).encode()
 
 
 def check_vocabulary(tokenizer, vocab_size, directory):

@@ -37,7 +37,7 @@ class Group:
 LEFT_OUT = ("test_processes or simultaneous or all_processes or the_imports or bar_moves or "
             "importing_npgpt or may_not_grow or below_the_limit or address_space or other_kinds or "
             "flipped_bits or terminal_that_is_closed or output_that_cannot or "
-            "leaves_nothing_behind or colours_in_a_terminal or "
+            "leaves_nothing_behind or colours_in_a_terminal or changed_byte or "
             "test_interactive")
 
 GROUPS = [
@@ -54,8 +54,9 @@ GROUPS = [
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
     Group("text", ("npgpt/text/[!c]*.py", "npgpt/text/c[ah]*.py"),           # but command.py
           ("tests/text",), share=0.2, left_out=LEFT_OUT),
-    Group("files", ("npgpt/checkpoints/*.py", "npgpt/durable.py", "npgpt/reading.py"),
-          ("tests/checkpoints", "tests/text", "tests/test_durable.py",
+    Group("files", ("npgpt/checkpoints/*.py", "npgpt/durable.py", "npgpt/gguf_file.py",
+                    "npgpt/reading.py"),
+          ("tests/checkpoints", "tests/text", "tests/test_durable.py", "tests/test_gguf_file.py",
            *(f"tests/reliability/test_{name}.py" for name in (
                "best_and_overwrite", "lock", "reading"))),
           share=0.2, left_out=LEFT_OUT),

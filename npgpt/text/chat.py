@@ -1,0 +1,112 @@
+"""Conversations as text. A model that was trained on conversations comes with a template in the
+language Jinja, which writes messages as the text that the model knows:
+
+    [{"role": "user", "content": "Hello"}]
+    ->  <|im_start|>user
+        Hello<|im_end|>
+        <|im_start|>assistant
+
+A template is a program by somebody else. It runs in Jinja's sandbox, with the functions that
+Hugging Face's transformers gives it.
+"""
+
+import json
+from datetime import datetime
+from importlib import metadata
+
+from npgpt.errors import UserError
+
+EXTRA = "the package jinja2 3.1.6 or later; install it with: pip install 'npgpt[chat]'"
+FIRST = 3, 1, 6           # in earlier versions a template can leave the sandbox
+NAMES = "bos_token", "eos_token", "unk_token", "pad_token"      # that a template may use
+
+
+class Chat:
+    """A chat template.
+
+        chat = Chat.of(tokenizer, "the model's directory")
+        ids = tokenizer.encode(chat.text([{"role": "user", "content": "Hello"}]))
+
+    ends: the ids of the tokens that end an answer, a tuple.
+    """
+
+    def __init__(self, template, tokens=None, ends=(), path="the chat template"):
+        """template: in Jinja; tokens: "bos_token", "eos_token" ... -> text; ends: token ids; path:
+        for messages. Raises UserError if it is invalid or if the package jinja2 is missing."""
+        self.template, self.tokens, self.ends = template, dict(tokens or {}), tuple(ends)
+        self._path = path
+        self._compiled = self._run(_environment(path).from_string, template)
+
+    @classmethod
+    def of(cls, tokenizer, path):
+        """-> the Chat of a tokenizer. path: where it is from. Raises UserError if it has none."""
+        settings = tokenizer.settings
+        template = settings.get("chat_template")
+        if isinstance(template, list):             # several by name
+            template = {entry.get("name"): entry.get("template") for entry in template
+                        if isinstance(entry, dict)}.get("default")
+        if not isinstance(template, str):
+            raise UserError(f"{path} has no chat template: its model continues texts, but was not "
+                            "trained on conversations; leave out `chat`")
+        tokens = {name: _text(settings[name]) for name in NAMES if settings.get(name)}
+        ends = set() if tokenizer.end is None else {tokenizer.end}
+        end_of_turn = tokenizer.encode(_text(settings.get("eot_token") or ""))
+        if len(end_of_turn) == 1:                  # else it is not a token
+            ends |= set(end_of_turn.tolist())
+        return cls(template, tokens, sorted(ends), path)
+
+    def text(self, messages, add_generation_prompt=True):
+        """messages: [{"role": "user", "content": "Hello"}, ...] -> text. add_generation_prompt: it
+        ends with what begins an answer. Raises UserError if the template refuses them."""
+        return self._run(self._compiled.render, messages=messages, tools=None, documents=None,
+                         add_generation_prompt=add_generation_prompt, **self.tokens)
+
+    def _run(self, function, *arguments, **options):
+        """Call a function of Jinja. Whatever a template raises is a UserError."""
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self._path}: the chat template failed: {message}") from None
+
+
+def _text(token):
+    """A token in tokenizer_config.json, a text or a dictionary -> text."""
+    return str(token.get("content", "") if isinstance(token, dict) else token)
+
+
+def _environment(path):
+    """-> Jinja's environment, as transformers sets it up."""
+    try:
+        import jinja2
+        from jinja2.ext import Extension
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        version = metadata.version("jinja2")
+    except ImportError:                            # PackageNotFoundError is one
+        raise UserError(f"the chat template of {path} needs {EXTRA}") from None
+    if tuple(int(part) for part in version.split(".")[:3] if part.isdecimal()) < FIRST:
+        raise UserError(f"the chat template of {path} needs {EXTRA}; {version} is installed")
+
+    class Generation(Extension):
+        """{% generation %} marks what the model wrote; the text is the same."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                          sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = tojson         # Jinja's own is for HTML
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment

@@ -1,0 +1,147 @@
+"""Chat templates. tests/yardsticks compares them with transformers."""
+
+import json
+import sys
+from datetime import datetime
+from importlib import metadata
+
+import pytest
+
+from npgpt import UserError
+from npgpt.text.bpe import BPETokenizer
+from npgpt.text.characters import CharTokenizer
+from npgpt.text.chat import Chat
+from npgpt.text.tokenizer import load_tokenizer
+
+CHATML = ("{% for message in messages %}\n"
+          "    {% if loop.first and message.role != 'system' %}\n"
+          "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}\n"
+          "    {%- endif %}\n"
+          "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}\n"
+          "{%- endfor %}\n"
+          "{% if add_generation_prompt %}\n"
+          "{{ '<|im_start|>assistant\n' }}\n"
+          "{%- endif %}")
+HELLO = [{"role": "user", "content": "Hello"}]
+ANSWERED = [*HELLO, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "<b>?"}]
+
+
+def test_conversation_becomes_text():
+    chat = Chat(CHATML)
+    assert chat.text(HELLO) == ("<|im_start|>system\nBe kind.<|im_end|>\n"
+                                "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    assert chat.text(ANSWERED, add_generation_prompt=False).endswith(
+        "<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\n<b>?<|im_end|>\n")
+    told = [{"role": "system", "content": "Be short."}, *HELLO]
+    assert chat.text(told).startswith("<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.mark.parametrize(("template", "expected"), [
+    ("{{ bos_token }}|{{ eos_token }}|{{ unk_token }}", "<s>|</s>|"),
+    ("{% for m in messages %}{{ m.content }}{% break %}{% endfor %}", "Hello"),
+    ("{{ messages | tojson }}", json.dumps(ANSWERED)),
+    ("{{ 'é<' | tojson(indent=2) }}", '"é<"'),
+    ("{{ strftime_now('%Y') }}", f"{datetime.now():%Y}"),
+    ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+     "{{ ns.n }}", "3"),
+    ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+    ("{% if tools %}t{% endif %}{% if documents is none %}n{% endif %}", "n"),
+    ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
+])
+def test_template_has_what_transformers_gives_it(template, expected):
+    chat = Chat(template, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert chat.text(ANSWERED) == expected
+
+
+@pytest.mark.parametrize(("template", "message"), [
+    ("{{ raise_exception('Roles must\n alternate') }}", "Roles must alternate"),
+    ("{{ messages[0]['content'] + 1 }}", "can only concatenate str (not \"int\") to str"),
+    ("{{ nothing.at.all }}", "'nothing' is undefined"),
+    ("{{ 1 / 0 }}", "division by zero"),
+    ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe"),
+    ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+    ("{{ raise_exception('') }}", "TemplateError"),
+])
+def test_error_of_a_template_is_one_line(template, message):
+    with pytest.raises(UserError) as error:
+        Chat(template, path="m.gguf").text(HELLO)
+    assert str(error.value).startswith("m.gguf: the chat template failed: ")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ messages", "{% include 'x' %}{% nonsense %}"])
+def test_invalid_template_is_refused_at_once(template):
+    with pytest.raises(UserError, match=r"^m: the chat template failed: "):
+        Chat(template, path="m")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """-> function: keys of tokenizer_config.json -> a directory with a tokenizer and these."""
+    def make(**settings):
+        BPETokenizer.train(["a b"], 300).save(tmp_path)
+        path = tmp_path / "tokenizer.json"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for i, token in enumerate(("<|im_start|>", "<|im_end|>", "<|eot|>"), 500):
+            found["added_tokens"].append({**found["added_tokens"][0], "id": i, "content": token})
+        path.write_text(json.dumps(found), encoding="utf-8")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        return tmp_path
+    return make
+
+
+def test_chat_of_a_directory(folder):
+    path = folder(chat_template="{{ bos_token }}{{ eos_token }}{{ messages[0].content }}",
+                  bos_token={"content": "<|im_start|>", "special": True}, eos_token="<|im_end|>")
+    tokenizer = load_tokenizer(path)
+    chat = Chat.of(tokenizer, path)
+    assert chat.text(HELLO) == "<|im_start|><|im_end|>Hello"
+    assert chat.ends == (tokenizer.end,) and tokenizer.token_bytes(tokenizer.end) == b"<|im_end|>"
+
+
+def test_end_of_a_turn_ends_an_answer_too(folder):
+    path = folder(chat_template=CHATML, eos_token="<|im_end|>", eot_token="<|eot|>")
+    tokenizer = load_tokenizer(path)
+    assert [tokenizer.token_bytes(i) for i in Chat.of(tokenizer, path).ends] == [
+        b"<|im_end|>", b"<|eot|>"]
+    path = folder(chat_template=CHATML, eos_token="<|im_end|>", eot_token="no token")
+    assert len(Chat.of(load_tokenizer(path), path).ends) == 1
+
+
+def test_template_beside_the_tokenizer_has_precedence_and_is_saved(folder, tmp_path):
+    path = folder(chat_template="old", eos_token="<|im_end|>")
+    (path / "chat_template.jinja").write_text("né{{ eos_token }}\n", encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    assert Chat.of(tokenizer, path).text([]) == "né<|im_end|>"
+    (tmp_path / "again").mkdir()
+    tokenizer.save(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    assert again.settings == tokenizer.settings and again.end == tokenizer.end
+    (path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8"):
+        load_tokenizer(path)
+
+
+def test_of_several_templates_the_default_is_taken(folder):
+    path = folder(chat_template=[{"name": "tool_use", "template": "a"},
+                                 {"name": "default", "template": "b"}])
+    assert Chat.of(load_tokenizer(path), path).text(HELLO) == "b"
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_template": 3}, {"chat_template": [1, {}]}])
+def test_tokenizer_without_a_template_is_refused(settings, folder):
+    for tokenizer in (load_tokenizer(folder(**settings)), CharTokenizer("ab")):
+        with pytest.raises(UserError, match=r"^out has no chat template: "):
+            Chat.of(tokenizer, "out")
+
+
+def test_missing_and_old_jinja_are_named(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", lambda name: "3.1.5")
+        with pytest.raises(UserError, match=r"3\.1\.6 or later; install it with: pip install "
+                                            r"'npgpt\[chat\]'; 3\.1\.5 is installed"):
+            Chat("", path="m.gguf")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UserError, match=r"the chat template of m\.gguf needs the package jinja2 "
+                                        r"3\.1\.6 or later; install it with: pip install"):
+        Chat("", path="m.gguf")
