@@ -48,13 +48,13 @@ def metadata_of(config):
         "llama.context_length": config.block_size,
         "llama.block_count": config.n_layer,
         "llama.embedding_length": config.n_embd,
-        "llama.feed_forward_length": config.inner,
+        "llama.feed_forward_length": config.n_inner,
         "llama.attention.head_count": config.n_head,
-        "llama.attention.head_count_kv": config.groups,
-        "llama.attention.key_length": config.head_size,
-        "llama.attention.value_length": config.head_size,
+        "llama.attention.head_count_kv": config.n_kv_head,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
         "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
-        "llama.rope.dimension_count": config.head_size,
+        "llama.rope.dimension_count": config.head_dim,
         "llama.rope.freq_base": config.rope_theta,
     }
 

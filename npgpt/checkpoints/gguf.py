@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from npgpt.checkpoints.hugging_face import configuration
 from npgpt.errors import UserError
 from npgpt.gguf_file import GGUFFile, shown
 from npgpt.models.llama import LlamaConfig
@@ -84,21 +85,15 @@ def _read_config(file):
     values = {field: _number(file, key, default) for field, (key, default) in KEYS.items()}
     if TABLE not in tensors:
         raise UserError(f"{path}: {TABLE} is missing")
-    if values["head_dim"] == values["n_embd"] / max(values["n_head"], 1):
-        values["head_dim"] = None
-    try:
-        config = LlamaConfig(
-            **values, vocab_size=tensors[TABLE].shape[0], tie_weights=HEAD not in tensors,
-            attention_bias=_any_bias(tensors, "self_attn."), mlp_bias=_any_bias(tensors, "mlp."))
-    except UserError as error:
-        message = error.message
-        for field, (key, _) in KEYS.items():
-            message = message.replace(f"`{field}`", f"{ARCHITECTURE}.{key}")
-        raise UserError(f"{path}: {message}") from None
+    values |= {"vocab_size": tensors[TABLE].shape[0], "tie_weights": HEAD not in tensors,
+               "attention_bias": _any_bias(tensors, "self_attn."),
+               "mlp_bias": _any_bias(tensors, "mlp.")}
+    names = {field: f"{ARCHITECTURE}.{key}" for field, (key, _) in KEYS.items()}
+    config = configuration(path, LlamaConfig, values, names)
     for key, expected, meaning in (
             ("vocab_size", config.vocab_size, f"the rows of {TABLE}"),
-            ("attention.value_length", config.head_size, "as long as the keys"),
-            ("rope.dimension_count", config.head_size, "all channels of a head")):
+            ("attention.value_length", config.head_dim, "as long as the keys"),
+            ("rope.dimension_count", config.head_dim, "all channels of a head")):
         value = _number(file, key, expected)
         if value != expected:
             raise UserError(f"{path}: {ARCHITECTURE}.{key} must be {expected}, {meaning}, got "
@@ -126,8 +121,8 @@ def _any_bias(tensors, layers):
 
 def _check_tensors(file, config):
     """Raise UserError that names the first tensor that is missing, unknown or of another shape."""
-    C, F = config.n_embd, config.inner
-    q, kv = config.n_head * config.head_size, config.groups * config.head_size
+    C, F = config.n_embd, config.n_inner
+    q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
     weights = {"attn_q": (q, C), "attn_k": (kv, C), "attn_v": (kv, C), "attn_output": (C, q),
                "ffn_gate": (F, C), "ffn_up": (F, C), "ffn_down": (C, F)}
     expected = {}
@@ -165,7 +160,7 @@ def _array(file, config, name):
     for part in _parts(name):
         array = file.tensors[part].array()                         # (out, in), or (out,)
         if ".attn_q." in part or ".attn_k." in part:
-            array = _halves(array, config.head_size)
+            array = _halves(array, config.head_dim)
         arrays.append(array)
     return np.concatenate(arrays).T
 

@@ -1,8 +1,9 @@
-"""A model directory: config.json and model.safetensors, in the format of the model's family."""
+"""A model directory: config.json and model.safetensors, in the format of the model's family; or a
+GGUF file, which npgpt reads and does not write."""
 
 from pathlib import Path
 
-from npgpt.checkpoints import gpt2, llama, transformer
+from npgpt.checkpoints import gguf, gpt2, llama, transformer
 from npgpt.checkpoints.hugging_face import find_weights
 from npgpt.checkpoints.tensors import write_tensors
 from npgpt.durable import SUMS, atomic_directory, verify, write_json
@@ -37,9 +38,11 @@ def write_model(model, folder, end=None):
 
 
 def load_model(directory, family, **options):
-    """Verify and read a model directory -> a model of the family; of a base of several families, of
-    the one that config.json names. options: as for a new model."""
+    """Verify and read a model directory, or a GGUF file -> a model of the family; of a base of
+    several families, of the one that config.json names. options: as for a new model."""
     directory = Path(directory)
+    if directory.is_file():
+        return _load_file(directory, family, **options)
     if not directory.is_dir():
         raise UserError(f"the model directory {directory} does not exist")
     runs = sorted(path.parent for path in directory.glob("checkpoint-*/" + CONFIG))
@@ -48,6 +51,14 @@ def load_model(directory, family, **options):
                         f"{', '.join(map(str, runs))}")
     verify(directory)
     return read_model(directory, family, **options)
+
+
+def _load_file(path, family, **options):
+    """Read a GGUF file -> a Llama. Raises UserError unless the family is Llama or a base of it."""
+    if not issubclass(Llama, family) and not issubclass(family, Llama):
+        raise UserError(f"{path} is a file, and not the directory of a {family.__name__}")
+    config, values = gguf.read(path)
+    return (family if issubclass(family, Llama) else Llama)(config, values=values, **options)
 
 
 def read_model(directory, family, **options):

@@ -22,9 +22,11 @@ import os
 from pathlib import Path
 
 from npgpt.errors import UserError
+from npgpt.gguf_file import GGUFFile
 from npgpt.reading import parse_json, read_bytes, read_json
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import CONFIG, FILE, SETTINGS, CharTokenizer
+from npgpt.text.gguf import gguf_tokenizer
 
 FILES = {FILE, CONFIG}
 PAIRS, MERGES = "vocab.json", "merges.txt"       # GPT-2's own form of a byte-level BPE
@@ -44,9 +46,11 @@ def named_tokenizer(name):
 
 
 def load_tokenizer(folder):
-    """Load the tokenizer in a directory: tokenizer.json, or GPT-2's vocab.json with merges.txt.
-    Raises UserError if it is missing, damaged or of another kind."""
+    """Load the tokenizer in a directory: tokenizer.json, or GPT-2's vocab.json with merges.txt; or
+    that in a GGUF file. Raises UserError if it is missing, damaged or of another kind."""
     folder = Path(folder)
+    if folder.is_file():
+        return gguf_tokenizer(GGUFFile(folder))
     path, settings = folder / FILE, _read_settings(folder)
     if not os.path.lexists(path) and os.path.lexists(folder / PAIRS):
         return BPETokenizer.from_pairs(folder / PAIRS, folder / MERGES, settings)

@@ -45,7 +45,7 @@ def test_model_is_that_which_was_written(variant, path):
     write(path, model)
     config, values = read(path)
     assert config.shapes() == model.config.shapes()
-    assert (config.groups, config.head_dim) == (model.config.groups, model.config.head_dim)
+    assert (config.n_kv_head, config.head_dim) == (model.config.n_kv_head, model.config.head_dim)
     for field in ("block_size", "rope_theta", "norm_eps", "tie_weights", "attention_bias"):
         assert getattr(config, field) == getattr(model.config, field)
     found = Llama(config, values=values)
@@ -76,7 +76,7 @@ def test_values_that_may_be_absent_have_llama_cpps_defaults(path):
     write(path, model, attention__head_count_kv=None, attention__key_length=None,
           attention__value_length=None, rope__freq_base=None, rope__dimension_count=None)
     config, values = read(path)
-    assert (config.groups, config.head_dim, config.rope_theta) == (6, None, 10_000.0)
+    assert (config.n_kv_head, config.head_dim, config.rope_theta) == (6, None, 10_000.0)
     np.testing.assert_array_equal(Llama(config, values=values).logits(IDX), model.logits(IDX))
 
 
