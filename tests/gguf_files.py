@@ -62,7 +62,7 @@ def metadata_of(config):
 def tensors_of(model):
     """Llama -> the tensors of its file, by llama.cpp's names."""
     c, found = model.config, {}
-    q, kv = c.n_head * c.head_size, c.groups * c.head_size
+    q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     names = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
              "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
              "o_proj": "attn_output", "down_proj": "ffn_down"}
@@ -72,8 +72,8 @@ def tensors_of(model):
         array = array if layer in ("embed_tokens", "lm_head") else array.T      # (out, in)
         if layer == "qkv_proj":
             parts = dict(zip(("attn_q", "attn_k", "attn_v"), np.split(array, [q, q + kv])))
-            for part, heads in (("attn_q", c.n_head), ("attn_k", c.groups)):
-                rows = np.arange(heads * c.head_size).reshape(heads, 2, -1)    # halves of a head
+            for part, heads in (("attn_q", c.n_head), ("attn_k", c.n_kv_head)):
+                rows = np.arange(heads * c.head_dim).reshape(heads, 2, -1)    # halves of a head
                 parts[part] = parts[part][np.stack([rows[:, 0], rows[:, 1]], -1).ravel()]
         elif layer == "gate_up_proj":
             parts = dict(zip(("ffn_gate", "ffn_up"), np.split(array, 2)))

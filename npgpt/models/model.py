@@ -86,8 +86,8 @@ class Model:
     def from_pretrained(cls, directory, device="cpu", dtype="float32", fused=False):
         """Read a model directory that npgpt or transformers wrote, or a GGUF file -> a model of
         this family; of a base of several families, such as LanguageModel, of the one that the
-        directory names. device, dtype, fused: as for a new model. Raises UserError that says what is missing,
-        unknown or damaged."""
+        directory names. device, dtype, fused: as for a new model. Raises UserError that says what
+        is missing, unknown or damaged."""
         from npgpt.checkpoints import load_model
         return load_model(directory, cls, device=device, dtype=dtype, fused=fused)
 

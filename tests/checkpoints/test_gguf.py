@@ -76,7 +76,7 @@ def test_values_that_may_be_absent_have_llama_cpps_defaults(path):
     write(path, model, attention__head_count_kv=None, attention__key_length=None,
           attention__value_length=None, rope__freq_base=None, rope__dimension_count=None)
     config, values = read(path)
-    assert (config.n_kv_head, config.head_dim, config.rope_theta) == (6, None, 10_000.0)
+    assert (config.n_kv_head, config.head_dim, config.rope_theta) == (6, 6, 10_000.0)
     np.testing.assert_array_equal(Llama(config, values=values).logits(IDX), model.logits(IDX))
 
 

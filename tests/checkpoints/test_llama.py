@@ -62,8 +62,8 @@ def test_configuration_file_says_what_a_llama_is(tmp_path):
         "num_key_value_heads": 2, "hidden_size": 16, "head_dim": 4, "intermediate_size": 10,
         "hidden_act": "silu", "attention_dropout": 0.0, "npgpt_dropout": 0.0,
         "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
-        "rms_norm_eps": 1e-5, "rope_theta": 100_000.0, "bos_token_id": None, "eos_token_id": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "bos_token_id": None, "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     }
 
 
@@ -129,7 +129,7 @@ def test_family_that_the_caller_does_not_expect_is_refused(tmp_path):
     ({"rope_parameters": {"rope_type": "llama3"}}, "rotation rope_type = 'llama3'"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
     ({"rope_parameters": [1]}, r"rope_parameters must be an object, got \[1\]"),
-    ({"rope_theta": 5}, "rope_theta is 5, but 100000.0 in rope_parameters"),
+    ({"rope_theta": 5}, "rope_theta is 5, but 10000.0 in rope_parameters"),
     ({"rope_theta": "1", "rope_parameters": None}, "rope_theta must be a number, got '1'"),
     ({"num_key_value_heads": 3}, "num_attention_heads must be a multiple of num_key_value_heads, "
                                  "got 4 and 3"),

@@ -89,7 +89,7 @@ def test_parameters_are_the_same(ours, theirs):
 
 def test_configuration_is_the_same(ours, theirs):
     c, t = ours.config, theirs.config
-    assert (c.vocab_size, c.block_size, c.n_layer, c.n_head, c.groups, c.n_embd, c.inner) == (
+    assert (c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_kv_head, c.n_embd, c.n_inner) == (
         t.vocab_size, t.max_position_embeddings, t.num_hidden_layers, t.num_attention_heads,
         t.num_key_value_heads, t.hidden_size, t.intermediate_size)
     assert c.rope_theta == 100_000.0 and c.tie_weights
