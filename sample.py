@@ -22,9 +22,10 @@ from npgpt.cli.command import run_command
 from npgpt.cli.fields import device_field, dtype_field
 from npgpt.cli.options import Parser, option
 from npgpt.cli.shades import Shades
-from npgpt.models.generate import steps
+from npgpt.models.generate import KVCache, steps
 from npgpt.models.language_model import LanguageModel
 from npgpt.models.sampling import Sampling
+from npgpt.text.chat import Chat, Conversation
 from npgpt.text.prompt import for_each_line, read_prompt
 from npgpt.text.stream import Continuation
 from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
@@ -47,6 +48,11 @@ class SampleConfig(Sampling):
     interactive: bool = option(False, "read prompts from standard input, a line each, until it "
                                "ends; an empty line starts a new text. In a terminal Ctrl-C ends a "
                                "text, and Ctrl-C or Ctrl-D at the marker the program")
+    chat: bool = option(False, "have a conversation with a model that was trained for it: each "
+                        "line of standard input is a message, and an empty line starts anew; with "
+                        "`prompt` one message")
+    system: str | None = option(None, "with `chat`, what the model is told before the first "
+                                "message (default: what its template says, if it does)")
     show_probs: bool = option(False, "colour each token by its probability, before `temperature` "
                               "and all other options; a character of several tokens has that of "
                               "the last one")
@@ -63,6 +69,7 @@ def sample(arguments):
     c, name, stops = read_command_line(arguments)
     directory = find_model(name)
     tokenizer = load_tokenizer(directory)
+    chat = Chat.of(tokenizer, directory) if c.chat else None
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read
     device = get_device(c.device)
@@ -75,44 +82,84 @@ def sample(arguments):
         Console(stderr=True).print(shades.legend())
     elif shades:
         tell("note: the output is not a terminal with colours, so there are none")
-    if c.interactive:
-        for_each_line(lambda line: write(model, tokenizer, c, line, stops, shades))
+    writer = Writer(model, tokenizer, c, stops, shades)
+    if chat:
+        answer = Answerer(writer, Conversation(tokenizer, chat, c.system)).answer
+        if prompt is None:
+            for_each_line(answer)
+        else:
+            answer(prompt)
+    elif c.interactive:
+        for_each_line(writer.continue_text)
     else:
-        write(model, tokenizer, c, prompt, stops, shades)
+        writer.continue_text(prompt)
 
 
-def write(model, tokenizer, c, prompt, stops, shades):
-    """Print texts that continue a prompt, None for none. The first text appears as it is generated,
-    the others after it."""
-    ids = encode(tokenizer, prompt)
-    if len(ids) > model.config.block_size:
-        tell(f"note: the prompt has {len(ids):,} tokens; the model reads the last "
-             f"{model.config.block_size:,} of them")
-    texts = [Continuation(tokenizer, stops) for _ in range(c.num_samples)]
-    outputs = [sys.stdout, *(StringIO() for _ in texts[1:])]
+class Writer:
+    """Generates texts and prints them."""
 
-    def show(parts, output):
-        shown = (shades.paint(*part) if shades else part[0] for part in parts)
+    def __init__(self, model, tokenizer, c, stops, shades):
+        self.model, self.tokenizer, self.c = model, tokenizer, c
+        self.stops, self.shades = stops, shades
+
+    def continue_text(self, prompt):
+        """Print texts that continue a prompt, None for none. The first one appears as it is
+        generated, the others after it."""
+        ids = encode(self.tokenizer, prompt)
+        texts = [Continuation(self.tokenizer, self.stops) for _ in range(self.c.num_samples)]
+        outputs = [sys.stdout, *(StringIO() for _ in texts[1:])]
+        self.write(ids, texts, outputs, shown=prompt or "")
+        for output in outputs[1:]:
+            print(BETWEEN, (prompt or "") + output.getvalue(), sep="\n")
+
+    def write(self, ids, texts, outputs, shown="", kv=None):
+        """Write each Continuation of the tokens ids (T,) to its output. shown: the text before the
+        first one. kv: as for `steps`."""
+        context = self.model.config.block_size
+        if len(ids) > context:
+            tell(f"note: the prompt has {len(ids):,} tokens; the model reads the last {context:,} "
+                 "of them")
+        began = time.perf_counter()
+        try:
+            print(shown, end="", flush=True)
+            for step in steps(self.model, np.tile(ids, (len(texts), 1)), self.c, kv=kv):
+                probabilities = step.probabilities if self.shades else [None] * len(texts)
+                for text, output, *drawn in zip(texts, outputs, step.tokens, probabilities):
+                    self._show(text.push(*drawn), output)
+                if all(text.has_ended for text in texts):
+                    break
+            for text, output in zip(texts, outputs):
+                self._show(text.finish(), output)
+        finally:                                         # Ctrl-C ends the line, too
+            print(flush=True)
+        seconds = time.perf_counter() - began
+        total = sum(text.tokens for text in texts)
+        tell(f"{total:,} token{'' if total == 1 else 's'}, {total / seconds:,.0f} tokens/s")
+
+    def _show(self, parts, output):
+        shown = (self.shades.paint(*part) if self.shades else part[0] for part in parts)
         print("".join(shown), end="", file=output, flush=True)
 
-    began = time.perf_counter()
-    try:
-        print(prompt or "", end="", flush=True)
-        for step in steps(model, np.tile(ids, (c.num_samples, 1)), c):
-            probabilities = step.probabilities if shades else [None] * c.num_samples
-            for text, output, *drawn in zip(texts, outputs, step.tokens, probabilities):
-                show(text.push(*drawn), output)
-            if all(text.has_ended for text in texts):
-                break
-        for text, output in zip(texts, outputs):
-            show(text.finish(), output)
-    finally:                                         # Ctrl-C ends the line, too
-        print(flush=True)
-    seconds = time.perf_counter() - began
-    for output in outputs[1:]:
-        print(BETWEEN, (prompt or "") + output.getvalue(), sep="\n")
-    total = sum(text.tokens for text in texts)
-    tell(f"{total:,} token{'' if total == 1 else 's'}, {total / seconds:,.0f} tokens/s")
+
+class Answerer:
+    """Writes the answers of a conversation. What was said before has been read."""
+
+    def __init__(self, writer, conversation):
+        self.writer, self.conversation = writer, conversation
+        c = writer.model.config
+        self.kv = KVCache(c.n_layer, c.block_size)
+
+    def answer(self, message):
+        """Print the answer to a message; None starts a new conversation."""
+        if message is None:
+            self.conversation.restart()
+            return tell("note: a new conversation")
+        w, ids = self.writer, self.conversation.ask(message)
+        text = Continuation(w.tokenizer, w.stops, self.conversation.ends)
+        try:
+            w.write(ids, [text], [sys.stdout], kv=self.kv)
+        finally:                                         # Ctrl-C: what is shown has been said
+            self.conversation.answered(text.shown)
 
 
 def read_command_line(arguments):
@@ -136,6 +183,11 @@ def read_command_line(arguments):
     c = SampleConfig(**given)
     if c.prompt is not None and c.prompt_file is not None:
         raise UserError("`prompt` and `prompt_file` are both given; choose one")
+    if c.chat and (c.interactive or c.num_samples > 1):
+        wrong = "interactive" if c.interactive else "num_samples"
+        raise UserError(f"`chat` is a conversation; leave out `{wrong}`")
+    if c.system is not None and not c.chat:
+        raise UserError("`system` is for a conversation; add `chat`, or leave it out")
     if c.interactive and not (c.prompt is c.prompt_file is None):
         raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
     return c, name, stops

@@ -70,6 +70,37 @@ class Chat:
             raise UserError(f"{self._path}: the chat template failed: {message}") from None
 
 
+class Conversation:
+    """The messages of a user, each with the answer of a model."""
+
+    def __init__(self, tokenizer, chat, system=None):
+        """chat: a Chat; system: what the model is told first, None: what the template says."""
+        self._tokenizer, self._chat = tokenizer, chat
+        self._start = [] if system is None else [{"role": "system", "content": system}]
+        self.restart()
+
+    @property
+    def ends(self):
+        """The ids of the tokens that end an answer."""
+        return self._chat.ends
+
+    def restart(self):
+        """Forget all messages."""
+        self.messages = list(self._start)
+
+    def ask(self, message):
+        """A message of the user -> token ids (T,), after which the model's answer begins. Raises
+        UserError if the template refuses the message, which is then forgotten."""
+        asked = [*self.messages, {"role": "user", "content": message}]
+        ids = self._tokenizer.encode(self._chat.text(asked), "the message")
+        self.messages = asked
+        return ids
+
+    def answered(self, text):
+        """What the model has answered."""
+        self.messages.append({"role": "assistant", "content": text})
+
+
 def _text(token):
     """A token in tokenizer_config.json, a text or a dictionary -> text."""
     return str(token.get("content", "") if isinstance(token, dict) else token)

@@ -56,26 +56,28 @@ class StopTexts:
 
 
 class Continuation:
-    """The text that continues a prompt, until the end-of-text token or a stop text.
+    """The text that continues a prompt, until a token that ends it or a stop text.
 
     A token can have a tag, such as its probability. Text comes in pairs (characters, tag); a
     character has the tag of the token that completes it.
     """
 
-    def __init__(self, tokenizer, stops=()):
-        self._end = tokenizer.end
+    def __init__(self, tokenizer, stops=(), ends=None):
+        """ends: the tokens that end the text; None: the end-of-text token."""
+        self._ends = (tokenizer.end,) if ends is None else ends
         self._text, self._stops = TextStream(tokenizer), StopTexts(stops)
         self._tags = []          # of the characters that are held back
         self._tag = None         # of the last token
-        self.tokens = 0          # so far, without the end-of-text token
+        self.tokens = 0          # so far, without the one that ends it
         self.has_ended = False
+        self.shown = ""          # the text so far
 
     def push(self, token, tag=None):
         """The next token -> a list of pairs, the text that can be shown; it is empty after the
         end."""
         if self.has_ended:
             return []
-        if token == self._end:
+        if token in self._ends:
             return self.finish()
         self.tokens += 1
         self._tag = tag
@@ -95,6 +97,7 @@ class Continuation:
         return self._pairs(self._stops.push(characters))
 
     def _pairs(self, text):
+        self.shown += text
         tags, self._tags = self._tags[:len(text)], self._tags[len(text):]
         return [("".join(character for character, _ in group), tag)
                 for tag, group in groupby(zip(text, tags), key=lambda pair: pair[1])]

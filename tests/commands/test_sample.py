@@ -228,7 +228,7 @@ def test_characters_are_never_shown_in_halves_and_the_end_of_text_ends_them(
         run, speaker, monkeypatch):
     _, tokenizer = speaker
     ids = [*tokenizer.encode("a\U0001f600é\n"), tokenizer.end, 5]
-    monkeypatch.setattr(sample_script, "steps", lambda *given: (
+    monkeypatch.setattr(sample_script, "steps", lambda *given, **options: (
         Step(np.array([i]), np.zeros((1, 290))) for i in ids))
     stream = Flushed()
     with monkeypatch.context() as patch:
@@ -270,7 +270,7 @@ def test_colours_are_those_of_the_probabilities(run, train, monkeypatch):
         Console, force_terminal=True, color_system="256", legacy_windows=False))
     probabilities = [0.005, 0.05, 0.2, 0.5, 0.95, 0.01, 1.0]
     monkeypatch.setattr(Step, "probabilities", property(lambda step: step.logits))
-    monkeypatch.setattr(sample_script, "steps", lambda *given: (
+    monkeypatch.setattr(sample_script, "steps", lambda *given, **options: (
         Step(np.array([2 + i]), np.array([p])) for i, p in enumerate(probabilities)))
     codes = ["31", "38;5;208", "33", "38;5;154", "32", "38;5;208", "32"]
     result = run(sample_script.main, "--show-probs", "--stop", f"{ALPHABET[8]}#")

@@ -116,8 +116,8 @@ def test_ctrl_c_in_a_sample_ends_the_line(run, home, monkeypatch):
     assert run(train_script.main, *TINY, "--max-iters=1", "--out-dir=run").status == 0
     original = generate.steps
 
-    def steps(*arguments):
-        yield next(original(*arguments))
+    def steps(*arguments, **options):
+        yield next(original(*arguments, **options))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sample_script, "steps", steps)
