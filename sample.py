@@ -194,8 +194,10 @@ def read_command_line(arguments):
 
 
 def encode(tokenizer, prompt):
-    """-> token ids (T,) of a prompt; None: the token that a text starts from."""
-    return tokenizer.start if prompt is None else tokenizer.encode(prompt, "the prompt")
+    """-> token ids (T,) of a prompt; None: the tokens that a text starts from."""
+    if prompt is None:
+        return tokenizer.start
+    return np.concatenate([tokenizer.prefix, tokenizer.encode(prompt, "the prompt")])
 
 
 def tell(line):

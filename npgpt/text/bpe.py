@@ -109,8 +109,18 @@ class BPETokenizer:
         return cls(tokenizer, tokenizer.to_str().encode(), None, FILE)
 
     @property
+    def prefix(self):
+        """(n,) int: the tokens that belong before every text, such as Llama 3's first one."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=added).ids
+                        for added in (False, True))
+        return np.array(whole[:whole.index(plain[0])], np.int64)
+
+    @property
     def start(self):
-        """(1,) int: the end-of-text token, as between documents; a line break if there is none."""
+        """(n,) int: the prefix. If there is none, the end-of-text token, as between documents, or a
+        line break."""
+        if len(self.prefix):
+            return self.prefix
         return self.encode("\n")[:1] if self.end is None else np.array([self.end])
 
     def encode(self, text, name="the text"):

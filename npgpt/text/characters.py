@@ -51,6 +51,11 @@ class CharTokenizer:
         return len(self.characters)
 
     @property
+    def prefix(self):
+        """(0,) int: no token belongs before a text."""
+        return np.empty(0, np.int64)
+
+    @property
     def start(self):
         """(1,) int: the token that generated text starts from, the line break if there is one."""
         return self.encode("\n" if "\n" in self.characters else self.characters[0])

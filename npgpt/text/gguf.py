@@ -42,6 +42,7 @@ PRE_TOKENIZERS = {
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split(QWEN2)},
 }
 IGNORES_MERGES = ("llama-bpe",)        # a piece that is a token is not merged from bytes
+ADDS_BOS = ("llama-bpe",)              # unless the metadata says otherwise
 
 
 def gguf_tokenizer(file):
@@ -69,7 +70,7 @@ def gguf_tokenizer(file):
         "padding": None,
         "added_tokens": added,
         "normalizer": None,
-        "post_processor": None,
+        "post_processor": _prefix(file, pre, tokens),
         "decoder": GPT2,
         "model": {
             "type": "BPE",
@@ -87,17 +88,37 @@ def gguf_tokenizer(file):
     return BPETokenizer.from_json(_json(content), _json(_settings(file, tokens)), file.path)
 
 
+def _prefix(file, pre, tokens):
+    """-> the step of a tokenizer.json that puts the bos token before a text, or None."""
+    i = _token_id(file, "bos_token_id", tokens)
+    by_default = pre in ADDS_BOS and i is not None
+    if not file.metadata.get("tokenizer.ggml.add_bos_token", by_default):
+        return None
+    if i is None:
+        raise UserError(f"{file.path}: tokenizer.ggml.bos_token_id is missing; texts begin with "
+                        "it")
+    first, text = ({"SpecialToken": {"id": tokens[i], "type_id": 0}},
+                   {"Sequence": {"id": "A", "type_id": 0}})
+    return {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text],
+            "special_tokens": {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]}}}
+
+
+def _token_id(file, key, tokens):
+    """-> the id of a token in the metadata, or None. Raises UserError if it is invalid."""
+    i = file.metadata.get(f"tokenizer.ggml.{key}")
+    if i is not None and (type(i) is not int or not 0 <= i < len(tokens)):
+        raise UserError(f"{file.path}: tokenizer.ggml.{key} must be the id of one of the "
+                        f"{len(tokens):,} tokens, got {shown(i)}")
+    return i
+
+
 def _settings(file, tokens):
     """-> the contents of tokenizer_config.json."""
     settings = dict(SETTINGS)
     for name, key in TOKENS.items():
-        i = file.metadata.get(f"tokenizer.ggml.{key}")
-        if i is None:
-            continue
-        if type(i) is not int or not 0 <= i < len(tokens):
-            raise UserError(f"{file.path}: tokenizer.ggml.{key} must be the id of one of the "
-                            f"{len(tokens):,} tokens, got {shown(i)}")
-        settings[name] = tokens[i]
+        i = _token_id(file, key, tokens)
+        if i is not None:
+            settings[name] = tokens[i]
     if "tokenizer.ggml.add_bos_token" in file.metadata:
         settings["add_bos_token"] = bool(file.metadata["tokenizer.ggml.add_bos_token"])
     template = file.metadata.get("tokenizer.chat_template")

@@ -4,7 +4,8 @@ Every tokenizer has these:
 
     kind                    "characters" or "byte-level BPE"
     vocab_size              the number of tokens, V
-    start                   (1,) int: the token that generated text starts from
+    prefix                  (n,) int: the tokens that belong before every text; most have none
+    start                   (n,) int: the tokens that generated text starts from
     end                     the end-of-text token, between documents and after a text; None: none
     encode(text, name)      -> (n,) int64; name: what the text is called in messages
     encode_parts(parts, name)       -> an iterator over arrays: the ids of a long text that is given

@@ -157,3 +157,26 @@ def test_missing_package_is_named(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"m\.gguf needs the package tokenizers, which is missing"):
         make()
+
+
+@pytest.mark.parametrize(("changes", "has_prefix"), [
+    ({}, False), ({"add_bos_token": True}, True), ({"pre": "llama-bpe"}, True),
+    ({"pre": "llama-bpe", "add_bos_token": False}, False),
+])
+def test_bos_token_belongs_before_a_text_if_the_file_says_so(changes, has_prefix, make, tmp_path):
+    """And stays out of the ids of a text, which may be a part of a longer one."""
+    tokenizer = make(bos_token_id=1, **changes)
+    for found in (tokenizer, saved(tokenizer, tmp_path)):
+        assert found.prefix.tolist() == [1] * has_prefix
+        assert found.start.tolist() == ([1] if has_prefix else [found.end])
+        assert 1 not in found.encode("a b")
+
+
+def saved(tokenizer, folder):
+    tokenizer.save(folder)
+    return load_tokenizer(folder)
+
+
+def test_prefix_without_a_bos_token_is_refused(make):
+    with pytest.raises(UserError, match="bos_token_id is missing; texts begin with it"):
+        make(bos_token_id=None, add_bos_token=True)
