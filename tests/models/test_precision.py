@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt import UserError, layers
+from npgpt.layers import Key
 from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
 from tests import double
 from tests.models.families import FAMILIES, tiny
@@ -99,3 +100,64 @@ def test_model_from_a_file_has_the_precision_that_is_asked_for(dtype, name, gpu,
 def test_precision_that_a_cpu_does_not_have_is_refused(dtype):
     with pytest.raises(UserError, match="dtype must be one of float32, float64 on CPU"):
         tiny("gpt", dtype=dtype)
+
+
+def watched_layers(model, monkeypatch):
+    """-> layers with a matrix product, and the dtypes that each layer and exp get and return."""
+    inside, products, dtypes = [], set(), {}
+
+    def note(name, *values):
+        for x in values:
+            if isinstance(x, (tuple, list)):
+                note(name, *x)
+            elif hasattr(x, "dtype") and x.dtype.kind not in "iub":
+                dtypes.setdefault(name, set()).add(x.dtype.name)
+
+    def product(function):
+        def call(*arguments, **options):
+            products.add(inside[-1])
+            return function(*arguments, **options)
+        return call
+
+    def layer(name, function, is_forward):
+        def call(x, *rest):
+            note(name, x, rest if is_forward else ())
+            inside.append(name)
+            result = function(x, *rest)
+            inside.pop()
+            note(name, result[0] if is_forward else result)
+            return result
+        return call
+
+    def exp(x, plain=double.cupy.exp, **options):
+        note("exp", x)
+        return plain(x, **options)
+
+    for owner, name in ((double.array.ndarray, "__matmul__"), (double.array.ndarray, "dot"),
+                        (double.cupy, "matmul"), (double.cupy, "einsum")):
+        monkeypatch.setattr(owner, name, product(getattr(owner, name)))
+    monkeypatch.setattr(double.cupy, "exp", exp)
+    records = {name: layers.Layer(layer(name, record.forward, True),
+                                  layer(name, record.backward, False))
+               for name, record in model.layers.LAYERS.items()}
+    functions = {f"{name}_{way}": getattr(record, way)
+                 for name, record in records.items() for way in ("forward", "backward")}
+    model.layers = SimpleNamespace(**vars(model.layers) | functions | {"LAYERS": records})
+    return products, dtypes
+
+
+@pytest.mark.parametrize(("name", "options", "expected", "exact"), [
+    ("gpt", {}, {"linear", "attention", "embedding", "layernorm"}, {"gelu", "layernorm"}),
+    ("llama", {"qk_norm": True}, {"linear", "attention", "embedding"}, {"rmsnorm", "rope", "swiglu"}),
+])
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
+def test_only_matrix_products_are_rounded(dtype, name, options, expected, exact, gpu, monkeypatch):
+    """The rest gets and returns float32, the softmax too; and no norm of a Llama, no rotation and
+    no activation contains a product, which tf32 would round."""
+    model = tiny(name, device=gpu, dtype=dtype, dropout=0.2, **options)
+    products, dtypes = watched_layers(model, monkeypatch)
+    model.loss_and_grads(IDS, IDS, Key(1, 1))
+    model.logits(IDS)
+    assert products == expected
+    assert exact | {"linear", "attention", "embedding", "dropout", "exp"} <= dtypes.keys()
+    assert dtypes == {layer: {"float32"} for layer in dtypes}
