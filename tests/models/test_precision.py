@@ -148,7 +148,8 @@ def watched_layers(model, monkeypatch):
 
 @pytest.mark.parametrize(("name", "options", "expected", "exact"), [
     ("gpt", {}, {"linear", "attention", "embedding", "layernorm"}, {"gelu", "layernorm"}),
-    ("llama", {"qk_norm": True}, {"linear", "attention", "embedding"}, {"rmsnorm", "rope", "swiglu"}),
+    ("llama", {"qk_norm": True}, {"linear", "attention", "embedding"},
+     {"rmsnorm", "rope", "swiglu"}),
 ])
 @pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
 def test_only_matrix_products_are_rounded(dtype, name, options, expected, exact, gpu, monkeypatch):
