@@ -37,7 +37,7 @@ CASES = {       # configuration, flags, values that follow from the flags
     "lecture": ("lecture", {}, {}),
     "muon": ("laptop", OTHERS | {"muon_lr": 0.05, "muon_momentum": 0.7, "hold": 0.5}, {}),
     "adamw": ("laptop", OTHERS | ADAMW | {"decay": "cosine"}, {}),
-    "llama, muon": ("laptop", OTHERS | LLAMA | {"qk_norm": True, "head_dim": 6}, {}),
+    "llama, muon": ("laptop", OTHERS | LLAMA | {"qk_norm": True, "head_dim": 12}, {}),
     "llama, adamw": ("baby", LLAMA | ADAMW | {"attention_bias": True, "mlp_bias": True},
                      {"learning_rate": 1e-3, "min_lr": 1e-4}),
 }
