@@ -32,6 +32,7 @@ eval_iters = 2
 log_interval = 5
 """
 SMALL = ["--data=fox.txt", "--eval-iters=2", "--batch-size=4", "--grad-accum=1", "--max-iters=2"]
+ONE = ["--data=fox.txt", "--max-iters=1"]
 STILL = ["--learning-rate=1e-9", "--min-lr=1e-9"]
 
 
@@ -117,10 +118,10 @@ def test_options_of_a_llama_are_refused_for_a_gpt(name, trains, home):
     value = "" if name in ("attention_bias", "mlp_bias", "qk_norm") else "=2"
     message = (f"{flag} is an option of the family llama, and the model is of the family gpt; "
                "leave it out")
-    assert_refused(trains("--data=fox.txt", flag + value), message)
+    assert_refused(trains(*ONE, flag + value), message)
     (home / "mine.toml").write_text(f"{name} = {'true' if not value else 2}\n")
-    assert_refused(trains("--data=fox.txt", "--config=mine.toml"), message)
-    assert_refused(trains("--data=fox.txt", "--config=mine.toml", "--family=gpt"), message)
+    assert_refused(trains(*ONE, "--config=mine.toml"), message)
+    assert_refused(trains(*ONE, "--config=mine.toml", "--family=gpt"), message)
     assert not (home / "out").exists()
 
 
@@ -131,10 +132,10 @@ def test_options_of_a_gpt_are_refused_for_a_llama(name, value, trains, home):
     given = {True: flag, False: "--no-" + flag[2:]}.get(value, f"{flag}={value}")
     message = (f"{flag} is an option of the family gpt, and the model is of the family llama; "
                "leave it out")
-    assert_refused(trains("--data=fox.txt", "--family=llama", given), message)
+    assert_refused(trains(*ONE, "--family=llama", given), message)
     written = json.dumps(value)
     (home / "mine.toml").write_text(f'family = "llama"\n{name} = {written}\n')
-    assert_refused(trains("--data=fox.txt", "--config=mine.toml"), message)
+    assert_refused(trains(*ONE, "--config=mine.toml"), message)
     assert not (home / "out").exists()
 
 
@@ -147,8 +148,7 @@ def test_options_of_a_gpt_are_refused_for_a_llama(name, value, trains, home):
                              "choose one"),
 ])
 def test_invalid_architecture_is_refused(words, message, trains, home):
-    words = ["--data=fox.txt", "--family=llama", *words.split()]
-    assert_refused(trains(*words), message)
+    assert_refused(trains(*ONE, "--family=llama", *words.split()), message)
     assert not (home / "out").exists()
 
 
