@@ -19,7 +19,8 @@ def fused_attention(xp, launch):
     which is the plain one for arrays that the kernels do not support."""
 
     def attention_forward(q, k, v, mask=None, p=0.0, key=None):
-        """q (B, H, Tq, D), k and v (B, H, Tk, D) -> y (B, H, Tq, D).
+        """q (B, H, Tq, D), k and v (B, G, Tk, D) -> y (B, H, Tq, D). The rows of the heads that
+        share a key are rows of one matrix, as in the plain layer.
 
         mask: bool, broadcast to (B, H, Tq, Tk), True where the query sees the key. None: it sees
         all. p, key: dropout of att, as in dropout_forward.
@@ -28,7 +29,10 @@ def fused_attention(xp, launch):
             y, cache = attention.attention_forward(q, k, v, mask, p, key)
             return y, (attention.attention_backward, cache)
         scale = q.dtype.type(1 / math.sqrt(q.shape[-1]))
-        att = q @ k.swapaxes(-1, -2)                       # (B, H, Tq, Tk), scores at first
+        (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
+        heads, groups = (B, H, Tq), (B, G, H // G * Tq)
+        q = q.reshape(*groups, D)
+        att = (q @ k.swapaxes(-1, -2)).reshape(*heads, Tk)    # scores at first
         sizes = np.int64(att.shape[0]), *map(np.int32, att.shape[1:])
         drop = Mask.of(p, key).arguments(q.dtype)
         kept = xp.empty(att.shape if drop[3] else 1, att.dtype)
@@ -36,7 +40,8 @@ def fused_attention(xp, launch):
                att, scale, *seen(mask), *sizes, *drop, kept)
         if not drop[3]:
             kept = att                                     # nothing is dropped
-        y = kept @ v                                       # (B, H, Tq, D)
+        kept = kept.reshape(*groups, Tk)
+        y = (kept @ v).reshape(*heads, v.shape[-1])        # (B, H, Tq, D)
         return y, (fused_backward, (q, k, v, att, kept, scale, sizes, drop))
 
     def seen(mask):
@@ -50,17 +55,19 @@ def fused_attention(xp, launch):
 
     def fused_backward(dy, cache):
         q, k, v, att, kept, scale, sizes, drop = cache
-        require_like(dy, (*q.shape[:-1], v.shape[-1]), q.dtype)
+        heads, groups, D = att.shape[:3], q.shape[:3], q.shape[3]
+        require_like(dy, (*heads, v.shape[-1]), q.dtype)
+        dy = dy.reshape(*groups, v.shape[-1])
         dv = (dy.swapaxes(-1, -2) @ kept).swapaxes(-1, -2)
         dscores = dy @ v.swapaxes(-1, -2)                  # with respect to kept at first
         launch("attention_softmax_backward", att.dtype, att.size // att.shape[-1] * LANES,
                att, scale, *sizes, *drop, dscores)
-        dq = dscores @ k
+        dq = (dscores @ k).reshape(*heads, D)
         dk = (q.swapaxes(-1, -2) @ dscores).swapaxes(-1, -2)
         return dq, dk, dv
 
     def attention_backward(dy, cache):
-        """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, H, Tk, D)."""
+        """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, G, Tk, D)."""
         backward, cache = cache
         return backward(dy, cache)
 
