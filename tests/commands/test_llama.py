@@ -111,6 +111,21 @@ def test_resumed_run_keeps_its_options_and_refuses_others_by_name(train, trains,
     assert everything(home) == before
 
 
+@pytest.mark.parametrize("change", [
+    {"n_kv_head": None}, {"rope_theta": None}, {"qk_norm": None}, {"family": "gpt"}])
+def test_state_without_an_option_of_its_family_is_refused(change, train, trains, home):
+    """None: the value is missing."""
+    train(*LLAMA, "--max-iters=5", "--out-dir=run")
+    path = home / "run/checkpoint-5/training.json"
+    content = json.loads(path.read_text())
+    content["values"] = {name: value for name, value in (content["values"] | change).items()
+                         if value is not None or name not in change}
+    path.write_text(json.dumps(content))
+    path.with_name(SUMS).unlink()
+    assert_refused(trains("--resume", "--out-dir=run", "--max-iters=9"),
+                   "run/checkpoint-5/training.json is damaged: values are missing")
+
+
 @pytest.mark.parametrize("name", ["n_kv_head", "head_dim", "attention_bias", "mlp_bias", "qk_norm",
                                   "rope_theta"])
 def test_options_of_a_llama_are_refused_for_a_gpt(name, trains, home):
