@@ -19,8 +19,7 @@ def fused_attention(xp, launch):
     which is the plain one for arrays that the kernels do not support."""
 
     def attention_forward(q, k, v, mask=None, p=0.0, key=None):
-        """q (B, H, Tq, D), k and v (B, G, Tk, D) -> y (B, H, Tq, D). The rows of the heads that
-        share a key are rows of one matrix, as in the plain layer.
+        """q (B, H, Tq, D), k and v (B, G, Tk, D) -> y (B, H, Tq, D).
 
         mask: bool, broadcast to (B, H, Tq, Tk), True where the query sees the key. None: it sees
         all. p, key: dropout of att, as in dropout_forward.
@@ -28,20 +27,19 @@ def fused_attention(xp, launch):
         if not takes(q, k, v):
             y, cache = attention.attention_forward(q, k, v, mask, p, key)
             return y, (attention.attention_backward, cache)
-        scale = q.dtype.type(1 / math.sqrt(q.shape[-1]))
         (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
-        heads, groups = (B, H, Tq), (B, G, H // G * Tq)
+        heads, groups = (B, H, Tq), (B, G, H // G * Tq)    # the same rows
+        scale = q.dtype.type(1 / math.sqrt(D))
         q = q.reshape(*groups, D)
-        att = (q @ k.swapaxes(-1, -2)).reshape(*heads, Tk)    # scores at first
-        sizes = np.int64(att.shape[0]), *map(np.int32, att.shape[1:])
+        att = q @ k.swapaxes(-1, -2)                       # (B, G, H/G * Tq, Tk), scores at first
+        sizes = np.int64(B), *map(np.int32, (H, Tq, Tk))
         drop = Mask.of(p, key).arguments(q.dtype)
         kept = xp.empty(att.shape if drop[3] else 1, att.dtype)
-        launch("attention_softmax", att.dtype, att.size // att.shape[-1] * LANES,
+        launch("attention_softmax", att.dtype, att.size // Tk * LANES,
                att, scale, *seen(mask), *sizes, *drop, kept)
         if not drop[3]:
             kept = att                                     # nothing is dropped
-        kept = kept.reshape(*groups, Tk)
-        y = (kept @ v).reshape(*heads, v.shape[-1])        # (B, H, Tq, D)
+        y = (kept @ v).reshape(*heads, v.shape[-1])
         return y, (fused_backward, (q, k, v, att, kept, scale, sizes, drop))
 
     def seen(mask):
@@ -54,20 +52,20 @@ def fused_attention(xp, launch):
         return mask, *map(np.int64, strides)
 
     def fused_backward(dy, cache):
-        q, k, v, att, kept, scale, sizes, drop = cache
-        heads, groups, D = att.shape[:3], q.shape[:3], q.shape[3]
+        q, k, v, att, kept, scale, sizes, drop = cache     # q, att and kept in groups
+        heads, Tk = (q.shape[0], *sizes[1:3]), att.shape[-1]
         require_like(dy, (*heads, v.shape[-1]), q.dtype)
-        dy = dy.reshape(*groups, v.shape[-1])
+        dy = dy.reshape(*q.shape[:3], v.shape[-1])
         dv = (dy.swapaxes(-1, -2) @ kept).swapaxes(-1, -2)
         dscores = dy @ v.swapaxes(-1, -2)                  # with respect to kept at first
-        launch("attention_softmax_backward", att.dtype, att.size // att.shape[-1] * LANES,
+        launch("attention_softmax_backward", att.dtype, att.size // Tk * LANES,
                att, scale, *sizes, *drop, dscores)
-        dq = (dscores @ k).reshape(*heads, D)
+        dq = (dscores @ k).reshape(*heads, k.shape[-1])
         dk = (q.swapaxes(-1, -2) @ dscores).swapaxes(-1, -2)
         return dq, dk, dv
 
     def attention_backward(dy, cache):
-        """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, G, Tk, D)."""
+        """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, H, Tk, D)."""
         backward, cache = cache
         return backward(dy, cache)
 

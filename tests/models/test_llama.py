@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from npgpt import LlamaConfig, UserError, layers
-from npgpt.layers import Key, dropout
+from npgpt.kernels import with_versions
+from npgpt.layers import Key, Layer, dropout
 from tests.models.families import config_of, tiny
 from tests.models.test_language_model import apart, batch
 
@@ -156,5 +157,41 @@ def still(xp, T, D, *given):
 
 
 def test_base_of_the_angles_changes_the_logits():
+    """But not those of the first position, whose angles are 0."""
     idx, _ = batch()
-    assert apart(tiny("llama", rope_theta=10.0).logits(idx), tiny("llama").logits(idx)) > 1e-4
+    logits, other = (tiny("llama", rope_theta=base).logits(idx) for base in (10_000.0, 10.0))
+    np.testing.assert_array_equal(logits, tiny("llama").logits(idx))
+    np.testing.assert_array_equal(logits[:, 0], other[:, 0])
+    assert apart(other, logits) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_angles_have_the_precision_of_the_model(dtype):
+    """Float32 angles would limit a float64 model to seven digits."""
+    rope, used = layers.LAYERS["rope"], []
+
+    def watched(x, cos, sin):
+        used.append((cos, sin))
+        return rope.forward(x, cos, sin)
+
+    model, (idx, _) = tiny("llama", dtype), batch()
+    model.layers = with_versions({"rope": Layer(watched, rope.backward)})
+    model.logits(idx)
+    assert len(used) == 4                            # q and k in each of two blocks
+    for found in used:
+        for angles, expected in zip(found, layers.rotation(np, 8, 4, 1e4, dtype=dtype)):
+            assert angles.dtype == dtype
+            np.testing.assert_array_equal(angles, expected)
+
+
+def test_matrices_and_tables_decay_and_norms_and_biases_do_not():
+    table = config_of("llama", attention_bias=True, qk_norm=True, tie_weights=False).architecture()
+    assert {param.group for name, param in table.items() if "proj.weight" in name} == {"matrix"}
+    assert table["embed_tokens.weight"].group == table["lm_head.weight"].group == "table"
+    assert {param.group for name, param in table.items()
+            if name.endswith(("norm.weight", "bias"))} == {"vector"}
+
+
+def test_width_of_the_mlp_is_by_default_a_multiple_of_32():
+    widths = {C: LlamaConfig(n_embd=C, n_head=1).n_inner for C in (2, 12, 14, 96, 98, 4096)}
+    assert widths == {2: 32, 12: 32, 14: 64, 96: 256, 98: 288, 4096: 10944}
