@@ -118,9 +118,9 @@ def split_groups(x, *heads):
 def merge_groups(*heads):
     """Arrays (B, heads, T, D) -> (B, T, n * D), for n heads in all: the inverse of split_groups,
     and so its backward."""
-    B, _, T, _ = heads[0].shape
+    B, _, T, D = heads[0].shape
     y = array_module(heads[0]).concatenate([h.swapaxes(1, 2) for h in heads], axis=2)
-    return y.reshape(B, T, -1)
+    return y.reshape(B, T, y.shape[2] * D)
 
 
 def linear_of(p, name):

@@ -77,10 +77,11 @@ class Request:
 
     def of(self, found, directory):
         """The same request, for the family of a model that was found in a directory. Raises
-        UserError if it asks for another."""
+        UserError if it asks for another, or for an option of another."""
         if self.chosen.get("family", found) != found:
             raise UserError(f"`family` is {found} in the model in {directory}, got {self.family}; "
                             "leave it out")
+        self._check_family(found, self.chosen)
         return dataclasses.replace(self, values=self.values | {"family": found})
 
     @staticmethod

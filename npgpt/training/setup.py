@@ -56,13 +56,12 @@ def new_run(request, directory):
         found = family_in(start, LanguageModel)
         request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
         config = replace(config, family=request.family)
-    request.model(vocab_size=1)                # what is invalid is refused before a text is read
-    if request.init_from:
         architecture, values = fine_tuned(start, request)
         tokenizer = load_tokenizer(start)
         check_vocabulary(tokenizer, architecture.vocab_size, start)
         source = load_data(config, tokenizer)
     else:
+        request.model(vocab_size=1)            # what is invalid is refused before a text is read
         tokenizer = None if config.tokenizer is None else named_tokenizer(config.tokenizer)
         source, values = load_data(config, tokenizer), None
         architecture = request.model(source.tokenizer.vocab_size)

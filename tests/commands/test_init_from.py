@@ -1,6 +1,7 @@
 """`train.py --init-from`: a run that starts from another model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_resumed_fine_tuning_equals_an_uninterrupted_one(gpt2, tune, run):
         assert w.tobytes() == whole[name].tobytes()
 
 
+def test_value_of_the_model_may_be_given_whatever_the_configuration_has(gpt2, tune):
+    """laptop's 128 channels are not a multiple of 3 heads."""
+    GPT(GPTConfig(gpt2.config.vocab_size, block_size=8, n_layer=1, n_head=3,
+                  n_embd=6)).save_pretrained("three")
+    Path("three", SUMS).unlink()
+    load_tokenizer("gpt2").save(Path("three"))
+    result = tune("--init-from=three", "--n-head=3", "--out-dir=run")
+    assert (result.status, result.err) == (0, "")
+
+
 def test_run_is_a_model_too(train, run):
     train("--max-iters=5", "--out-dir=first")
     result = run(train_script.main, "--init-from=first", *SMALL, "--out-dir=second",
@@ -91,6 +102,7 @@ def test_run_is_a_model_too(train, run):
     ("--init-from=nowhere", "there is no directory nowhere; --init-from takes that of a run "),
     ("--init-from=", "--init-from is empty; it takes the path of a directory"),
     ("--n-layer=3", "--n-layer is 2 in the model in gpt2, got 3; leave it out"),
+    ("--n-head=3", "--n-head is 2 in the model in gpt2, got 3; leave it out"),
     ("--block-size=64", "--block-size is 32 in the model in gpt2, got 64; leave it out"),
     ("--config=baby", "--n-layer is 2 in the model in gpt2, got 6; leave it out"),
     ("--tokenizer=chars", "--init-from brings its own tokenizer; leave out --tokenizer"),

@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+import npgpt
 import train as train_script
-from npgpt import GPT, GPTConfig
+from npgpt.training.config import FAMILIES, FAMILY_FIELDS
 from tests.commands.tiny import ROOT, SAMPLED, TEXT, metrics, state, weights
 from tests.training import reference
 
@@ -28,6 +29,7 @@ OTHERS = {"dropout": 0.2, "grad_accum": 3, "max_iters": 12, "eval_interval": 5, 
           "learning_rate": 0.01, "min_lr": 2e-3, "warmup_iters": 3, "lr_decay_iters": 10,
           "weight_decay": 0.3, "beta1": 0.8, "beta2": 0.95, "grad_clip": 0.3, "seed": 9}
 ADAMW = {"optimizer": "adamw"}
+LLAMA = {"family": "llama", "n_kv_head": 1}
 CASES = {       # configuration, flags, values that follow from the flags
     "laptop": ("laptop", {}, {}),
     "laptop, adamw": ("laptop", ADAMW, {"learning_rate": 1e-3, "min_lr": 1e-4}),
@@ -35,12 +37,16 @@ CASES = {       # configuration, flags, values that follow from the flags
     "lecture": ("lecture", {}, {}),
     "muon": ("laptop", OTHERS | {"muon_lr": 0.05, "muon_momentum": 0.7, "hold": 0.5}, {}),
     "adamw": ("laptop", OTHERS | ADAMW | {"decay": "cosine"}, {}),
+    "llama, muon": ("laptop", OTHERS | LLAMA | {"qk_norm": True, "head_dim": 12}, {}),
+    "llama, adamw": ("baby", LLAMA | ADAMW | {"attention_bias": True, "mlp_bias": True},
+                     {"learning_rate": 1e-3, "min_lr": 1e-4}),
 }
 TOLERANCE = {"float64": {"rtol": 1e-9, "atol": 1e-11}, "float32": {"rtol": 1e-3, "atol": 1e-4}}
 
 
 def flags(values):
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+            for name, value in values.items()]
 
 
 def values_of(case):
@@ -53,11 +59,12 @@ def values_of(case):
 
 @cache
 def expected(case, dtype):
-    """-> GPT, Trained."""
+    """-> the model, Trained."""
     c = values_of(case)
-    names = [*MODEL, "dropout", "activation", "tie_weights", "attn_bias", "head_bias"]
-    config = GPTConfig(vocab_size=len(ALPHABET), **{name: c[name] for name in names if name in c})
-    model = GPT(config, seed=c["seed"], dtype=dtype)
+    family = FAMILIES[c.get("family", "gpt")]
+    names = FAMILY_FIELDS[c.get("family", "gpt")].keys() & c.keys()
+    config = family.Config(vocab_size=len(ALPHABET), **{name: c[name] for name in names})
+    model = family(config, seed=c["seed"], dtype=dtype)
     ids = np.array([ALPHABET.index(character) for character in TEXT])
     return model, reference.train(model, ids, c, ALPHABET.index("\n"), SAMPLED)
 
@@ -82,9 +89,9 @@ def assert_follows(folder, case, dtype):
     assert re.fullmatch(rf"checkpoint-{latest}(-2)?", names["latest"])
 
     latest = folder / names["latest"]
-    found = weights(latest)
+    assert {array.dtype.name for array in weights(latest).values()} == {dtype}
+    found = npgpt.from_pretrained(latest, dtype=dtype).params
     for name, w in model.params.items():
-        assert found[name].dtype == dtype
         np.testing.assert_allclose(found[name], w, **tolerance, err_msg=name)
     saved = state(latest)
     n_muon = len(saved.get("muon.m", ()))
@@ -145,7 +152,7 @@ def stopping_at(step, monkeypatch):
     monkeypatch.setattr(train_script, "train_step", train_step)
 
 
-@pytest.mark.parametrize("case", ["muon", "adamw"])
+@pytest.mark.parametrize("case", ["muon", "adamw", "llama, muon"])
 @pytest.mark.parametrize(("workers", "steps"), [(1, 1), (1, 4), (2, 1)])
 def test_run_stopped_and_resumed_again_and_again_follows_the_reference_trainer(
         case, workers, steps, run, home, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 import train as train_script
 from npgpt.durable import SUMS
-from tests.commands.tiny import TEXT, TINY, metrics, state, weights
+from tests.commands.tiny import LLAMA, TEXT, TINY, metrics, state, weights
 
 
 @pytest.fixture
@@ -15,11 +15,13 @@ def resume(run):
     return lambda *words: run(train_script.main, "--resume", *words)
 
 
+@pytest.mark.parametrize("family", [[], [*LLAMA, "--qk-norm"]], ids=["gpt", "llama"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_resumed_run_equals_the_uninterrupted_run_bit_for_bit(train, resume, optimizer, workers):
+def test_resumed_run_equals_the_uninterrupted_run_bit_for_bit(train, resume, optimizer, workers,
+                                                              family):
     options = ["--dropout=0.2", "--grad-accum=2", "--lr-decay-iters=20", f"--workers={workers}",
-               f"--optimizer={optimizer}"]
+               f"--optimizer={optimizer}", *family]
     train(*options, "--max-iters=20", "--out-dir=whole")
     train(*options, "--max-iters=7", "--out-dir=parts")
     assert resume("--max-iters=20", "--out-dir=parts").status == 0
@@ -124,6 +126,11 @@ def changed(path, **values):
     *(({name: wrong}, f"run/checkpoint-5/training.json is damaged: {name} is {wrong!r}")
       for name, wrong in (("format", "1"), ("step", None), ("seconds", "1"), ("values", []),
                           ("sha256", 5), ("best_val_loss", "low"), ("config_name", None))),
+    *(({"values": {"family": family}},
+       f"run/checkpoint-5/training.json is damaged: family is {family!r}")
+      for family in ("bert", "", None, 7, ["gpt"], {})),
+    ({"values": {"family": "llama"}}, "run/checkpoint-5/training.json is damaged: values are "
+                                      "missing"),
     ({"step": 0}, "run/checkpoint-5/training.json is damaged: values are missing"),
     ({"values": {"seed": 1}}, "run/checkpoint-5/training.json is damaged: values are missing"),
 ])
@@ -138,7 +145,7 @@ def test_checkpoint_of_an_older_version_has_the_defaults_of_newer_options(train,
     train("--max-iters=5", "--out-dir=run", "--optimizer=adamw", "--decay=cosine")
     path = home / "run/checkpoint-5/training.json"
     values = json.loads(path.read_text())["values"]
-    newer = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum"}
+    newer = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum", "family"}
     changed(path, values={name: values[name] for name in values.keys() - newer})
     assert resume("--out-dir=run", "--max-iters=9").status == 0
     saved = json.loads((home / "run/checkpoint-9/training.json").read_text())["values"]

@@ -11,7 +11,7 @@ import train as train_script
 from npgpt.backend import get_device
 from npgpt.parallel import can_fork
 from npgpt.training import estimate, setup
-from tests.commands.tiny import SIZES, TINY, metrics, state, weights
+from tests.commands.tiny import LLAMA, SIZES, TINY, metrics, state, weights
 
 
 def test_header_says_what_is_trained_on_what(train):
@@ -78,10 +78,12 @@ def test_speed_is_that_of_the_steps_since_the_last_line(train, home, monkeypatch
     assert [line["tokens_per_second"] for line in logged] == [64, 64, 64, 64]
 
 
+@pytest.mark.parametrize("family", [[], [*LLAMA, "--head-dim=12"]], ids=["gpt", "llama"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_processes_that_only_update_change_only_rounding(train, optimizer, monkeypatch):
+def test_processes_that_only_update_change_only_rounding(train, optimizer, family, monkeypatch):
     """As for a large model: one of three computes."""
-    words = ["--dropout=0.2", "--grad-accum=2", f"--optimizer={optimizer}", "--max-iters=6"]
+    words = ["--dropout=0.2", "--grad-accum=2", f"--optimizer={optimizer}", "--max-iters=6",
+             *family]
     train(*words, "--workers=1", "--out-dir=one")
     monkeypatch.setattr(setup, "choose_ranks", lambda *run: (3, 1))
     output = train(*words, "--out-dir=three")
@@ -113,9 +115,11 @@ def test_evaluations_and_samples_do_not_change_training(train, home):
     assert often == never
 
 
+@pytest.mark.parametrize("family", [[], LLAMA], ids=["gpt", "llama"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_accumulated_run_equals_that_of_the_large_batch(train, workers):
-    options = ["--max-iters=10", "--dropout=0.3", "--dtype=float64", f"--workers={workers}"]
+def test_accumulated_run_equals_that_of_the_large_batch(train, workers, family):
+    options = ["--max-iters=10", "--dropout=0.3", "--dtype=float64", f"--workers={workers}",
+               *family]
     train(*options, "--batch-size=8", "--eval-iters=1", "--out-dir=one")
     train(*options, "--batch-size=2", "--grad-accum=4", "--eval-iters=4", "--out-dir=four")
     one, four = (weights(f"{n}/checkpoint-10") for n in ("one", "four"))

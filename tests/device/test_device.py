@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 
 import train
-from npgpt import GPT, GPTConfig
 from npgpt.backend import Device, get_device
 from npgpt.durable import SUMS
 from npgpt.gradcheck import check_gradients
@@ -22,7 +21,9 @@ from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource
 from npgpt.training.step import train_step
 from tests import double
-from tests.cases import CASES, configs
+from tests.cases import CASES, configs, llama_configs
+from tests.commands.tiny import LLAMA
+from tests.models.families import FAMILIES, tiny
 from tests.on_device import back, moved
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
@@ -30,7 +31,7 @@ ROUNDINGS = {"float64": 1e-13, "float32": 1e-5}     # on the double, which adds 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
         "--dropout=0.1", "--eval-iters=2", "--log-interval=100", "--eval-interval=100"]
-BASE = {"vocab_size": 13, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.3}
+BASE = {"vocab_size": 13, "block_size": 6, "n_embd": 8, "dropout": 0.3}
 
 
 def agree(found, expected, device, tolerance):
@@ -93,29 +94,33 @@ def test_backward_is_the_derivative_of_the_forward_on_the_device(name, device):
     check()
 
 
+@pytest.mark.parametrize(("name", "options"), [("gpt", {}), ("llama", {"qk_norm": True})])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, device):
+def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, name, options, device):
     ended = []
     for place in (get_device("cpu"), device):
         data = Dataset(TokenSource.from_text("abcdefghijklm" * 20), 6, place)
-        gpt = GPT(GPTConfig(**BASE), device=place, dtype=dtype)
-        optimizer, grads = AdamW(gpt.params), gpt.gradients()
+        model = tiny(name, dtype, device=place, **BASE, **options)
+        optimizer, grads = AdamW(model.params), model.gradients()
         with double.no_waiting() if place is device else nullcontext():
             for step in range(5):
                 batch = *data.batch(3, step, 4), Key(3, step), 4 * 6
-                loss, norm = train_step(gpt, optimizer, [batch], grads, lr=1e-2, grad_clip=1.0)
-        ended.append((loss, norm, gpt.params.flat, optimizer.m, optimizer.v))
+                loss, norm = train_step(model, optimizer, [batch], grads, lr=1e-2, grad_clip=1.0)
+        ended.append((loss, norm, model.params.flat, optimizer.m, optimizer.v))
     on_cpu, there = ended
     # Sums are rounded differently. AdamW divides a gradient by its size: where it is nearly 0, the
     # rounding alone decides an update.
     agree(there, tuple(map(np.asarray, on_cpu)), device, {"float64": 1e-10, "float32": 1e-3}[dtype])
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "head_bias": True},
-                                     {"attn_bias": False, "activation": "relu"},
-                                     {"n_inner": 10, "norm_eps": 0.1}])
-def test_loss_evaluation_and_text_agree_with_the_cpu(options, device):
-    here, there = (GPT(GPTConfig(**BASE | options), device=d) for d in ("cpu", device))
+@pytest.mark.parametrize(("name", "options"), [
+    ("gpt", {}), ("gpt", {"tie_weights": False, "head_bias": True}),
+    ("gpt", {"attn_bias": False, "activation": "relu"}), ("gpt", {"n_inner": 10, "norm_eps": 0.1}),
+    ("llama", {}), ("llama", {"n_kv_head": 1, "tie_weights": False, "attention_bias": True}),
+    ("llama", {"qk_norm": True, "head_dim": 6, "rope_theta": 50.0, "norm_eps": 0.1}),
+])
+def test_loss_evaluation_and_text_agree_with_the_cpu(name, options, device):
+    here, there = (tiny(name, device=d, **BASE, **options) for d in ("cpu", device))
     idx = np.random.default_rng(0).integers(13, size=(3, 6))
     agree(there.logits(idx), here.logits(idx), device, tolerance(device, "float32"))
     agree(there.loss(idx, idx), np.asarray(here.loss(idx, idx)), device,
@@ -124,22 +129,24 @@ def test_loss_evaluation_and_text_agree_with_the_cpu(options, device):
                                   here.generate(idx, 10, temperature=0.8, top_k=5, seed=4))
 
 
-def test_model_saved_on_the_device_is_loaded_on_the_cpu(device, tmp_path):
-    there = GPT(GPTConfig(**BASE), device=device)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_model_saved_on_the_device_is_loaded_on_the_cpu(name, device, tmp_path):
+    there = tiny(name, device=device, **BASE)
     there.save_pretrained(tmp_path / "m")
-    here = GPT.from_pretrained(tmp_path / "m")
+    here = type(there).from_pretrained(tmp_path / "m")
     np.testing.assert_array_equal(here.params.flat, device.to_host(there.params.flat))
     assert (tmp_path / "m" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("name", "drawn"), [("gpt", configs), ("llama", llama_configs)])
 @pytest.mark.parametrize("vocab_size", [5, 1000])
-def test_repeated_step_is_the_same_to_the_last_bit(vocab_size, device):
-    @given(configs(vocab_size))
+def test_repeated_step_is_the_same_to_the_last_bit(vocab_size, name, drawn, device):
+    @given(drawn(vocab_size))
     @settings(max_examples=10)
     def check(config):
-        gpt = GPT(config, device=device)
+        model = FAMILIES[name].model(config, device=device)
         idx = np.random.default_rng(0).integers(vocab_size, size=(3, config.block_size))
-        first, second = (device.to_host(gpt.loss_and_grads(idx, idx, Key(1, 1))[1].flat)
+        first, second = (device.to_host(model.loss_and_grads(idx, idx, Key(1, 1))[1].flat)
                          for _ in range(2))
         np.testing.assert_array_equal(first, second)
 
@@ -166,16 +173,21 @@ def losses(folder):
     return [line["val_loss"] for line in map(json.loads, lines) if "val_loss" in line]
 
 
-def test_training_agrees_with_the_cpu(home, capsys):
+every_family = pytest.mark.parametrize("family", [[], [*LLAMA, "--qk-norm"]], ids=["gpt", "llama"])
+
+
+@every_family
+def test_training_agrees_with_the_cpu(home, capsys, family):
     for name in ("cpu", "gpu"):
         status, _, err = run(capsys, "--device", name, "--config=laptop", "--dtype=float32",
-                             "--max-iters=20", "--out-dir", name)
+                             "--max-iters=20", "--out-dir", name, *family)
         assert (status, err) == (0, "")
     np.testing.assert_allclose(losses(home / "gpu"), losses(home / "cpu"), rtol=1e-4)
 
 
-def test_run_is_resumed_on_the_cpu_and_back_on_the_device(home, capsys):
-    assert run(capsys, "--device=gpu", "--max-iters=10", "--out-dir=r")[0] == 0
+@every_family
+def test_run_is_resumed_on_the_cpu_and_back_on_the_device(home, capsys, family):
+    assert run(capsys, "--device=gpu", "--max-iters=10", "--out-dir=r", *family)[0] == 0
     for name, steps in (("cpu", 20), ("gpu", 30)):
         status, out, err = run(capsys, "--resume", "--device", name, "--max-iters", str(steps),
                                "--out-dir=r")
@@ -184,13 +196,15 @@ def test_run_is_resumed_on_the_cpu_and_back_on_the_device(home, capsys):
     assert losses(home / "r")[-1] < losses(home / "r")[0]
 
 
-def test_training_waits_for_the_device_once_in_ten_steps(home, capsys, device):
+@every_family
+def test_training_waits_for_the_device_once_in_ten_steps(home, capsys, device, family):
     if device.xp is not double.cupy:
         pytest.skip("CuPy does not count its waits; the double does")
     counted = []
     for steps in (10, 40):
         before = double.waits()
-        assert run(capsys, "--device=gpu", f"--max-iters={steps}", f"--out-dir={steps}")[0] == 0
+        words = [f"--max-iters={steps}", f"--out-dir={steps}", *family]
+        assert run(capsys, "--device=gpu", *words)[0] == 0
         counted.append(double.waits() - before)
     assert counted[1] - counted[0] == 3 and counted[0] > 0
 
@@ -201,15 +215,16 @@ def test_output_shows_device_precision_and_memory(home, capsys, device: Device):
     assert "peak memory: " in out
 
 
+@every_family
 @pytest.mark.parametrize("words", [
     ["--dtype=float32"], ["--dtype=float64"], ["--dtype=tf32"], ["--dtype=bfloat16"],
     ["--dtype=float32", "--fused"],
 ])
-def test_every_precision_trains(home, capsys, words, device, request):
+def test_every_precision_trains(home, capsys, words, family, device, request):
     if device.xp is double.cupy and "--fused" in words:
         request.getfixturevalue("host_compiler")
     status, _, err = run(capsys, "--device=gpu", "--config=laptop", "--max-iters=30",
-                         "--out-dir=r", *words)
+                         "--out-dir=r", *words, *family)
     assert (status, err) == (0, "")
     assert losses(home / "r")[-1] < losses(home / "r")[0] - 0.5
 

@@ -29,10 +29,10 @@ def mask_of(kind, B, H, Tq, Tk, seed=0):
             }[kind]
 
 
-def heads(B=2, H=3, Tq=4, Tk=70, D=5, dtype="float32", seed=0):
-    """-> q, k, v and dy."""
+def heads(B=2, H=3, Tq=4, Tk=70, D=5, dtype="float32", seed=0, share=1):
+    """-> q, k, v and dy. share: the heads of queries that share one of keys."""
     q, dy = (drawn(B, H, Tq, D, dtype=dtype, seed=seed + i) for i in (0, 1))
-    k, v = (drawn(B, H, Tk, D, dtype=dtype, seed=seed + i) for i in (2, 3))
+    k, v = (drawn(B, H // share, Tk, D, dtype=dtype, seed=seed + i) for i in (2, 3))
     return q, k, v, dy
 
 
@@ -63,20 +63,22 @@ def test_fused_dropout_gives_the_bits_of_the_plain_one(fused, B, E, p, key, dtyp
 
 @pytest.mark.parametrize("kind", MASKS)
 @few
-@given(B=st.integers(1, 2), H=st.integers(1, 3), Tq=st.integers(1, 5),
+@given(B=st.integers(1, 2), G=st.integers(1, 3), share=st.integers(1, 3), Tq=st.integers(1, 5),
        Tk=st.sampled_from([1, 31, 32, 33, 65]), D=st.integers(1, 4), dtype=DTYPES,
        p=st.sampled_from([0.0, 0.3]), key=st.none() | KEYS, seed=st.integers(0, 2**32 - 5))
-def test_fused_attention_equals_the_plain_one(fused, kind, B, H, Tq, Tk, D, dtype, p, key, seed):
-    arrays = heads(B, H, Tq, Tk, D, dtype, seed)
-    options = mask_of(kind, B, H, Tq, Tk, seed), p, key
+def test_fused_attention_equals_the_plain_one(fused, kind, B, G, share, Tq, Tk, D, dtype, p, key,
+                                              seed):
+    arrays = heads(B, G * share, Tq, Tk, D, dtype, seed, share)
+    options = mask_of(kind, B, G * share, Tq, Tk, seed), p, key
     assert_close(attended(fused["attention"], *arrays, *options),
                  attended(layers.LAYERS["attention"], *arrays, *options))
 
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("key", [None, KEY])
-def test_fused_backward_is_the_derivative_of_the_fused_forward(fused, kind, key):
-    q, k, v, _ = heads(Tk=40, dtype="float64")
+@pytest.mark.parametrize("share", [1, 3])
+def test_fused_backward_is_the_derivative_of_the_fused_forward(fused, kind, key, share):
+    q, k, v, _ = heads(Tk=40, dtype="float64", share=share)
     mask = mask_of(kind, 2, 3, 4, 40)
     forward, backward = fused["attention"]
     check_gradients(lambda q, k, v: forward(q, k, v, mask, 0.3, key), backward, [q, k, v],

@@ -13,38 +13,47 @@ from npgpt.errors import RunError
 from npgpt.models import generate as generation
 from npgpt.models.generate import KVCache, steps, stream
 from npgpt.models.sampling import Sampling, draw, penalized, probabilities
+from tests.models.families import VARIANTS, tiny
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
 
 
 @pytest.fixture(scope="module")
 def gpt():
-    model = GPT(CONFIG, dtype="float64")
+    return trained(GPT(CONFIG, dtype="float64"))
+
+
+def trained(model):
+    """The same model with parameters of a size as after training."""
     model.params.flat[...] = np.random.default_rng(0).standard_normal(model.params.flat.size) * 0.4
     return model
 
 
-def test_logits_with_the_cache_equal_those_of_the_full_forward(gpt):
-    idx = np.random.default_rng(1).integers(13, size=(3, 8))
-    full = gpt.logits(idx)
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_logits_with_the_cache_equal_those_of_the_full_forward(name, variant):
+    model = trained(tiny(name, "float64", **variant))
+    idx = np.random.default_rng(1).integers(11, size=(3, 8))
+    full = model.logits(idx)
     for first in range(1, 8):
-        kv = KVCache(CONFIG.n_layer, CONFIG.block_size)
-        np.testing.assert_allclose(gpt.logits(idx[:, :first], kv), full[:, :first], atol=1e-12)
+        kv = KVCache(model.config.n_layer, model.config.block_size)
+        np.testing.assert_allclose(model.logits(idx[:, :first], kv), full[:, :first], atol=1e-12)
         for t in range(first, 8):
-            new = gpt.logits(idx[:, t:t + 1], kv)
+            new = model.logits(idx[:, t:t + 1], kv)
             np.testing.assert_allclose(new[:, 0], full[:, t], atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
 @pytest.mark.parametrize("length", [1, 5, 8, 12])     # of the prompt; the context holds 8
-def test_text_equals_that_of_the_full_forward_beyond_the_context(gpt, length):
-    prompt = np.random.default_rng(2).integers(13, size=(2, length))
+def test_text_equals_that_of_the_full_forward_beyond_the_context(name, variant, length):
+    model = trained(tiny(name, "float64", **variant))
+    prompt = np.random.default_rng(2).integers(11, size=(2, length))
     rngs = [np.random.default_rng([5, row]) for row in range(2)]
     idx = prompt
     for _ in range(20):
-        probs = probabilities(gpt.logits(idx[:, -8:])[:, -1])
+        probs = probabilities(model.logits(idx[:, -8:])[:, -1])
         new = draw(probs, np.array([rng.random() for rng in rngs]))
         idx = np.concatenate([idx, new[:, None]], axis=1)
-    written = gpt.generate(prompt, 20, seed=5)
+    written = model.generate(prompt, 20, seed=5)
     assert written.tolist() == idx[:, length:].tolist()
 
 
@@ -192,10 +201,15 @@ def test_generation_uses_top_k_and_top_p(gpt):
     assert gpt.generate([[1, 2]], 20, top_p=1e-9).tolist() == greedy
 
 
-def test_cache_has_the_dtype_of_the_model():
-    model, kv = GPT(CONFIG, dtype="float32"), KVCache(CONFIG.n_layer, CONFIG.block_size)
+@pytest.mark.parametrize(("name", "options", "heads"), [
+    ("gpt", {}, (2, 8)), ("llama", {}, (2, 4)), ("llama", {"n_kv_head": 1}, (1, 4)),
+    ("llama", {"head_dim": 6}, (2, 6)),
+])
+def test_cache_has_the_dtype_of_the_model_and_only_heads_of_keys_and_values(name, options, heads):
+    model, kv = tiny(name, "float32", **options), KVCache(2, 8)
     model.logits([[1, 2]], kv)
-    assert kv.layers[1].k.dtype == kv.layers[1].v.dtype == np.float32
+    for array in (kv.layers[1].k, kv.layers[1].v):
+        assert (array.dtype, array.shape) == (np.float32, (1, heads[0], 8, heads[1]))
 
 
 def test_model_that_has_diverged_is_refused():

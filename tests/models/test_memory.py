@@ -6,14 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig, layers
+from npgpt import layers
 from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
+from tests.models.families import tiny
 
 V, B, T, C = 4000, 4, 32, 16
 IDS = np.random.default_rng(0).integers(3, V, (B, T))
-GPT_MODEL = GPT(GPTConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=C))
 TRANSFORMER = Transformer(TransformerConfig(
     source_vocab_size=V, target_vocab_size=V, n_layer=1, n_head=2, n_embd=C, dropout=0.0))
+CASES = {       # model, tokens, the layer whose backward is the first one of a block
+    **{name: (tiny(name, vocab_size=V, block_size=T, n_embd=C), (IDS, IDS), first)
+       for name, first in (("gpt", "gelu"), ("llama", "swiglu"))},
+    "transformer": (TRANSFORMER, (IDS, *teacher_forced(IDS)), "relu"),
+}
 
 
 def largest_arrays():
@@ -23,10 +28,9 @@ def largest_arrays():
     return sorted((trace.size for trace in snapshot.traces), reverse=True)
 
 
-@pytest.mark.parametrize(("model", "batch"), [
-    (GPT_MODEL, (IDS, IDS)), (TRANSFORMER, (IDS, *teacher_forced(IDS))),
-], ids=["gpt", "transformer"])
-def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(model, batch, request):
+@pytest.mark.parametrize(("model", "batch", "name"), CASES.values(), ids=CASES)
+def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(model, batch, name,
+                                                                             request):
     if request.config.getoption("--device") == "gpu":
         pytest.skip("the memory of the host is traced, and the layers compute on the GPU")
     alive = {}
@@ -37,10 +41,9 @@ def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(mod
             return getattr(layers, name)(*arguments)
         return function
 
-    first_of_a_block = "gelu_backward" if model is GPT_MODEL else "relu_backward"
+    first_of_a_block = f"{name}_backward"
     names = ("cross_entropy_backward", first_of_a_block)
-    model.layers = SimpleNamespace(**vars(layers) | {name: watched(name) for name in names})
-    name = first_of_a_block.removesuffix("_backward")
+    model.layers = SimpleNamespace(**vars(layers) | {way: watched(way) for way in names})
     model.layers.LAYERS = layers.LAYERS | {
         name: layers.Layer(layers.LAYERS[name].forward, watched(first_of_a_block))}
     grads = model.gradients()

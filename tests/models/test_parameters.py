@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig
+from npgpt import GPT, GPTConfig, LlamaConfig
 from npgpt.models.parameters import (
     Gradients,
     Param,
@@ -111,6 +111,8 @@ def test_tree_of_gradients_is_added_under_its_name_and_emptied():
 
 @pytest.mark.parametrize(("config", "parts"), [
     (CONFIG, {"attn.c_attn": (4, 4, 4)}),
+    (LlamaConfig(7, 5, 2, 4, 2, 8, n_inner=6, attention_bias=True, mlp_bias=True),
+     {"self_attn.qkv_proj": (8, 4, 4), "mlp.gate_up_proj": (6, 6)}),
     (TransformerConfig(n_layer=1, n_head=2, n_embd=4),
      {"attn.c_attn": (4, 4, 4), "crossattention.c_attn": (4, 4)}),
 ])

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig, UserError, layers
-from npgpt.models.llama import Llama, LlamaConfig
+from npgpt import UserError, layers
+from npgpt.layers import Key
 from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
 from tests import double
+from tests.models.families import FAMILIES, tiny
 
-CONFIG = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8)
+every_family = pytest.mark.parametrize("name", FAMILIES)
 IDS = np.random.default_rng(0).integers(3, 7, (2, 6))
 MODES = {"float32": 0, "float64": 0, "tf32": 3, "bfloat16": 3}       # cuBLAS's
 
@@ -39,12 +40,14 @@ def watched(model):
     return seen
 
 
+@every_family
 @pytest.mark.parametrize("use", [
     lambda m: m.logits(IDS), lambda m: m.loss(IDS, IDS), lambda m: m.loss_and_grads(IDS, IDS),
     lambda m: m.generate(IDS[:, :2], 2, seed=0),
 ], ids=["logits", "loss", "loss_and_grads", "generate"])
-def test_each_model_computes_in_its_own_precision_and_leaves_the_device_as_it_was(use, gpu):
-    models = {dtype: GPT(CONFIG, device=gpu, dtype=dtype) for dtype in MODES}
+def test_each_model_computes_in_its_own_precision_and_leaves_the_device_as_it_was(
+        use, name, gpu):
+    models = {dtype: tiny(name, device=gpu, dtype=dtype) for dtype in MODES}
     seen = {dtype: watched(model) for dtype, model in models.items()}
     for _ in range(2):
         for dtype, model in models.items():
@@ -63,29 +66,17 @@ def test_transformer_has_a_precision_too(gpu):
     assert set(seen) == {3} and double.cupy.MathMode.mode == 1
 
 
-@pytest.mark.parametrize("dtype", MODES)
-def test_llama_has_a_precision_too(dtype, gpu):
-    model = Llama(LlamaConfig(vocab_size=7, block_size=6, n_layer=1, n_head=4, n_kv_head=2,
-                              n_embd=8, n_inner=6, qk_norm=True, dropout=0.2),
-                  device=gpu, dtype=dtype)
-    seen = watched(model)
-    _, grads = model.loss_and_grads(IDS, IDS, layers.Key(1, 1))
-    model.generate(IDS[:, :2], 2, seed=0)
-    assert set(seen) == {MODES[dtype]} and double.cupy.MathMode.mode == 1
-    expected = "float64" if dtype == "float64" else "float32"
-    assert grads.flat.dtype == model.logits(IDS).dtype == expected
-
-
 def test_error_in_a_model_leaves_the_device_as_it_was(gpu):
-    model = GPT(CONFIG, device=gpu, dtype="tf32")
+    model = tiny("gpt", device=gpu, dtype="tf32")
     model.layers = SimpleNamespace(**vars(layers) | {"linear_forward": None})
     with pytest.raises(TypeError):
         model.logits(IDS)
     assert double.cupy.MathMode.mode == 1
 
 
-def test_precision_is_that_of_the_parameters_and_bfloat16_that_of_linear_layers_too(gpu):
-    found = {dtype: GPT(CONFIG, device=gpu, dtype=dtype) for dtype in MODES}
+@every_family
+def test_precision_is_that_of_the_parameters_and_bfloat16_that_of_linear_layers_too(name, gpu):
+    found = {dtype: tiny(name, device=gpu, dtype=dtype) for dtype in MODES}
     assert {dtype: model.params.flat.dtype.name for dtype, model in found.items()} == {
         "float32": "float32", "float64": "float64", "tf32": "float32", "bfloat16": "float32"}
     exact = gpu.to_host(found["float64"].logits(IDS))
@@ -95,11 +86,12 @@ def test_precision_is_that_of_the_parameters_and_bfloat16_that_of_linear_layers_
     assert found["float32"].layers is layers
 
 
+@every_family
 @pytest.mark.parametrize("dtype", ["float32", "float64", "tf32", "bfloat16"])
-def test_model_from_a_file_has_the_precision_that_is_asked_for(dtype, gpu, tmp_path):
-    GPT(CONFIG).save_pretrained(tmp_path / "m")
-    new = GPT(CONFIG, device=gpu, dtype=dtype)
-    read = GPT.from_pretrained(tmp_path / "m", device=gpu, dtype=dtype)
+def test_model_from_a_file_has_the_precision_that_is_asked_for(dtype, name, gpu, tmp_path):
+    tiny(name).save_pretrained(tmp_path / "m")
+    new = tiny(name, device=gpu, dtype=dtype)
+    read = type(new).from_pretrained(tmp_path / "m", device=gpu, dtype=dtype)
     assert read.dtype == new.dtype == dtype
     np.testing.assert_array_equal(gpu.to_host(read.logits(IDS)), gpu.to_host(new.logits(IDS)))
 
@@ -107,4 +99,66 @@ def test_model_from_a_file_has_the_precision_that_is_asked_for(dtype, gpu, tmp_p
 @pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16", None])
 def test_precision_that_a_cpu_does_not_have_is_refused(dtype):
     with pytest.raises(UserError, match="dtype must be one of float32, float64 on CPU"):
-        GPT(CONFIG, dtype=dtype)
+        tiny("gpt", dtype=dtype)
+
+
+def watched_layers(model, monkeypatch):
+    """-> layers with a matrix product, and the dtypes that each layer and exp get and return."""
+    inside, products, dtypes = [], set(), {}
+
+    def note(name, *values):
+        for x in values:
+            if isinstance(x, (tuple, list)):
+                note(name, *x)
+            elif hasattr(x, "dtype") and x.dtype.kind not in "iub":
+                dtypes.setdefault(name, set()).add(x.dtype.name)
+
+    def product(function):
+        def call(*arguments, **options):
+            products.add(inside[-1])
+            return function(*arguments, **options)
+        return call
+
+    def layer(name, function, is_forward):
+        def call(x, *rest):
+            note(name, x, rest if is_forward else ())
+            inside.append(name)
+            result = function(x, *rest)
+            inside.pop()
+            note(name, result[0] if is_forward else result)
+            return result
+        return call
+
+    def exp(x, plain=double.cupy.exp, **options):
+        note("exp", x)
+        return plain(x, **options)
+
+    for owner, name in ((double.array.ndarray, "__matmul__"), (double.array.ndarray, "dot"),
+                        (double.cupy, "matmul"), (double.cupy, "einsum")):
+        monkeypatch.setattr(owner, name, product(getattr(owner, name)))
+    monkeypatch.setattr(double.cupy, "exp", exp)
+    records = {name: layers.Layer(layer(name, record.forward, True),
+                                  layer(name, record.backward, False))
+               for name, record in model.layers.LAYERS.items()}
+    functions = {f"{name}_{way}": getattr(record, way)
+                 for name, record in records.items() for way in ("forward", "backward")}
+    model.layers = SimpleNamespace(**vars(model.layers) | functions | {"LAYERS": records})
+    return products, dtypes
+
+
+@pytest.mark.parametrize(("name", "options", "expected", "exact"), [
+    ("gpt", {}, {"linear", "attention", "embedding", "layernorm"}, {"gelu", "layernorm"}),
+    ("llama", {"qk_norm": True}, {"linear", "attention", "embedding"},
+     {"rmsnorm", "rope", "swiglu"}),
+])
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
+def test_only_matrix_products_are_rounded(dtype, name, options, expected, exact, gpu, monkeypatch):
+    """The rest gets and returns float32, the softmax too; and no norm of a Llama, no rotation and
+    no activation contains a product, which tf32 would round."""
+    model = tiny(name, device=gpu, dtype=dtype, dropout=0.2, **options)
+    products, dtypes = watched_layers(model, monkeypatch)
+    model.loss_and_grads(IDS, IDS, Key(1, 1))
+    model.logits(IDS)
+    assert products == expected
+    assert exact | {"linear", "attention", "embedding", "dropout", "exp"} <= dtypes.keys()
+    assert dtypes == {layer: {"float32"} for layer in dtypes}

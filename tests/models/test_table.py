@@ -5,17 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig, layers
+from npgpt import layers
 from npgpt.layers import Key
-from npgpt.models.llama import Llama, LlamaConfig
 from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
+from tests.models.families import FAMILIES, tiny
 
 IDS = np.random.default_rng(0).integers(3, 7, (2, 6))
 MODELS = {
-    "gpt": (GPT(GPTConfig(vocab_size=7, block_size=6, n_layer=2, n_head=2, n_embd=8, dropout=0.2)),
-            (IDS, IDS)),
-    "llama": (Llama(LlamaConfig(vocab_size=7, block_size=6, n_layer=2, n_head=4, n_kv_head=2,
-                                n_embd=8, n_inner=12, qk_norm=True, dropout=0.2)), (IDS, IDS)),
+    **{name: (tiny(name, dropout=0.2), (IDS, IDS)) for name in FAMILIES},
     "transformer": (Transformer(TransformerConfig(source_vocab_size=7, target_vocab_size=7,
                                                   n_layer=2, n_head=2, n_embd=8)),
                     (IDS, *teacher_forced(IDS))),
@@ -37,7 +34,7 @@ def test_model_computes_with_the_layers_of_its_table_and_no_others(name, monkeyp
     same_loss, same_grads = model.loss_and_grads(*batch, Key(1, 1))
     assert same_loss == loss and model.loss(*batch) > 0
     np.testing.assert_array_equal(same_grads.flat, grads.flat)
-    if name != "transformer":
+    if name in FAMILIES:
         assert model.generate(IDS[:, :2], 3, seed=0).shape == (2, 3)
     else:
         assert len(model.translate(IDS, 3)) == 2

@@ -22,7 +22,7 @@ class Trained(NamedTuple):
 
 
 def train(model, ids, c, start, sampled):
-    """Train a GPT on token ids -> Trained. c: the value of each option of train.py, by its name.
+    """Train a model on token ids -> Trained. c: the value of each option of train.py, by its name.
     start: the token id that samples begin with; sampled: the number of their tokens."""
     moments = {name: (np.zeros(w.shape), np.zeros(w.shape)) for name, w in model.params.items()}
     rows, T = c["batch_size"] * c["grad_accum"], model.config.block_size
@@ -39,8 +39,10 @@ def train(model, ids, c, start, sampled):
         lr = learning_rate(step, c)
         for name, g in grads.items():
             w, g = model.params[name], g.astype(np.float64) * clip
-            if c["optimizer"] == "muon" and name.startswith("h.") and g.ndim == 2:
-                update, rate = muon(g, moments[name], c), lr * c["muon_lr"] / c["learning_rate"]
+            if c["optimizer"] == "muon" and name.startswith(("h.", "layers.")) and g.ndim == 2:
+                ends = ends_of_parts(name, g.shape[1], model.config)
+                update = muon(g, moments[name], ends, c)
+                rate = lr * c["muon_lr"] / c["learning_rate"]
             else:
                 update, rate = adamw(g, moments[name], step + 1, c), lr
             decay = c["weight_decay"] if g.ndim == 2 else 0.0
@@ -76,14 +78,23 @@ def adamw(g, moments, t, c):
     return (m / (1 - c["beta1"]**t)) / (np.sqrt(v / (1 - c["beta2"]**t)) + 1e-8)
 
 
-def muon(g, moments, c):
+def ends_of_parts(name, n_out, config):
+    """Where the matrices end that are side by side in a parameter, all but the last one: q, k and
+    v, or gate and up."""
+    if "c_attn" in name:
+        return [n_out // 3, 2 * n_out // 3]
+    if "qkv_proj" in name:
+        q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+        return [q, q + kv]
+    return [n_out // 2] if "gate_up_proj" in name else []
+
+
+def muon(g, moments, ends, c):
     m, beta = moments[0], c["muon_momentum"]
     m[...] = beta * m + (1 - beta) * g
     nesterov = (1 - beta) * g + beta * m
-    n_in, n_out = g.shape
-    parts = np.split(nesterov, 3, axis=1) if n_out == 3 * n_in else [nesterov]      # q, k and v
-    return np.concatenate([math.sqrt(max(1, part.shape[1] / n_in)) * newton_schulz(part)
-                           for part in parts], axis=1)
+    return np.concatenate([math.sqrt(max(1, part.shape[1] / len(g))) * newton_schulz(part)
+                           for part in np.split(nesterov, ends, axis=1)], axis=1)
 
 
 def newton_schulz(x):

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import tomllib
 
 import pytest
@@ -234,6 +235,47 @@ def test_value_missing_in_a_checkpoint_is_its_default():
 
 def test_more_workers_than_cores_are_allowed():
     assert read("--workers=1000").training().workers == 1000
+
+
+def test_help_shows_which_family_has_an_option(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    parts = re.split(r"\n(the [^:\n]*):\n", capsys.readouterr().out)
+    found = {title: set(re.findall(r"^  --(?:\[no-\])?([a-z-]+)|^  --([a-z-]+),", text, re.M))
+             for title, text in zip(parts[1::2], parts[2::2])}
+    options = {title: {max(pair) for pair in pairs} for title, pairs in found.items()}
+    assert options["the model, for --family gpt only"] == {
+        "activation", "attn-bias", "head-bias", "embd-dropout"}
+    assert options["the model, for --family llama only"] == {
+        "n-kv-head", "head-dim", "attention-bias", "mlp-bias", "qk-norm", "rope-theta"}
+    assert options["the model, as in laptop"] == {
+        "block-size", "n-layer", "n-head", "n-embd", "dropout", "tie-weights", "n-inner",
+        "attn-dropout", "norm-eps"}
+    assert "family" in options["the training, as in laptop"]
+
+
+def test_family_selects_the_configuration(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("family = 'llama'\nn_kv_head = 2\nqk_norm = true\n")
+    for words in (["--config", str(path)], ["--family=llama", "--n-kv-head=2", "--qk-norm"]):
+        request = read(*words)
+        assert request.family == request.training().family == "llama"
+        assert request.model(65) == LlamaConfig(65, 64, 4, 4, 2, 128, qk_norm=True)
+    overridden = read("--config", str(path), "--n-kv-head=1", "--no-qk-norm").model(65)
+    assert (overridden.n_kv_head, overridden.qk_norm) == (1, False)
+    assert read().family == "gpt" and type(read().model(65)) is GPTConfig
+
+
+@pytest.mark.parametrize(("saved", "word", "message"), [
+    ({"family": "llama"}, "--head-bias", "head_bias is an option of the family gpt"),
+    ({"family": "gpt"}, "--qk-norm", "qk_norm is an option of the family llama"),
+    ({}, "--qk-norm", "qk_norm is an option of the family llama"),
+    ({}, "--family=llama", "a resumed run keeps its family of gpt, got llama"),
+])
+def test_resumed_run_refuses_options_of_another_family(saved, word, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        read("--resume", word).resumed(saved)
+    assert read("--resume").resumed(saved).family == saved.get("family", "gpt")
 
 
 def test_help_shows_paths_as_file_and_options_as_flags(capsys):

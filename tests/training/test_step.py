@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig
 from npgpt.layers import Key
 from npgpt.optim import AdamW, Muon
 from npgpt.parallel import Processes, can_fork
@@ -11,41 +10,41 @@ from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource
 from npgpt.training.config import TrainingConfig
 from npgpt.training.step import batches_of_step, train_step
+from tests.models.families import FAMILIES, tiny
 from tests.training.two_ranks import TwoRanks
 
 
-@pytest.fixture
-def gpt():
-    config = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8)
-    return GPT(config, dtype="float64")
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return tiny(request.param, "float64", vocab_size=7, block_size=6, n_layer=1, n_embd=8)
 
 
 @pytest.mark.parametrize(("options", "limit"), [
     ({}, np.inf), ({"grad_clip": 0.0}, np.inf), ({"grad_clip": 0.5}, 0.5), ({"grad_clip": 99}, 99)])
-def test_step_limits_the_norm_of_the_gradients_only_if_it_is_asked_to(gpt, options, limit):
+def test_step_limits_the_norm_of_the_gradients_only_if_it_is_asked_to(model, options, limit):
     idx, targets = np.random.default_rng(0).integers(7, size=(2, 4, 6))
-    gpt.params.flat[...] *= 10
-    expected_loss, grads = gpt.loss_and_grads(idx, targets)
+    model.params.flat[...] *= 10
+    expected_loss, grads = model.loss_and_grads(idx, targets)
     norm, expected = np.linalg.norm(grads.flat), grads.flat.copy()
     assert 1 < norm < 99
-    optimizer = AdamW(gpt.params, beta1=0.75)
-    loss, found_norm = train_step(gpt, optimizer, [(idx, targets, Key(1, 1))], gpt.gradients(),
+    optimizer = AdamW(model.params, beta1=0.75)
+    loss, found_norm = train_step(model, optimizer, [(idx, targets, Key(1, 1))], model.gradients(),
                                   lr=1e-3, **options)
     assert loss == expected_loss and found_norm == pytest.approx(norm, rel=1e-12)
     np.testing.assert_allclose(optimizer.m, 0.25 * expected * min(1, limit / norm), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])
-def test_step_updates_the_ranks_shard_and_gathers_the_others(gpt, kind):
+def test_step_updates_the_ranks_shard_and_gathers_the_others(model, kind):
     idx = np.random.default_rng(0).integers(7, size=(4, 6))
-    optimizer, before = kind(gpt.params), gpt.params.flat.copy()
+    optimizer, before = kind(model.params), model.params.flat.copy()
     optimizer.set_rank(0, 2)
-    train_step(gpt, optimizer, [(idx, idx, Key(1, 1))], gpt.gradients(), TwoRanks(), lr=1e-3)
+    train_step(model, optimizer, [(idx, idx, Key(1, 1))], model.gradients(), TwoRanks(), lr=1e-3)
     own = np.zeros(len(before), bool)
     for part in optimizer.shard:
         own[part] = True
-    assert own.any() and (gpt.params.flat[~own] == 7).all()
-    moved = np.abs(gpt.params.flat - before)[own]
+    assert own.any() and (model.params.flat[~own] == 7).all()
+    moved = np.abs(model.params.flat - before)[own]
     assert 0 < moved.max() < 0.01
 
 
