@@ -66,8 +66,8 @@ def main(arguments=None):
 
 
 def sample(arguments):
-    c, name, stops = read_command_line(arguments)
-    directory = find_model(name)
+    c, model, stops = read_command_line(arguments)
+    directory = find_model(*model)
     tokenizer = load_tokenizer(directory)
     chat = Chat.of(tokenizer, directory) if c.chat else None
     prompt = read_prompt(c.prompt, c.prompt_file)
@@ -163,7 +163,7 @@ class Answerer:
 
 
 def read_command_line(arguments):
-    """-> SampleConfig, the name of a run or of a model or None, a list of stop texts."""
+    """-> SampleConfig, the name of a run or of a model with its option, a list of stop texts."""
     parser = Parser(description="Generate text with a model trained by train.py, or with GPT-2.",
                     usage="sample.py [--model PATH] [--prompt TEXT] ...")
     parser.add_argument("--model", metavar="PATH",
@@ -177,7 +177,8 @@ def read_command_line(arguments):
     given = parser.parse(arguments, fields)
     if "model" in given and "out_dir" in given:
         raise UserError("`model` and `out_dir` are the same; give one of them")
-    name, stops = given.pop("model", given.pop("out_dir", None)), given.pop("stop", [])
+    option = "out_dir" if "out_dir" in given else "model"
+    name, stops = given.pop(option, None), given.pop("stop", [])
     if "" in stops:
         raise UserError("`stop` is empty; it takes a text")
     c = SampleConfig(**given)
@@ -190,7 +191,7 @@ def read_command_line(arguments):
         raise UserError("`system` is for a conversation; add `chat`, or leave it out")
     if c.interactive and not (c.prompt is c.prompt_file is None):
         raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
-    return c, name, stops
+    return c, (name, option), stops
 
 
 def encode(tokenizer, prompt):

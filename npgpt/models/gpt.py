@@ -40,8 +40,9 @@ class GPTConfig(ModelConfig):
     tie_weights: bool = option(True, "one matrix is both token embedding and head")
     attn_bias: bool = option(True, "queries, keys and values have a bias")
     head_bias: bool = option(False, "the head has a bias")
-    n_inner: int | None = option(None, "channels in the MLP (default: 4 `n_embd`; in a Llama 8/3 of "
-                                 "it, rounded up to a multiple of 32)", at_least=1, at_most=10**6)
+    n_inner: int | None = option(
+        None, "channels in the MLP (default: 4 `n_embd`; in a Llama 8/3 of it, rounded up to a "
+        "multiple of 32)", at_least=1, at_most=10**6)
     embd_dropout: float | None = option(
         None, "the fraction dropped after the embeddings (default: `dropout`)", at_least=0, below=1)
     attn_dropout: float | None = option(
