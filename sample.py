@@ -177,8 +177,8 @@ def read_command_line(arguments):
     given = parser.parse(arguments, fields)
     if "model" in given and "out_dir" in given:
         raise UserError("`model` and `out_dir` are the same; give one of them")
-    option = "out_dir" if "out_dir" in given else "model"
-    name, stops = given.pop(option, None), given.pop("stop", [])
+    which = "out_dir" if "out_dir" in given else "model"
+    name, stops = given.pop(which, None), given.pop("stop", [])
     if "" in stops:
         raise UserError("`stop` is empty; it takes a text")
     c = SampleConfig(**given)
@@ -191,7 +191,7 @@ def read_command_line(arguments):
         raise UserError("`system` is for a conversation; add `chat`, or leave it out")
     if c.interactive and not (c.prompt is c.prompt_file is None):
         raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
-    return c, (name, option), stops
+    return c, (name, which), stops
 
 
 def encode(tokenizer, prompt):

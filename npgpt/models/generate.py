@@ -14,7 +14,7 @@ from npgpt.backend import array_module, to_host
 from npgpt.errors import RunError, UserError
 from npgpt.models.sampling import draw, penalized, probabilities
 
-READ = 512     # tokens of a prompt that are read at once
+READ = 128     # tokens of a prompt that are read at once
 
 
 class KVCache:
