@@ -37,55 +37,53 @@ def write_model(model, folder, end=None):
     write_tensors(folder / WEIGHTS, form.write_weights(model))
 
 
-def load_model(directory, family, **options):
-    """Verify and read a model directory, or a GGUF file -> a model of the family; of a base of
-    several families, of the one that config.json names. options: as for a new model."""
-    directory = Path(directory)
-    if directory.is_file():
-        return _load_file(directory, family, **options)
-    if not directory.is_dir():
-        raise UserError(f"the model directory {directory} does not exist")
-    runs = sorted(path.parent for path in directory.glob("checkpoint-*/" + CONFIG))
-    if runs and not (directory / CONFIG).exists():
-        raise UserError(f"{directory} is a run, not a model; its models are its checkpoints: "
-                        f"{', '.join(map(str, runs))}")
-    verify(directory)
-    return read_model(directory, family, **options)
+def load_model(path, family, **options):
+    """Verify and read a model directory, or read a GGUF file -> a model of the family; of a base of
+    several families, of the one that is found. options: as for a new model."""
+    path = Path(path)
+    if path.is_dir():
+        runs = sorted(file.parent for file in path.glob("checkpoint-*/" + CONFIG))
+        if runs and not (path / CONFIG).exists():
+            raise UserError(f"{path} is a run, not a model; its models are its checkpoints: "
+                            f"{', '.join(map(str, runs))}")
+        verify(path)
+    elif not path.is_file():
+        raise UserError(f"the model directory {path} does not exist")
+    return read_model(path, family, **options)
 
 
-def _load_file(path, family, **options):
-    """Read a GGUF file -> a Llama. Raises UserError unless the family is Llama or a base of it."""
-    if not issubclass(Llama, family) and not issubclass(family, Llama):
-        raise UserError(f"{path} is a file, and not the directory of a {family.__name__}")
-    config, values = gguf.read(path)
-    return (family if issubclass(family, Llama) else Llama)(config, values=values, **options)
-
-
-def read_model(directory, family, **options):
-    """Read a model directory that has been verified -> a model, as by `load_model`."""
-    family = family_in(directory, family)
-    config, values = _format(family).read(directory / CONFIG, directory / WEIGHTS)
+def read_model(path, family, **options):
+    """Read a GGUF file, or a model directory that has been verified -> a model, as by
+    `load_model`."""
+    family = family_in(path, family)
+    config, values = read_values(path, family)
     return family(config, values=values, **options)
 
 
-def read_values(directory, family):
-    """Read a model directory that has been verified -> the configuration of its family, and pairs
-    of names and NumPy arrays, the parameters."""
-    return _format(family_in(directory, family)).read(directory / CONFIG, directory / WEIGHTS)
+def read_values(path, family):
+    """Read a GGUF file, or a model directory that has been verified -> the configuration of its
+    family, and pairs of names and NumPy arrays, the parameters."""
+    if path.is_file():
+        return gguf.read(path)
+    return _format(family_in(path, family)).read(path / CONFIG, path / WEIGHTS)
 
 
-def family_in(directory, base):
-    """-> the family of the model in a directory: base itself, or one of those that have it as their
-    base. Raises UserError if config.json names another one."""
+def family_in(path, base):
+    """-> the family of the model in a directory or in a GGUF file: base itself, or one of those
+    that have it as their base. Raises UserError if it is another one."""
+    if path.is_file():
+        if issubclass(base, Llama) or issubclass(Llama, base):
+            return base if issubclass(base, Llama) else Llama
+        raise UserError(f"{path} is a file, and not the directory of a {base.__name__}")
     if _format(base):
         return base
-    if not (directory / CONFIG).exists():
-        find_weights(directory / WEIGHTS)              # says more if there is a model of its own
-    found = read_json(directory / CONFIG).get("model_type")
+    if not (path / CONFIG).exists():
+        find_weights(path / WEIGHTS)              # says more if there is a model of its own
+    found = read_json(path / CONFIG).get("model_type")
     known = {kind: family for family, form in FORMATS.items() if issubclass(family, base)
              for kind in form.MODEL_TYPES}
     if not isinstance(found, str) or found not in known:
-        raise UserError(f"{directory / CONFIG}: model_type is {found!r}, expected one of "
+        raise UserError(f"{path / CONFIG}: model_type is {found!r}, expected one of "
                         f"{', '.join(known)}")
     return known[found]
 

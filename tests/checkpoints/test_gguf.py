@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from npgpt import UserError, reading
+from npgpt import GPT, UserError, reading
 from npgpt.checkpoints.gguf import read
 from npgpt.models.llama import Llama
 from tests.gguf_files import KINDS, metadata_of, random_llama, tensors_of, write_gguf
@@ -186,3 +186,23 @@ def test_missing_unknown_and_misshapen_tensors_are_named(change, message, path):
                if array is not None}
     write_gguf(path, metadata_of(model.config), tensors)
     assert refusal(path) == message
+
+
+def test_file_opens_wherever_a_model_is_read(path):
+    from npgpt.models.language_model import LanguageModel
+    from npgpt.models.model import Model
+
+    class MyLlama(Llama):
+        pass
+
+    model = random_llama()
+    write(path, model)
+    for family, expected in ((Model, Llama), (LanguageModel, Llama), (Llama, Llama),
+                             (MyLlama, MyLlama)):
+        read = family.from_pretrained(path)
+        assert type(read) is expected
+        np.testing.assert_array_equal(read.params.flat, model.params.flat)
+    with pytest.raises(UserError, match=r"m\.gguf is a file, and not the directory of a GPT"):
+        GPT.from_pretrained(path)
+    with pytest.raises(UserError, match=r"the model directory .*nowhere.gguf does not exist"):
+        Llama.from_pretrained(path.parent / "nowhere.gguf")
