@@ -83,7 +83,7 @@ def _npgpt(path, work):
 
 
 def _transformers(path, work):
-    """The same with transformers; its own loop around the model would take longer."""
+    """The same with transformers, in a loop around its model."""
     import torch
     import transformers
 

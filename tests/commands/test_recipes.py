@@ -13,6 +13,13 @@ from npgpt.durable import SUMS
 from npgpt.text.bpe import BPETokenizer
 from npgpt.training import request
 from tests.commands.tiny import ROOT, TEXT
+from tests.gguf_files import (
+    metadata_of,
+    random_llama,
+    tensors_of,
+    tokenizer_metadata,
+    write_gguf,
+)
 
 DOCUMENT = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", DOCUMENT, re.M | re.S)
@@ -42,6 +49,9 @@ def recipes(home, monkeypatch):
         ).save_pretrained("gpt2")
     (home / "gpt2" / SUMS).unlink()
     tokenizer.save(home / "gpt2")
+    words = tokenizer_metadata() | {"tokenizer.chat_template": "{{ messages[0].content }}"}
+    llama = random_llama(vocab_size=len(words["tokenizer.ggml.tokens"]))
+    write_gguf(home / "smollm2.gguf", metadata_of(llama.config) | words, tensors_of(llama))
     (home / "configs").mkdir()
     (home / "configs/laptop.toml").write_text(CONFIG)
     (home / "configs/finetune.toml").write_text("\n".join(SETTINGS))
