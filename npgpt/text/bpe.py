@@ -175,11 +175,12 @@ class BPETokenizer:
 
     def decode(self, ids):
         """Token ids (n,) -> text; "\ufffd" for bytes that are not UTF-8."""
-        return b"".join(self._bytes[i] for i in ids).decode(errors="replace")
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, i):
-        """-> the bytes of a token; of a special token, its name."""
-        return self._bytes[i]
+        """-> the bytes of a token; of a special token, its name; none of an id beyond the
+        vocabulary, for which a model may have a row."""
+        return self._bytes[i] if i < self.vocab_size else b""
 
     @property
     def byte_lengths(self):

@@ -32,6 +32,7 @@ from npgpt.text.gguf import gguf_tokenizer
 FILES = {FILE, CONFIG}
 PAIRS, MERGES = "vocab.json", "merges.txt"       # GPT-2's own form of a byte-level BPE
 TEMPLATE = "chat_template.jinja"
+PADDED, MOST_PADDING = 64, 1024                  # rows of a table, as in Qwen3
 CHARS = "chars"                                  # names the characters of a text
 
 
@@ -82,7 +83,11 @@ def _read_settings(folder):
 
 
 def check_vocabulary(tokenizer, vocab_size, directory):
-    """Raise UserError if the model in a directory has another vocabulary than its tokenizer."""
-    if tokenizer.vocab_size != vocab_size:
+    """Raise UserError if the model in a directory has another vocabulary than its tokenizer. A
+    model may have some rows more, up to a multiple of PADDED, which stand for no token."""
+    more = vocab_size - tokenizer.vocab_size
+    is_padded = (tokenizer.kind == BPETokenizer.kind and vocab_size % PADDED == 0
+                 and 0 < more < MOST_PADDING)
+    if more and not is_padded:
         raise UserError(f"the tokenizer and the model in {directory} do not fit each other: "
                         f"{tokenizer.vocab_size:,} and {vocab_size:,} tokens")

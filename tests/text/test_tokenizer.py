@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import UserError
+from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import Alphabet, CharTokenizer
 from npgpt.text.tokenizer import FILES, check_vocabulary, load_tokenizer
 
@@ -83,6 +84,25 @@ def test_vocabulary_of_another_model_is_refused():
         check_vocabulary(CharTokenizer("ab"), 3000, "here")
     assert str(error.value) == ("the tokenizer and the model in here do not fit each other: 2 and "
                                 "3,000 tokens")
+
+
+@pytest.mark.parametrize(("rows", "fits"), [
+    (270, True), (320, True), (269, False), (271, False), (319, False), (256, False),
+    (1280, True), (1344, False),
+])
+def test_model_may_have_rows_up_to_a_multiple_of_64_that_stand_for_no_token(rows, fits):
+    tokenizer = BPETokenizer.train(["the quick brown fox jumps over the lazy dog"], 270)
+    if fits:
+        check_vocabulary(tokenizer, rows, "here")
+        assert tokenizer.decode([rows, 0, rows - 1]).count("<|endoftext|>") == 1
+        return
+    with pytest.raises(UserError, match="do not fit each other"):
+        check_vocabulary(tokenizer, rows, "here")
+
+
+def test_characters_of_a_model_are_never_padded():
+    with pytest.raises(UserError, match="do not fit each other"):
+        check_vocabulary(CharTokenizer("ab"), 64, "here")
 
 
 def test_digest_is_that_of_the_alphabet():
