@@ -26,6 +26,7 @@ def apart(ours, theirs):
 
 
 def masked_attention(torch, q, k, v, mask, p, key):
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     att = scores.softmax(-1)
     if mask is not None:
@@ -40,6 +41,14 @@ def dropped(torch, x, p, key):
     from npgpt.layers.dropout import keep_mask
 
     return x * torch.tensor(keep_mask(np, key, p, tuple(x.shape))) / (1 - p) if p else x
+
+
+def rotated(torch, x, cos, sin):
+    """Pairs of channels as complex numbers."""
+    D = x.shape[-1]
+    turned = torch.complex(x[..., :D // 2], x[..., D // 2:]) * torch.complex(*map(torch.tensor,
+                                                                                  (cos, sin)))
+    return torch.cat([turned.real, turned.imag], -1)
 
 
 def crossed(torch, logits, targets, count):
@@ -61,6 +70,9 @@ def functions(torch):
         "dropout": lambda x, p, key: dropped(torch, x, p, key),
         "attention": lambda *inputs: masked_attention(torch, *inputs),
         "cross_entropy": lambda *inputs: crossed(torch, *inputs),
+        "rmsnorm": lambda x, w, eps: F.rms_norm(x, x.shape[-1:], w, eps),
+        "rope": lambda x, cos, sin: rotated(torch, x, cos, sin),
+        "swiglu": lambda gate, up: F.silu(gate) * up,
     }
 
 
