@@ -86,8 +86,7 @@ def check_vocabulary(tokenizer, vocab_size, directory):
     """Raise UserError if the model in a directory has another vocabulary than its tokenizer. A
     model may have some rows more, up to a multiple of PADDED, which stand for no token."""
     more = vocab_size - tokenizer.vocab_size
-    is_padded = (tokenizer.kind == BPETokenizer.kind and vocab_size % PADDED == 0
-                 and 0 < more < MOST_PADDING)
-    if more and not is_padded:
+    may_be_padded = tokenizer.kind == BPETokenizer.kind and vocab_size % PADDED == 0
+    if more and not (may_be_padded and more in range(MOST_PADDING)):
         raise UserError(f"the tokenizer and the model in {directory} do not fit each other: "
                         f"{tokenizer.vocab_size:,} and {vocab_size:,} tokens")

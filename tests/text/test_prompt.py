@@ -78,6 +78,10 @@ def test_endless_standard_input_is_refused(stdin, monkeypatch):
     stdin(b"a" * 11)
     with pytest.raises(UserError, match=r"^standard input has more than 10 bytes, too many"):
         read_prompt("-", None)
+    asked = []
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(
+        read=lambda n: asked.append(n) or b"a")))
+    assert read_prompt("-", None) == "a" and asked == [11]
 
 
 def test_closed_standard_input_is_refused(monkeypatch):
@@ -149,6 +153,14 @@ def test_marker_is_shown_if_the_output_is_a_terminal_too(is_terminal, marker, te
     for_each_line(lines.append)
     assert lines == ["a", None, "b"] and markers == [marker] * 4
     assert capsys.readouterr().err == "\n"              # the end of the line with Ctrl-D
+
+
+def test_terminal_needs_no_readline(terminal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "readline", None)
+    terminal("a")
+    lines = []
+    for_each_line(lines.append)
+    assert lines == ["a"]
 
 
 def test_ctrl_c_ends_a_text_in_a_terminal_and_the_program_at_the_marker(terminal, capsys):

@@ -76,5 +76,7 @@ def test_note_of_the_text_is_kept(monkeypatch):
 
 
 def test_tokenizer_that_does_not_know_the_text_is_refused():
-    with pytest.raises(UserError, match="'c', character 3 of the text"):
+    with pytest.raises(UserError, match="'c', character 3 of the text, is not"):
         TokenSource.from_text("abc", tokenizer=CharTokenizer("ab"))
+    with pytest.raises(UserError, match="'c', character 3 of the text book, is not"):
+        TokenSource.from_text("abc", "book", tokenizer=CharTokenizer("ab"))

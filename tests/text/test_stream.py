@@ -94,6 +94,26 @@ def test_end_shows_what_was_held_back_and_not_itself(finish):
     assert text.push(1, 0.3) == text.finish() == [] and text.tokens == 2
 
 
+def test_other_tokens_may_end_it():
+    text = Continuation(Bytes(b"a", b"b", b"c"), ends=(2, 3))
+    assert text.push(0) == [("<end>", None)] and text.has_ended is False
+    assert text.push(3) == [] and text.has_ended is True and text.tokens == 1
+
+
+def test_text_that_was_shown_is_kept():
+    text = Continuation(Bytes(b"xa", b"b", b"y"), ["abc"])
+    assert text.shown == ""
+    for token, shown in ((1, "x"), (2, "x"), (3, "xaby"), (1, "xabyx")):
+        text.push(token, 0.5)
+        assert text.shown == shown
+    text.finish()
+    assert text.shown == "xabyxa"
+
+
+def test_nothing_is_found_before_it_is_there():
+    assert StopTexts(["a"]).found is False
+
+
 def test_stop_text_ends_it():
     text = Continuation(Bytes(b"a.b"), ["."])
     assert text.push(1) == [("a", None)]

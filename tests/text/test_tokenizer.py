@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from npgpt import UserError
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import Alphabet, CharTokenizer
-from npgpt.text.tokenizer import FILES, check_vocabulary, load_tokenizer
+from npgpt.text.tokenizer import FILES, check_vocabulary, load_tokenizer, named_tokenizer
+from tests.gguf_files import tokenizer_metadata, write_gguf
 
 REFUSED = r"tokenizer\.json is (not a valid tokenizer: |a tokenizer of the kind BPE; npgpt reads )"
 
@@ -86,18 +87,44 @@ def test_vocabulary_of_another_model_is_refused():
                                 "3,000 tokens")
 
 
-@pytest.mark.parametrize(("rows", "fits"), [
-    (270, True), (320, True), (269, False), (271, False), (319, False), (256, False),
-    (1280, True), (1344, False),
+@pytest.mark.parametrize(("n", "rows", "fits"), [
+    (270, 270, True), (270, 320, True), (270, 269, False), (270, 271, False), (270, 319, False),
+    (270, 256, False), (270, 1280, True), (270, 1344, False), (319, 320, True), (320, 1344, False),
 ])
-def test_model_may_have_rows_up_to_a_multiple_of_64_that_stand_for_no_token(rows, fits):
-    tokenizer = BPETokenizer.train(["the quick brown fox jumps over the lazy dog"], 270)
+def test_model_may_have_rows_up_to_a_multiple_of_64_that_stand_for_no_token(n, rows, fits):
+    tokenizer = BPETokenizer.train(["the quick brown fox jumps over the lazy dog and runs away, "
+                                    "as nobody had ever seen it do before that day in May"], n)
+    assert tokenizer.vocab_size == n
     if fits:
         check_vocabulary(tokenizer, rows, "here")
-        assert tokenizer.decode([rows, 0, rows - 1]).count("<|endoftext|>") == 1
+        assert tokenizer.decode([rows, 0, rows + 1]) == "<|endoftext|>"
         return
     with pytest.raises(UserError, match="do not fit each other"):
         check_vocabulary(tokenizer, rows, "here")
+
+
+def test_tokenizer_is_named_by_its_kind_or_its_directory(tmp_path):
+    assert named_tokenizer("chars") is None
+    tokenizer = BPETokenizer.train(["the quick brown fox"], 260)
+    tokenizer.save(tmp_path)
+    assert named_tokenizer(str(tmp_path)).digest == tokenizer.digest
+    with pytest.raises(UserError) as error:
+        named_tokenizer("nowhere")
+    assert error.value.message == ("`tokenizer` must be chars or a directory with a tokenizer, got "
+                                   "'nowhere'")
+
+
+def test_file_in_the_place_of_a_directory_is_a_gguf_file(tmp_path):
+    metadata = tokenizer_metadata()
+    tokenizer = load_tokenizer(write_gguf(tmp_path / "m.gguf", metadata))
+    assert tokenizer.vocab_size == len(metadata["tokenizer.ggml.tokens"])
+
+
+def test_chat_template_needs_no_other_settings(tmp_path):
+    BPETokenizer.train(["the quick brown fox"], 260).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("hello")
+    assert load_tokenizer(tmp_path).settings["chat_template"] == "hello"
 
 
 def test_characters_of_a_model_are_never_padded():
