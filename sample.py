@@ -154,7 +154,12 @@ class Answerer:
         if message is None:
             self.conversation.restart()
             return tell("note: a new conversation")
-        w, ids = self.writer, self.conversation.ask(message)
+        w, context = self.writer, self.writer.model.config.block_size
+        room = max(context - w.c.max_new_tokens, context // 2)
+        ids, forgotten = self.conversation.ask(message, room)
+        if forgotten:
+            tell(f"note: the context has {context:,} tokens; the {forgotten} oldest messages are "
+                 "forgotten")
         text = Continuation(w.tokenizer, w.stops, self.conversation.ends)
         try:
             w.write(ids, [text], [sys.stdout], kv=self.kv)

@@ -11,7 +11,8 @@ from npgpt.errors import UserError
 
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"         # OWNER/MODEL
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
-             "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja"]
+             "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
+             "generation_config.json"]
 
 
 def find_model(name, option="model"):

@@ -47,6 +47,8 @@ FIXED = {
     "llama.logit_scale": (0.0,),
     "llama.rope.scaling.type": ("none",),
     "llama.rope.scaling.factor": (0.0, 1.0),
+    "llama.rope.scaling.attn_factor": (1.0,),
+    "llama.rope.scaling.yarn_attn_factor": (1.0,),
     "llama.rope.scale_linear": (0.0, 1.0),
 }
 

@@ -42,7 +42,8 @@ THETA = 10000.0                                # of both, if config.json does no
 
 # Options that npgpt does not have, with the values that it supports; the first is the default.
 FIXED = {
-    "hidden_act": ("silu",),
+    "hidden_act": ("silu", "swish"),
+    "is_causal": (True,),
     "use_sliding_window": (False,),
     "quantization_config": (None,),
 }
@@ -139,6 +140,8 @@ def _read_config(path):
     kinds = found.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise UserError(f"{path}: npgpt does not support layer_types = {kinds!r}")
+    if is_qwen3:
+        found.pop("mlp_bias", None)                    # it has none
     values = {field: found.get(key, defaults[is_qwen3]) for key, (field, *defaults) in KEYS.items()}
     if values["attn_dropout"] is None:
         values["attn_dropout"] = 0.0
@@ -152,6 +155,9 @@ def _theta(path, found):
     """The base of the rotation's angles, in either spelling. Raises UserError for another rotation
     than the default."""
     theta = found.get("rope_theta")
+    if found.get("rope_scaling") and found.get("rope_parameters"):
+        raise UserError(f"{path}: rope_scaling and rope_parameters are both given; remove the one "
+                        "that is wrong")
     for name in ("rope_scaling", "rope_parameters"):
         rotation = found.get(name) or {}
         if not isinstance(rotation, dict):

@@ -28,11 +28,11 @@ def save_model(model, directory):
         write_model(model, folder)
 
 
-def write_model(model, folder, end=None):
-    """Write config.json and model.safetensors into an `atomic_directory`. end: the end-of-text
-    token, at which transformers stops generating."""
+def write_model(model, folder, tokenizer=None):
+    """Write config.json and model.safetensors into an `atomic_directory`. tokenizer: the model's;
+    config.json then names the tokens between which a text is."""
     form = _format(type(model))
-    ends = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end} if tokenizer else {}
     write_json(folder / CONFIG, form.write_config(model.config) | ends)
     write_tensors(folder / WEIGHTS, form.write_weights(model))
 

@@ -15,6 +15,7 @@ from npgpt.errors import RunError, UserError
 from npgpt.models.sampling import draw, penalized, probabilities
 
 READ = 128     # tokens of a prompt that are read at once
+SMALLEST = 64  # tokens for which the first buffers have room
 
 
 class KVCache:
@@ -46,7 +47,7 @@ class KVCache:
 
 
 class LayerKV:
-    """The keys and values of one layer, in buffers for the whole context."""
+    """The keys and values of one layer, in buffers that grow up to the size of the context."""
 
     def __init__(self, block_size):
         self.block_size = block_size
@@ -54,15 +55,25 @@ class LayerKV:
         self.k = self.v = None
 
     def extend(self, k, v):
-        """k, v (B, H, T, D) of new tokens -> k, v (B, H, Tk, D) of all tokens: views."""
-        if self.k is None:
-            B, H, _, D = k.shape
-            empty = array_module(k).empty
-            self.k, self.v = (empty((B, H, self.block_size, D), dtype=k.dtype) for _ in range(2))
+        """k, v (B, G, T, D) of new tokens -> k, v (B, G, Tk, D) of all tokens: views."""
         start, self.length = self.length, self.length + k.shape[2]
+        if self.k is None or self.length > self.k.shape[2]:
+            self._grow(k)
         self.k[:, :, start:self.length] = k
         self.v[:, :, start:self.length] = v
         return self.k[:, :, :self.length], self.v[:, :, :self.length]
+
+
+    def _grow(self, k):
+        """Let the buffers hold all tokens: at least twice as many as before."""
+        B, G, T, D = k.shape
+        before = self.length - T
+        size = min(self.block_size, max(self.length, 2 * before, SMALLEST))
+        for name in ("k", "v"):
+            old, new = getattr(self, name), array_module(k).empty((B, G, size, D), dtype=k.dtype)
+            if old is not None:
+                new[:, :, :before] = old[:, :, :before]
+            setattr(self, name, new)
 
 
 class Step(NamedTuple):

@@ -31,7 +31,7 @@ class GPTConfig(ModelConfig):
     """
 
     vocab_size: int = option(50257, "tokens in the vocabulary, V", at_least=1, at_most=10**7)
-    block_size: int = option(1024, "tokens in the context, T", at_least=1, at_most=10**6)
+    block_size: int = option(1024, "tokens in the context, T", at_least=1, at_most=10**7)
     n_layer: int = option(12, "transformer blocks, L", at_least=1, at_most=1000)
     n_head: int = option(12, "attention heads in a block, H", at_least=1, at_most=10**4)
     n_embd: int = option(768, "channels of a token, C", at_least=1, at_most=10**5)

@@ -26,14 +26,14 @@ from npgpt.models.parameters import STD, Param, flatten, linear, table
 
 @dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
-    """The architecture. The sizes are by default those of SmolLM2 with 135 million parameters,
-    which has n_kv_head = 3 and rope_theta = 100_000. After construction no size is None.
+    """The architecture. The default sizes are those of SmolLM2 with 135 million parameters, but for
+    its n_kv_head = 3 and rope_theta = 100_000. After construction no size is None.
 
     Raises UserError, a ValueError, for an invalid value.
     """
 
     vocab_size: int = option(49152, "tokens in the vocabulary, V", at_least=1, at_most=10**7)
-    block_size: int = option(8192, "tokens in the context, T", at_least=1, at_most=10**6)
+    block_size: int = option(8192, "tokens in the context, T", at_least=1, at_most=10**7)
     n_layer: int = option(30, "transformer blocks, L", at_least=1, at_most=1000)
     n_head: int = option(9, "attention heads in a block, H", at_least=1, at_most=10**4)
     n_kv_head: int | None = option(None, "heads of keys and values, G (default: `n_head`)",

@@ -64,6 +64,10 @@ class BPETokenizer:
                             "characters that stand for bytes") from None
         self._special = {i for i, token in added.items() if token.special}
         self.end = _end(vocab, settings, path)
+        self.ends = () if self.end is None else (self.end,)
+        bos = self.settings.get("bos_token") if settings is not None else None
+        bos = bos.get("content") if isinstance(bos, dict) else bos
+        self.bos = vocab.get(bos) if settings is not None else self.end
 
     @classmethod
     def from_json(cls, content, settings=None, path=FILE):
@@ -111,9 +115,9 @@ class BPETokenizer:
     @property
     def prefix(self):
         """(n,) int: the tokens that belong before every text, such as Llama 3's first one."""
-        plain, whole = (self._tokenizer.encode("a", add_special_tokens=added).ids
-                        for added in (False, True))
-        return np.array(whole[:whole.index(plain[0])], np.int64)
+        added = self._tokenizer.encode("a", add_special_tokens=True)
+        n = next((i for i, special in enumerate(added.special_tokens_mask) if not special), 0)
+        return np.array(added.ids[:n], np.int64)
 
     @property
     def start(self):

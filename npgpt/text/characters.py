@@ -29,7 +29,8 @@ class CharTokenizer:
 
     kind = "characters"
     settings = SETTINGS
-    end = None                    # there is no end-of-text token
+    bos = end = None              # there is no end-of-text token
+    ends = ()
 
     def __init__(self, alphabet):
         """alphabet: a text that contains every character, in any order and any number of times.

@@ -49,7 +49,7 @@ class Chat:
             raise UserError(f"{path} has no chat template: its model continues texts, but was not "
                             "trained on conversations; leave out `chat`")
         tokens = {name: _text(settings[name]) for name in NAMES if settings.get(name)}
-        ends = set() if tokenizer.end is None else {tokenizer.end}
+        ends = set(tokenizer.ends)
         end_of_turn = tokenizer.encode(_text(settings.get("eot_token") or ""))
         if len(end_of_turn) == 1:                  # else it is not a token
             ends |= set(end_of_turn.tolist())
@@ -88,13 +88,21 @@ class Conversation:
         """Forget all messages."""
         self.messages = list(self._start)
 
-    def ask(self, message):
-        """A message of the user -> token ids (T,), after which the model's answer begins. Raises
-        UserError if the template refuses the message, which is then forgotten."""
+    def ask(self, message, room):
+        """A message of the user -> token ids (T,), after which the model's answer begins, and the
+        number of earlier messages that are forgotten so that there are at most `room` ids. Only a
+        message alone may have more. Raises UserError if the template refuses the message, which is
+        then forgotten."""
         asked = [*self.messages, {"role": "user", "content": message}]
-        ids = self._tokenizer.encode(self._chat.text(asked), "the message")
+        first, n = len(self._start), 0
+        while True:
+            ids = self._tokenizer.encode(self._chat.text(asked), "the message")
+            if len(ids) <= room or len(asked) == first + 1:
+                break
+            del asked[first:first + 2]               # the oldest one and its answer
+            n += 2
         self.messages = asked
-        return ids
+        return ids, n
 
     def answered(self, text):
         """What the model has answered."""

@@ -63,8 +63,8 @@ class Continuation:
     """
 
     def __init__(self, tokenizer, stops=(), ends=None):
-        """ends: the tokens that end the text; None: the end-of-text token."""
-        self._ends = (tokenizer.end,) if ends is None else ends
+        """ends: the tokens that end the text; None: those of the tokenizer."""
+        self._ends = tokenizer.ends if ends is None else ends
         self._text, self._stops = TextStream(tokenizer), StopTexts(stops)
         self._tags = []          # of the characters that are held back
         self._tag = None         # of the last token

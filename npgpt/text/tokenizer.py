@@ -6,7 +6,9 @@ Every tokenizer has these:
     vocab_size              the number of tokens, V
     prefix                  (n,) int: the tokens that belong before every text; most have none
     start                   (n,) int: the tokens that generated text starts from
-    end                     the end-of-text token, between documents and after a text; None: none
+    bos, end                the tokens before and after a text; None: none. Of most tokenizers these
+                            are one token, which is between documents, too
+    ends                    the tokens that end a text, end and others: a tuple
     encode(text, name)      -> (n,) int64; name: what the text is called in messages
     encode_parts(parts, name)       -> an iterator over arrays: the ids of a long text that is given
                             in parts; together they are those of encode for the whole text
@@ -32,6 +34,7 @@ from npgpt.text.gguf import gguf_tokenizer
 FILES = {FILE, CONFIG}
 PAIRS, MERGES = "vocab.json", "merges.txt"       # GPT-2's own form of a byte-level BPE
 TEMPLATE = "chat_template.jinja"
+ENDING = "config.json", "generation_config.json"         # of a model, which say where a text ends
 PADDED, MOST_PADDING = 64, 1024                  # rows of a table, as in Qwen3
 CHARS = "chars"                                  # names the characters of a text
 
@@ -65,7 +68,24 @@ def load_tokenizer(folder):
         # str: repr would quote the file if it is not UTF-8.
         raise UserError(f"{path} is not a valid tokenizer: {type(error).__name__}: "
                         f"{error}") from error
-    return tokenizer or BPETokenizer.from_json(content, settings, path)
+    tokenizer = tokenizer or BPETokenizer.from_json(content, settings, path)
+    tokenizer.ends = tuple(sorted({*tokenizer.ends, *_ends_of_the_model(folder, tokenizer)}))
+    return tokenizer
+
+
+def _ends_of_the_model(folder, tokenizer):
+    """-> the tokens at which the model in a directory ends a text, as config.json and
+    generation_config.json say. Raises UserError if they are invalid."""
+    found = set()
+    for path in (folder / name for name in ENDING if os.path.lexists(folder / name)):
+        ends = read_json(path).get("eos_token_id")
+        for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+            if type(end) is not int or not 0 <= end < tokenizer.vocab_size:
+                raise UserError(f"{path}: eos_token_id must be the id of one of the "
+                                f"{tokenizer.vocab_size:,} tokens, or a list of these, got "
+                                f"{ends!r}")
+            found.add(end)
+    return found
 
 
 def _read_settings(folder):

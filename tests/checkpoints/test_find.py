@@ -57,6 +57,15 @@ def test_failed_download_says_both_things(hub):
         "the name of a model on Hugging Face, which cannot be downloaded: Repository not found")
 
 
+def test_reason_without_words_is_named_by_its_kind(hub, monkeypatch):
+    def fail(name, allow_patterns):
+        raise TimeoutError
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", fail)
+    with pytest.raises(UserError, match=r"which cannot be downloaded: TimeoutError$"):
+        find_model("nobody/nothing")
+
+
 def test_without_the_package_the_message_says_how_to_install_it(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"install it with: pip install 'npgpt\[hub\]'"):

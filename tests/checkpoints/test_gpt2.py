@@ -2,6 +2,7 @@ import json
 import subprocess
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -490,8 +491,11 @@ def test_run_is_told_apart_from_a_model_and_its_checkpoints_are_named(tmp_path):
     assert GPT.from_pretrained(tmp_path / "m").config == random_model().config
 
 
-@pytest.mark.parametrize(("end", "ids"), [(None, None), (5, 5)])
-def test_end_of_text_is_in_the_configuration(end, ids, tmp_path):
-    write_model(GPT(GPTConfig(11, block_size=4, n_layer=1, n_head=1, n_embd=4)), tmp_path, end)
+@pytest.mark.parametrize(("tokenizer", "bos", "end"), [
+    (None, None, None), (SimpleNamespace(bos=None, end=5), None, 5),
+    (SimpleNamespace(bos=3, end=5), 3, 5)])
+def test_tokens_between_which_a_text_is_are_in_the_configuration(tokenizer, bos, end, tmp_path):
+    model = GPT(GPTConfig(11, block_size=4, n_layer=1, n_head=1, n_embd=4))
+    write_model(model, tmp_path, tokenizer)
     found = json.loads((tmp_path / "config.json").read_text())
-    assert found["eos_token_id"] == found["bos_token_id"] == ids
+    assert (found["bos_token_id"], found["eos_token_id"]) == (bos, end)

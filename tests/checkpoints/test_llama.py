@@ -125,7 +125,10 @@ def test_family_that_the_caller_does_not_expect_is_refused(tmp_path):
     ({"layer_types": ["full_attention", "sliding_attention"]}, "does not support layer_types"),
     ({"layer_types": 7}, "does not support layer_types = 7"),
     ({"quantization_config": {"bits": 4}}, r"does not support quantization_config = \{'bits': 4"),
-    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rotation rope_type = 'linear'"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None},
+     "rotation rope_type = 'linear'"),
+    ({"rope_scaling": {"type": "default"}}, "rope_scaling and rope_parameters are both given"),
+    ({"is_causal": False}, "does not support is_causal = False"),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rotation rope_type = 'llama3'"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
     ({"rope_parameters": [1]}, r"rope_parameters must be an object, got \[1\]"),
@@ -142,7 +145,6 @@ def test_family_that_the_caller_does_not_expect_is_refused(tmp_path):
     ({"attention_bias": True}, r"q_proj\.bias .* is missing"),
     ({"tie_word_embeddings": False}, r"lm_head\.weight .* is missing"),
     ({"model_type": "qwen3"}, r"q_norm\.weight .* is missing"),
-    ({"model_type": "qwen3", "mlp_bias": True}, "model_type and mlp_bias are of different models"),
     ({"attention_dropout": 1}, "attention_dropout must be below 1, got 1"),
     ({"max_position_embeddings": None}, "max_position_embeddings must be a whole number, got None"),
 ])
@@ -151,6 +153,65 @@ def test_unsupported_configuration_is_refused(change, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         npgpt.from_pretrained(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("change", [
+    {"layer_types": ["full_attention", "full_attention"]}, {"attention_dropout": None},
+    {"hidden_act": "swish"}, {"rope_theta": ABSENT}, {"rope_parameters": None},
+    {"rope_theta": ABSENT, "rope_parameters": {"rope_theta": 77.0}},
+    {"rope_theta": ABSENT, "rope_parameters": ABSENT}, {"is_causal": True},
+    {"rope_theta": ABSENT, "rope_parameters": ABSENT, "rope_scaling": {"rope_theta": 77.0}},
+])
+def test_other_spellings_of_what_npgpt_computes_are_read(change, tmp_path):
+    theta = 77.0 if "77.0" in str(change) or "rope" not in str(change) else 10_000.0
+    model = random_model(rope_theta=theta)
+    read = Llama.from_pretrained(edited(tmp_path, model, **change))
+    assert read.config == model.config
+
+
+def test_qwen3_has_no_bias_in_the_mlp_whatever_its_file_says(tmp_path):
+    model = random_model(qk_norm=True)
+    path = edited(tmp_path, model, mlp_bias=True)
+    assert npgpt.from_pretrained(path).config == model.config
+    found = json.loads((path / "config.json").read_text())
+    assert (found["model_type"], found["architectures"]) == ("qwen3", ["Qwen3ForCausalLM"])
+
+
+def test_head_that_differs_is_named_with_both_files(tmp_path):
+    path = edited(tmp_path, tensors={"lm_head.weight": np.ones((11, 16), np.float32)})
+    with pytest.raises(UserError) as error:
+        Llama.from_pretrained(path)
+    assert error.value.message.startswith(f"{path}/model.safetensors: lm_head.weight differs")
+    assert f"but {path}/config.json says" in error.value.message
+
+
+def test_directory_without_a_configuration_says_what_else_is_there(tmp_path):
+    path = edited(tmp_path)
+    (path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"m.config\.json is missing"):
+        npgpt.from_pretrained(path)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"m has no model\.safetensors, but pytorch_model\.bin"):
+        npgpt.from_pretrained(path)
+
+
+def test_other_family_is_named_with_the_file(tmp_path):
+    path = edited(tmp_path, model_type="gpt2")
+    with pytest.raises(UserError) as error:
+        Llama.from_pretrained(path)
+    assert error.value.message.startswith(f"{path}/config.json: model_type is 'gpt2', expected")
+
+
+@pytest.mark.parametrize("row", [0, 1, 4, 10])
+def test_tied_matrices_are_compared_to_the_last_row(row, tmp_path, monkeypatch):
+    monkeypatch.setattr("npgpt.checkpoints.hugging_face.ROWS", 3)
+    model = random_model()
+    head = model.params["embed_tokens.weight"].copy()
+    path = edited(tmp_path, model, tensors={"lm_head.weight": head.copy()})
+    assert Llama.from_pretrained(path).config.tie_weights
+    head[row, 2] += 1
+    with pytest.raises(UserError, match="differs"):
+        Llama.from_pretrained(edited(tmp_path, model, tensors={"lm_head.weight": head}))
 
 
 @pytest.mark.parametrize(("name", "array", "message"), [

@@ -97,6 +97,23 @@ def test_what_was_said_is_not_read_again(chat, monkeypatch):
     assert second < 5 + first <= len(prompts[1])
 
 
+def test_oldest_messages_are_forgotten_if_the_context_is_full(chat):
+    """200 tokens, of which an answer may take 5. What the model is told first stays."""
+    lines = [f"the {'fox ' * 18}{n}" for n in "abcd"]
+    status, out, err, prompts = chat("\n".join(lines) + "\n", "--system=be brown")
+    told, answers = f"[system]be brown{END}", out.split("\n")
+    assert status == 0 and prompts[1] == told + turn(lines[0], answers[0]) + turn(lines[1])
+    assert prompts[3] == told + turn(lines[2], answers[2]) + turn(lines[3])
+    assert "note: the context has 200 tokens; the 2 oldest messages are forgotten\n" in err
+
+
+def test_message_that_is_longer_than_the_context_is_cut_with_a_note(chat):
+    status, _, err, prompts = chat(f"the fox\n{'fox ' * 300}\n")
+    assert status == 0 and "the 2 oldest messages are forgotten" in err
+    assert "note: the prompt has" in err and "the model reads the last 200 of them" in err
+    assert prompts[1] == turn("fox " * 300)
+
+
 def test_message_that_the_template_refuses_is_forgotten(chat):
     status, out, err, prompts = chat("the fox\nbad\nquick\n")
     assert status == 0 and "m: the chat template failed: not bad\n" in err

@@ -430,3 +430,16 @@ def test_interrupted_reading_leaves_a_cache_that_can_be_used(gpt, monkeypatch):
     found = list(steps(gpt, prompt, Sampling(2, temperature=0), kv=kv))
     for one, other in zip(found, steps(gpt, prompt, Sampling(2, temperature=0)), strict=True):
         np.testing.assert_allclose(one.logits, other.logits, rtol=1e-6, atol=1e-6)
+
+
+def test_buffers_grow_with_the_text_and_not_beyond_the_context(monkeypatch):
+    monkeypatch.setattr(generation, "SMALLEST", 2)
+    cache, sizes = generation.LayerKV(10), []
+    rng = np.random.default_rng(0)
+    keys, values = rng.standard_normal((2, 3, 2, 10, 4))
+    for start, stop in ((0, 1), (1, 2), (2, 3), (3, 4), (4, 9), (9, 10)):
+        k, v = cache.extend(keys[:, :, start:stop], values[:, :, start:stop])
+        np.testing.assert_array_equal(k, keys[:, :, :stop])
+        np.testing.assert_array_equal(v, values[:, :, :stop])
+        sizes.append(cache.k.shape[2])
+    assert sizes == [2, 2, 4, 4, 9, 10]

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
 from npgpt import UserError
 from npgpt.text import bpe
-from npgpt.text.bpe import END, BPETokenizer
+from npgpt.text.bpe import END, BPETokenizer, byte_level
 from npgpt.text.stream import TextStream
 from npgpt.text.tokenizer import FILES, load_tokenizer
 
@@ -321,3 +321,100 @@ def test_missing_library_is_named_with_its_extra(tokenizer, tmp_path, monkeypatc
         BPETokenizer.train([BOOK], 300)
 
 
+
+
+def saved_with(tmp_path, **files):
+    """-> the tokenizer in a directory with these JSON files, name -> contents."""
+    BPETokenizer.train(["the quick brown fox"], 270).save(tmp_path)
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("settings", "bos", "end"), [
+    ({}, None, END), ({"bos_token": "q"}, "q", END),
+    ({"bos_token": {"content": "q"}, "eos_token": "t"}, "q", "t"),
+    ({"bos_token": "nothing"}, None, END), ({"bos_token": None}, None, END),
+])
+def test_tokens_before_and_after_a_text_are_those_that_are_named(settings, bos, end, tmp_path):
+    tokenizer = saved_with(tmp_path, tokenizer_config=settings)
+    vocab = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    assert (tokenizer.bos, tokenizer.end) == (vocab.get(bos), vocab[end])
+    assert tokenizer.ends == (tokenizer.end,)
+
+
+def test_trained_tokenizer_begins_and_ends_a_text_with_the_same_token(tmp_path):
+    trained = BPETokenizer.train(["the quick brown fox"], 270)
+    assert trained.bos == trained.end == 0 and trained.ends == (0,)
+    trained.save(tmp_path)
+    assert load_tokenizer(tmp_path).bos == 0
+
+
+@pytest.mark.parametrize(("files", "ends"), [
+    ({"config": {"eos_token_id": None}}, (0,)), ({"config": {}}, (0,)),
+    ({"config": {"eos_token_id": 9}}, (0, 9)), ({"config": {"eos_token_id": [9, 5]}}, (0, 5, 9)),
+    ({"generation_config": {"eos_token_id": [7]}, "config": {"eos_token_id": 3}}, (0, 3, 7)),
+])
+def test_model_beside_it_says_what_else_ends_a_text(files, ends, tmp_path):
+    assert saved_with(tmp_path, **files).ends == ends
+
+
+@pytest.mark.parametrize("wrong", [270, -1, "0", 1.0, True, [0, 270], [[0]]])
+@pytest.mark.parametrize("file", ["config", "generation_config"])
+def test_invalid_end_is_refused(wrong, file, tmp_path):
+    with pytest.raises(UserError, match=rf"{file}\.json: eos_token_id must be the id of one of"):
+        saved_with(tmp_path, **{file: {"eos_token_id": wrong}})
+
+
+def test_vocabulary_may_lack_any_byte(tmp_path):
+    """Also that of an a, and nothing belongs before a text."""
+    tokenizer = byte_level(tokenizers, {"b": 0, "c": 1}, [])
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    found = load_tokenizer(tmp_path)
+    assert found.prefix.tolist() == [] and found.encode("bcb").tolist() == [0, 1, 0]
+
+
+def lines_alone():
+    """A tokenizer that divides a text at line breaks only, so that tokens may hold blanks."""
+    found = byte_level(tokenizers)
+    found.pre_tokenizer = Sequence([Split("\n", "isolated"), ByteLevel(False, use_regex=False)])
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=[END],
+                                             initial_alphabet=ByteLevel.alphabet())
+    found.train_from_iterator(["one two\n" * 9], trainer)
+    return BPETokenizer.from_json(found.to_str().encode())
+
+
+def test_text_is_not_cut_inside_a_piece_of_its_own_tokenizer(monkeypatch):
+    monkeypatch.setattr(bpe, "PART", 10)
+    tokenizer, text = lines_alone(), "one two" * 20 + "\n" + "one two" * 20
+    assert max(map(len, map(tokenizer.token_bytes, tokenizer.encode(text)))) > 5
+    parts = list(tokenizer.encode_parts([text]))
+    assert np.concatenate(parts).tolist() == tokenizer.encode(text).tolist()
+
+
+@pytest.mark.parametrize("part", [3, 50])
+def test_long_text_is_encoded_in_many_parts(part, monkeypatch):
+    monkeypatch.setattr(bpe, "PART", part)
+    monkeypatch.setattr(bpe, "AROUND", 20)
+    monkeypatch.setattr(bpe, "BATCH", 1)
+    tokenizer, text = BPETokenizer.train([BOOK], 320), "the quick brown fox jumps " * 40
+    parts = list(tokenizer.encode_parts([text]))
+    assert len(parts) > 1000 / max(part + 20, 30)
+    assert np.concatenate(parts).tolist() == tokenizer.encode(text).tolist()
+
+
+def test_merge_of_something_that_is_no_token_is_named(tmp_path):
+    content = json.loads(BPETokenizer.train([BOOK], 260)._content)
+    for merges, message in ((["t h"], "'th' of the merge 't', 'h' is not a token"),
+                            (["t  h"], "too many values to unpack")):
+        content["model"]["merges"] = merges
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(tmp_path)
+
+
+def test_tokenizer_without_merges_is_named_by_its_kind(tmp_path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, "a"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="is a tokenizer of the kind WordLevel"):
+        load_tokenizer(tmp_path)

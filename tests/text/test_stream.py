@@ -16,7 +16,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
 class Bytes:
     """A tokenizer whose tokens are given."""
 
-    end = 0
+    ends = (0,)
 
     def __init__(self, *tokens):
         self.token_bytes = [b"<end>", *tokens].__getitem__
@@ -122,7 +122,7 @@ def test_stop_text_ends_it():
 
 
 def test_tokenizer_without_an_end_does_not_end():
-    tokenizer = SimpleNamespace(end=None, token_bytes=lambda token: b"a")
+    tokenizer = SimpleNamespace(ends=(), token_bytes=lambda token: b"a")
     text = Continuation(tokenizer)
     assert text.push(0) == [("a", None)] and not text.has_ended
 

@@ -228,5 +228,5 @@ def test_call_in_the_message_converts_other_weights(form, gpt2, tmp_path, monkey
         GPT.from_pretrained(path)
     call = re.search(r"with transformers: (.*)$", str(error.value))[1]
     monkeypatch.chdir(tmp_path)
-    exec(call, {"GPT2LMHeadModel": transformers.GPT2LMHeadModel})
+    exec(call, {"AutoModelForCausalLM": transformers.AutoModelForCausalLM})
     same(GPT.from_pretrained("NEW").logits(IDX), expected)

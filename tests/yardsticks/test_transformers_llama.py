@@ -220,8 +220,8 @@ def test_what_npgpt_does_not_compute_is_refused_by_name(family, options, message
 def test_transformers_reads_the_default_configuration(tmp_path, transformers):
     Llama(LlamaConfig(n_layer=1, vocab_size=50)).save_pretrained(tmp_path / "m")
     theirs = transformers.AutoConfig.from_pretrained(tmp_path / "m")
-    assert (theirs.hidden_size, theirs.num_key_value_heads, theirs.head_dim) == (576, 3, 64)
-    assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": 100_000.0}
+    assert (theirs.hidden_size, theirs.num_key_value_heads, theirs.head_dim) == (576, 9, 64)
+    assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
 
 
 @given(data=st.data())
