@@ -169,7 +169,8 @@ class Answerer:
 
 def read_command_line(arguments):
     """-> SampleConfig, the name of a run or of a model with its option, a list of stop texts."""
-    parser = Parser(description="Generate text with a model trained by train.py, or with GPT-2.",
+    parser = Parser(description="Generate text with a model trained by train.py, with GPT-2 or "
+                                 "with a Llama.",
                     usage="sample.py [--model PATH] [--prompt TEXT] ...")
     parser.add_argument("--model", metavar="PATH",
                         help="a run, whose best checkpoint is used, a model directory, a GGUF "

@@ -46,10 +46,6 @@ class GGUFFile:
         """Raises UserError if the file is missing, not regular, damaged, of a version or with a
         type of tensor that npgpt does not read, or if the package gguf is missing."""
         self.path = path
-        try:
-            import gguf
-        except ImportError:
-            raise UserError(f"{path} needs {EXTRA}") from None
         with open_regular(path) as file:
             try:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -60,6 +56,10 @@ class GGUFFile:
         header = _Header(data)
         if data[:4] != MAGIC:
             raise UserError(f"{path} is not a GGUF file")
+        try:
+            import gguf
+        except ImportError:
+            raise UserError(f"{path} needs {EXTRA}") from None
         try:
             header.take(4)
             _check_version(path, header.number("<I"))

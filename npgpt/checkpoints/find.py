@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from npgpt.checkpoints import models
+from npgpt.checkpoints.hugging_face import find_weights
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import UserError
 
@@ -26,8 +27,11 @@ def find_model(name, option="model"):
     name, path = os.fspath(name), Path(name)
     if path.is_file() or (path / models.CONFIG).is_file():
         return path
-    if not os.path.lexists(path) and re.fullmatch(HUB_NAME, name):
+    if re.fullmatch(HUB_NAME, name) and not path.parent.is_dir() and path.suffix != ".gguf":
         return _download(name, option)
+    directory = RunDirectory(path)
+    if path.is_dir() and not directory.holds_a_run() and not directory.metrics.is_file():
+        find_weights(path / models.WEIGHTS)            # names a model of another format
     return RunDirectory.existing(path, option).checkpoint("best")
 
 

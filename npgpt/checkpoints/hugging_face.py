@@ -17,7 +17,6 @@ OTHER_WEIGHTS = {
     r"model-\d+-of-\d+\.([\w-]+)\.safetensors": ("a shard of a variant", ", variant='{}'"),
     r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?": ("PyTorch's pickle format", ""),
     r"pytorch_model\.([\w-]+)\.bin": ("a variant in PyTorch's pickle format", ", variant='{}'"),
-    r"(.+\.gguf)": ("GGUF", ", gguf_file='{}'"),
     r"tf_model\.h5": ("TensorFlow's format, which transformers 4 reads", ", from_tf=True"),
     r"flax_model\.msgpack": ("Flax's format, which transformers 4 reads", ", from_flax=True"),
 }
@@ -74,6 +73,10 @@ def _refuse_other_weights(directory):
         if re.fullmatch(SHARD, path.name):
             raise UserError(f"{directory} has no model.safetensors, but {path.name} (one of "
                             f"several shards), and not their index; copy {INDEX} there too")
+    for path in files:
+        if path.suffix == ".gguf":
+            raise UserError(f"{directory} has no model.safetensors, but {path.name}; give the path "
+                            "of that file")
     for pattern, (kind, options) in OTHER_WEIGHTS.items():
         for path in files:
             match = re.fullmatch(pattern, path.name)

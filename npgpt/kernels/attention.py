@@ -65,7 +65,7 @@ def fused_attention(xp, launch):
         return dq, dk, dv
 
     def attention_backward(dy, cache):
-        """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, H, Tk, D)."""
+        """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, G, Tk, D)."""
         backward, cache = cache
         return backward(dy, cache)
 

@@ -10,8 +10,8 @@ rule, dx is dxhat without its component along xhat, times rstd:
     dxhat = dy * w
     dx    = rstd * (dxhat - xhat * mean(dxhat * xhat))
 
-The mean is not a product with w, as in layer norm, because a product can have a lower precision
-than float32 on a GPU.
+Layer norm takes its means by products with w. Here the mean is a sum, because a GPU may round the
+inputs of a product to TF32.
 """
 
 from npgpt.backend import sum_rows

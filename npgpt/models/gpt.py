@@ -41,14 +41,15 @@ class GPTConfig(ModelConfig):
     attn_bias: bool = option(True, "queries, keys and values have a bias")
     head_bias: bool = option(False, "the head has a bias")
     n_inner: int | None = option(
-        None, "channels in the MLP (default: 4 `n_embd`; in a Llama 8/3 of it, rounded up to a "
-        "multiple of 32)", at_least=1, at_most=10**6)
+        None, "channels in the MLP (default: 4 `n_embd`; in a Llama 8/3 `n_embd`, rounded up "
+        "to a multiple of 32)", at_least=1, at_most=10**6)
     embd_dropout: float | None = option(
         None, "the fraction dropped after the embeddings (default: `dropout`)", at_least=0, below=1)
     attn_dropout: float | None = option(
         None, "the fraction of attention's weights dropped (default: `dropout`)", at_least=0,
         below=1)
-    norm_eps: float = option(1e-5, "added to the variance in layer norms", above=0)
+    norm_eps: float = option(1e-5, "added to the variance in layer norms, or in a Llama to the "
+                             "mean of squares", above=0)
 
     def __post_init__(self):
         super().__post_init__()

@@ -45,8 +45,10 @@ class BPETokenizer:
         tokenizer.no_padding()
         steps = parse_json(tokenizer.to_str())
         if steps["model"]["type"] != "BPE" or "ByteLevel" not in _types(steps["decoder"]):
-            raise UserError(f"{path} is a tokenizer of the kind {steps['model']['type']}; npgpt "
-                            "reads byte-level BPE and characters")
+            kind = steps["model"]["type"]
+            kind += " that is not byte-level" if kind == "BPE" else ""
+            raise UserError(f"{path} is a tokenizer of the kind {kind}; npgpt reads byte-level BPE "
+                            "and characters")
         added = tokenizer.get_added_tokens_decoder()
         self._may_cut = (steps["pre_tokenizer"] is not None and steps["normalizer"] is None
                          and not _finds(steps["pre_tokenizer"], "add_prefix_space")

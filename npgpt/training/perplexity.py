@@ -39,7 +39,8 @@ class Result:
 
 def whole_loss(model, tokenizer, ids, stride, after_batch=lambda done, total: None):
     """Token ids (N,) of a text -> Result. after_batch(done, total): called with numbers of tokens.
-    There must be two tokens or more. Raises RunError if the loss is not finite."""
+    There must be two tokens or more. The tokenizer's prefix is not put before the text. Raises
+    RunError if the loss is not finite."""
     length = window_length(model)
     lengths, nats, n_bytes, done = tokenizer.byte_lengths, 0.0, 0, 0
     for windows, new in batches(len(ids), length, stride,

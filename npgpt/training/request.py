@@ -207,15 +207,16 @@ def _parser(name, values):
     """The parser of train.py; the help shows the configuration's values as defaults."""
     parser = Parser(
         usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data PATH] ...",
-        description="Train a GPT on a text. Without arguments: a small one on Tiny Shakespeare. "
-                    "Ctrl-C stops the run, --resume continues it.",
+        description="Train a GPT or a Llama on a text. Without arguments: a small GPT on Tiny "
+                    "Shakespeare. Ctrl-C stops the run, --resume continues it.",
     )
     run = parser.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE", help="a TOML file of the values below, or one of "
                      f"{', '.join(_known_configs())} [laptop; with a GPU baby; with --init-from "
                      f"{FINE_TUNING}]")
-    run.add_argument("--init-from", metavar="DIR", help="start from the parameters and with the "
-                     "tokenizer of a run or a model directory, such as GPT-2's [random parameters]")
+    run.add_argument("--init-from", metavar="PATH", help="start from the parameters and with "
+                     "the tokenizer of a run, a model directory, a GGUF file, or OWNER/MODEL on "
+                     "Hugging Face [random parameters]")
     run.add_argument("--out-dir", metavar="DIR", help="directory of the run [a new one in out/]")
     run.add_argument("--resume", action="store_true",
                      help="continue the run in --out-dir [the newest in out/]")

@@ -130,7 +130,7 @@ def check_state(state, checkpoint):
     if state["format"] > FORMAT:
         raise UserError(f"{checkpoint} was written by a newer version of npgpt; update npgpt")
     family = state["values"].get("family", "gpt")
-    if family not in [*FAMILY_FIELDS]:
+    if not isinstance(family, str) or family not in FAMILY_FIELDS:
         raise UserError(f"{checkpoint / 'training.json'} is damaged: family is {family!r}")
     fields = FAMILY_FIELDS[family] | TRAINING_FIELDS
     if state["step"] < 1 or not state["values"].keys() >= fields.keys() - ADDED:

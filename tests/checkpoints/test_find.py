@@ -39,11 +39,23 @@ def test_what_is_here_is_not_downloaded(hub, tmp_path):
     assert str(find_model("models/a.gguf")) == "models/a.gguf"
     with pytest.raises(UserError, match="models/empty contains no checkpoint"):
         find_model("models/empty")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="there is no directory out/laptop"):
+        find_model("out/laptop")
     assert hub == []
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./b", "/b", "a b/c", "a/"])
-def test_what_cannot_be_such_a_name_is_a_missing_directory(name, hub):
+def test_directory_with_a_gguf_file_alone_names_it(hub, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a.gguf").touch()
+    with pytest.raises(UserError, match=r"models has no model\.safetensors, but a\.gguf; give the"):
+        find_model("models")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "./b", "/b", "a b/c", "a/", "owner/m.gguf",
+                                  "here/not"])
+def test_what_cannot_be_such_a_name_is_a_missing_directory(name, hub, tmp_path):
+    (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match=r"there is no directory .*; model takes that of a run or "):
         find_model(name)
     assert hub == []
@@ -69,7 +81,7 @@ def test_reason_without_words_is_named_by_its_kind(hub, monkeypatch):
 def test_without_the_package_the_message_says_how_to_install_it(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"install it with: pip install 'npgpt\[hub\]'"):
-        find_model("out/laptop")
+        find_model("someone/laptop")
 
 
 def test_empty_name_is_refused(hub):

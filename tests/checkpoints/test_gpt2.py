@@ -422,7 +422,6 @@ CALL = "AutoModelForCausalLM.from_pretrained({!r}{}).save_pretrained('NEW')"
     (["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"],
      r"pytorch_model-00001-of-00002\.bin \(PyTorch's pickle format\)", ""),
     (["pytorch_model.fp16.bin"], r"\(a variant in PyTorch's pickle format\)", ", variant='fp16'"),
-    (["gpt2-Q8_0.gguf"], r"gpt2-Q8_0\.gguf \(GGUF\)", ", gguf_file='gpt2-Q8_0.gguf'"),
     (["tf_model.h5"], r"tf_model\.h5 \(TensorFlow's format", ", from_tf=True"),
     (["flax_model.msgpack"], r"flax_model\.msgpack \(Flax's format", ", from_flax=True"),
 ])
@@ -439,6 +438,18 @@ def test_weights_in_another_format_are_named_with_the_call_that_converts_them(
     (path / "config.json").unlink()                        # as beside a .gguf
     with pytest.raises(UserError, match="convert it with transformers"):
         GPT.from_pretrained(path)
+
+
+def test_gguf_file_beside_is_named(tmp_path):
+    path = edited(tmp_path)
+    (path / "m-Q8_0.gguf").touch()
+    GPT.from_pretrained(path)                              # npgpt's file goes before all others
+    (path / "model.safetensors").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"m has no model\.safetensors, but m-Q8_0\.gguf; give "
+                                            "the path of that file$"):
+            GPT.from_pretrained(path)
+        (path / "config.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "model.txt", "xpytorch_model.bin", "model.h5"])

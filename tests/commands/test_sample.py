@@ -99,7 +99,7 @@ def test_help_lists_every_option_with_what_it_takes(run):
 
 def test_help_says_what_it_does(run):
     out = run(sample_script.main, "--help").out
-    assert "Generate text with a model trained by train.py, or with GPT-2." in out
+    assert "Generate text with a model trained by train.py, with GPT-2 or with a" in out
     assert "\nthe text:\n" in out
 
 

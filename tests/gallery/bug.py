@@ -1,4 +1,4 @@
-"""One entry of the gallery: a bug found in a public GPT with hand-written backward passes, the
+"""One entry of the gallery: a bug found in a public project, the
 correct code, and the check that distinguishes them."""
 
 import inspect

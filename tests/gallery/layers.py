@@ -93,7 +93,8 @@ BUGS.append(Bug(
 def dv_before_dropout(dy, kept):
     dq, dk, _ = attention_backward(dy, kept.own)
     att, _ = probabilities(*kept.inputs)
-    dv = att.swapaxes(-1, -2) @ dy
+    *groups, Tk = att.shape                  # each head is a group of its own
+    dv = att.reshape(*groups, Tk).swapaxes(-1, -2) @ dy
     return dq, dk, dv
 
 
@@ -103,7 +104,7 @@ BUGS.append(Bug(
     "probabilities before it. With dropout off, as in most gradient tests, both are the same. A "
     "fixed dropout mask makes the difference measurable.",
     right="dv = kept.reshape(*groups, Tk).swapaxes(-1, -2) @ dy",
-    wrong="dv = att.swapaxes(-1, -2) @ dy",
+    wrong="dv = att.reshape(*groups, Tk).swapaxes(-1, -2) @ dy",
     correct=from_own(attention_backward), broken=dv_before_dropout, source=attention_layer,
     check=attention_gradients, blind=attention_without_dropout,
 ))

@@ -5,7 +5,7 @@ from tests.gallery import layers, llama, models, training
 BUGS = layers.BUGS + llama.BUGS + models.BUGS + training.BUGS
 HEAD = """# A gallery of wrong gradients
 
-Each of these bugs was found in a public GPT, or a similar project, with hand-written backward
+Each of these bugs was found in a public project, most of them in a GPT with hand-written backward
 passes. Most of these projects have tests. So each bug is shown with a check that catches it and
 with a check that looks reasonable but misses it, which is why the bug survived. The code is in
 `tests/gallery/`, and the test suite verifies that the first check catches the bug and the second

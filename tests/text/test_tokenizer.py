@@ -14,7 +14,8 @@ from npgpt.text.characters import Alphabet, CharTokenizer
 from npgpt.text.tokenizer import FILES, check_vocabulary, load_tokenizer, named_tokenizer
 from tests.gguf_files import tokenizer_metadata, write_gguf
 
-REFUSED = r"tokenizer\.json is (not a valid tokenizer: |a tokenizer of the kind BPE; npgpt reads )"
+REFUSED = (r"tokenizer\.json is (not a valid tokenizer: |a tokenizer of the kind BPE that is not "
+           r"byte-level; npgpt reads )")
 
 
 @given(st.text(min_size=1))

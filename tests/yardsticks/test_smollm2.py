@@ -19,10 +19,10 @@ from npgpt.gguf_file import GGUFFile
 from npgpt.models.llama import Llama
 from npgpt.text.chat import Chat
 from npgpt.text.gguf import gguf_tokenizer
+from npgpt.text.load import load_text
 from npgpt.text.tokenizer import load_tokenizer
 from tests.yardsticks.test_transformers_text import TEXTS
 
-README = Path(__file__).parents[2] / "README.md"
 CAPITAL = "The capital of France is"
 PROMPTS = [CAPITAL, "Water boils at 100 degrees", "def fibonacci(n):\n    ", "Once upon a time,",
            "<|im_start|>user\nWho wrote Faust?<|im_end|>\n<|im_start|>assistant\n"]
@@ -63,8 +63,8 @@ def their_tokenizer(path, transformers):
 
 @pytest.fixture(scope="module")
 def passage(tokenizer):
-    """(1, 1025): English prose with some code."""
-    return tokenizer.encode(README.read_text(encoding="utf-8"))[None, :1025]
+    """(1, 1025): Python's manual."""
+    return tokenizer.encode(load_text("pydocs").text[:20_000])[None, :1025]
 
 
 def fused(arrays):
