@@ -137,10 +137,11 @@ def block(s, draw):
 
 
 def _llama_part(s, draw, part=None):
-    """-> parameters of a block of Llama, or of a part of it."""
+    """-> parameters of a block of Llama, or of a part of it. Attention alone is Qwen3's, with
+    QK-norm."""
     config = LlamaConfig(vocab_size=1, block_size=1, n_layer=1, n_head=s.get("H", 1),
                          n_kv_head=s.get("G", 1), n_embd=s["C"], head_dim=s.get("D", 2),
-                         n_inner=s.get("F", 1))
+                         n_inner=s.get("F", 1), qk_norm=part == "self_attn")
     block = nest(config.shapes())["layers"][0]
     return draw.parameters(block[part] if part else block)
 
