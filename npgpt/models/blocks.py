@@ -120,10 +120,11 @@ def split_heads(x, n, n_head):
 
 
 def merge_heads(*heads):
-    """n arrays (B, H, T, D) -> (B, T, n * C): the inverse of split_heads, and so its backward."""
-    B, H, T, D = heads[0].shape
-    y = array_module(heads[0]).stack([h.swapaxes(1, 2) for h in heads], axis=2)    # (B, T, n, H, D)
-    return y.reshape(B, T, len(heads) * H * D)
+    """Arrays (B, heads, T, D) -> (B, T, n * D), for n heads in all: the inverse of split_heads, and
+    so its backward."""
+    B, _, T, D = heads[0].shape
+    y = array_module(heads[0]).concatenate([h.swapaxes(1, 2) for h in heads], axis=2)
+    return y.reshape(B, T, y.shape[2] * D)
 
 
 def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None,

@@ -13,6 +13,7 @@ k is normalised before its rotation; then there are two more weights. Biases are
 
 from npgpt import layers
 from npgpt.backend import array_module
+from npgpt.models.blocks import merge_heads, split_heads
 
 
 def gated_mlp_forward(x, p, dropout=0.0, key=None, layers=layers):
@@ -44,7 +45,8 @@ def grouped_attention_forward(x, p, n_head, n_kv_head, rotation, mask=None, drop
     rotation: the cos and sin of the angles at these T positions. attn_dropout: the rate for the
     weights of attention; None: that of the output. eps: of the norms of q and k."""
     qkv, qkv_proj = layers.linear_forward(x, *linear_of(p, "qkv_proj"))
-    q, k, v = split_groups(qkv, n_head, n_kv_head)         # (B, H, T, D), twice (B, G, T, D)
+    (qkv,) = split_heads(qkv, 1, n_head + 2 * n_kv_head)   # (B, H + 2G, T, D)
+    q, k, v = qkv[:, :n_head], qkv[:, n_head:-n_kv_head], qkv[:, -n_kv_head:]
     q_norm = k_norm = None
     if "q_norm.weight" in p:
         q, q_norm = layers.rmsnorm_forward(q, p["q_norm.weight"], eps)
@@ -55,7 +57,7 @@ def grouped_attention_forward(x, p, n_head, n_kv_head, rotation, mask=None, drop
         k, v = kv.extend(k, v)                             # (B, G, Tk, D)
     rate = dropout if attn_dropout is None else attn_dropout
     heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0))
-    y, o_proj = layers.linear_forward(merge_groups(heads), *linear_of(p, "o_proj"))
+    y, o_proj = layers.linear_forward(merge_heads(heads), *linear_of(p, "o_proj"))
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (qkv_proj, q_norm, k_norm, q_rope, k_rope, attn, o_proj, drop, n_head, layers)
 
@@ -67,14 +69,14 @@ def grouped_attention_backward(dy, cache):
     dy = layers.dropout_backward(dy, drop)
     dheads, *dw = layers.linear_backward(dy, o_proj)
     put(dp, "o_proj", *dw)
-    (dheads,) = split_groups(dheads, n_head)               # (B, H, T, D)
+    (dheads,) = split_heads(dheads, 1, n_head)             # (B, H, T, D)
     dq, dk, dv = layers.attention_backward(dheads, attn)
     dq = layers.rope_backward(dq, q_rope)
     dk = layers.rope_backward(dk, k_rope)
     if q_norm is not None:
         dq, dp["q_norm.weight"] = layers.rmsnorm_backward(dq, q_norm)
         dk, dp["k_norm.weight"] = layers.rmsnorm_backward(dk, k_norm)
-    dx, *dw = layers.linear_backward(merge_groups(dq, dk, dv), qkv_proj)
+    dx, *dw = layers.linear_backward(merge_heads(dq, dk, dv), qkv_proj)
     put(dp, "qkv_proj", *dw)
     return dx, dp
 
@@ -103,24 +105,6 @@ def llama_block_backward(dy, cache):
     dh, dp["self_attn"] = grouped_attention_backward(dx, attn)
     dh, dp["input_layernorm.weight"] = layers.rmsnorm_backward(dh, norm_1)
     return dx + dh, dp
-
-
-def split_groups(x, *heads):
-    """x (B, T, n * D), heads side by side -> for each number of heads a view (B, heads, T, D). The
-    last of several numbers counts twice, for keys and values."""
-    heads = (*heads, *heads[1:])
-    B, T, nD = x.shape
-    x = x.reshape(B, T, sum(heads), nD // sum(heads)).swapaxes(1, 2)
-    starts = [sum(heads[:i]) for i in range(len(heads))]
-    return [x[:, start:start + n] for start, n in zip(starts, heads)]
-
-
-def merge_groups(*heads):
-    """Arrays (B, heads, T, D) -> (B, T, n * D), for n heads in all: the inverse of split_groups,
-    and so its backward."""
-    B, _, T, D = heads[0].shape
-    y = array_module(heads[0]).concatenate([h.swapaxes(1, 2) for h in heads], axis=2)
-    return y.reshape(B, T, y.shape[2] * D)
 
 
 def linear_of(p, name):

@@ -21,8 +21,6 @@ from npgpt.models.llama_blocks import (
     grouped_attention_backward,
     grouped_attention_forward,
     llama_block_forward,
-    merge_groups,
-    split_groups,
 )
 from npgpt.models.parameters import nest
 from tests.cases import parameters
@@ -146,17 +144,3 @@ def test_parts_compute_with_the_layers_they_are_given():
     for name in ("linear", "swiglu", "rope", "attention", "rmsnorm"):
         other, _ = llama_block_forward(X, P, H, G, ANGLES, layers=doubled(name))
         assert not np.allclose(other, plain), name
-
-
-def test_heads_are_contiguous_channels_first_of_queries_then_of_keys_then_of_values():
-    q, k, v = split_groups(np.arange(2 * 5 * 12.0).reshape(2, 5, 12), 4, 1)
-    assert q.shape == (2, 4, 5, 2) and k.shape == v.shape == (2, 1, 5, 2)
-    assert q[0, :, 0].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert k[0, 0, 0].tolist() == [8, 9] and v[0, 0, 0].tolist() == [10, 11]
-    assert q[1, 3, 4].tolist() == [60 + 48 + 6, 60 + 48 + 7]
-
-
-def test_merging_undoes_splitting():
-    x = np.random.default_rng(0).standard_normal((2, 5, 24))
-    np.testing.assert_array_equal(merge_groups(*split_groups(x, 4, 2)), x)
-    np.testing.assert_array_equal(merge_groups(*split_groups(x, 6)), x)
