@@ -77,7 +77,7 @@ def verify(directory, most=None):
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for path in directory.iterdir():
         if path.suffix in (".json", ".safetensors", ".npy") and path.name not in recorded:
-            raise UserError(f"{directory / SUMS} is damaged: {path.name} is not listed")
+            raise UserError(f"{path} is not listed in {SUMS}; if you have added it, delete {SUMS}")
     for name, digest in recorded.items():
         with open_regular(directory / name, most) as file:
             found = _sha256(file)

@@ -11,6 +11,7 @@ from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import UserError
 
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"         # OWNER/MODEL
+LONGEST = 255                             # bytes of a file's name
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
              "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
              "generation_config.json"]
@@ -25,6 +26,8 @@ def find_model(name, option="model"):
     if name == "":
         raise UserError(f"`{option}` is empty; it takes the path of a directory")
     name, path = os.fspath(name), Path(name)
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise UserError(f"there is no directory {name[:60]}...; the name is too long")
     if path.is_file() or (path / models.CONFIG).is_file():
         return path
     if re.fullmatch(HUB_NAME, name) and not path.parent.is_dir() and path.suffix != ".gguf":
@@ -46,6 +49,6 @@ def _download(name, option):
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:           # of the package, of the network, of the disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{here}, or the name of a model on Hugging Face, which cannot be "
                         f"downloaded: {reason}") from error

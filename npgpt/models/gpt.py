@@ -49,7 +49,7 @@ class GPTConfig(ModelConfig):
         None, "the fraction of attention's weights dropped (default: `dropout`)", at_least=0,
         below=1)
     norm_eps: float = option(1e-5, "added to the variance in layer norms, or in a Llama to the "
-                             "mean of squares", above=0)
+                             "mean of squares", above=0, at_most=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,8 +96,8 @@ class GPTConfig(ModelConfig):
 
 
 def gpt_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
-    """idx (B, T) -> logits (B, T, V). For generation, without a backward: kv: a KVCache of the
-    tokens before; last: only the last position, (B, 1, V)."""
+    """idx (B, T) -> logits (B, T, V). kv: a KVCache of the tokens before; then there is no
+    backward. last: logits of the last position only, (B, 1, V)."""
     start = kv.length if kv else 0
     x, wte = layers.embedding_forward(idx, p["wte.weight"])                     # (B, T, C)
     x, wpe = layers.positional_forward(x, p["wpe.weight"], start)
@@ -110,7 +110,7 @@ def gpt_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
             config.norm_eps,
         )
-        if not last:                                 # else there is no backward
+        if kv is None:                               # else there is no backward
             blocks.append(block)
     x = x[:, -1:] if last else x
     x, ln_f = layers.layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.norm_eps)

@@ -1,9 +1,11 @@
 """The base class of models that predict the next token of a sequence."""
 
 from npgpt.errors import UserError
-from npgpt.models.generate import generate
+from npgpt.models.generate import READ, KVCache, generate
 from npgpt.models.model import Model
 from npgpt.models.sampling import Sampling
+
+LONG = 1024     # tokens of a sequence whose loss is computed at once
 
 
 class LanguageModel(Model):
@@ -18,9 +20,18 @@ class LanguageModel(Model):
 
     def loss(self, idx, targets):
         """idx, targets (B, T) -> mean cross-entropy in nats per token, a scalar of the device.
-        Targets of -1 are ignored. There is no dropout."""
+        Targets of -1 are ignored. There is no dropout. Long sequences are read in parts."""
         idx, targets = self._pair(idx, targets)
-        return self._loss((idx,), targets)
+        if idx.shape[1] <= LONG:
+            return self._loss((idx,), targets)
+        count = self.device.xp.maximum((targets != -1).sum(), 1)
+        kv = KVCache(self.config.n_layer, self.config.block_size)
+        total = 0
+        for start in range(0, idx.shape[1], READ):
+            part = slice(start, start + READ)
+            logits = self._forward(idx[:, part], kv=kv)[0]
+            total += self.layers.cross_entropy_forward(logits, targets[:, part], count)[0]
+        return total
 
     def loss_and_grads(self, idx, targets, key=None, count=None, *, into=None):
         """idx, targets (B, T) -> loss, a scalar of the device, and its Gradients.

@@ -51,8 +51,9 @@ class LlamaConfig(ModelConfig):
     attention_bias: bool = option(False, "the linear layers of attention have biases")
     mlp_bias: bool = option(False, "the linear layers of the MLP have biases")
     qk_norm: bool = option(False, "queries and keys are normalised, as in Qwen3")
-    rope_theta: float = option(10_000.0, "the base of the angles of RoPE", above=0)
-    norm_eps: float = option(1e-5, "added to the mean of squares in RMSNorm", above=0)
+    rope_theta: float = option(10_000.0, "the base of the angles of RoPE", at_least=1)
+    norm_eps: float = option(1e-5, "added to the mean of squares in RMSNorm", above=0,
+                             at_most=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -120,7 +121,7 @@ def llama_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
             config.norm_eps,
         )
-        if not last:                                 # else there is no backward
+        if kv is None:                               # else there is no backward
             blocks.append(block)
     x = x[:, -1:] if last else x
     x, norm = layers.rmsnorm_forward(x, p["norm.weight"], config.norm_eps)

@@ -26,6 +26,7 @@ ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")     # in other vocabularies
 PART = 2**16              # characters that are encoded at once
 BATCH = 16                # of these parts, in as many threads as there are cores
 CUT = re.compile(r"[^\W\d_](?=\s)")                  # after this letter
+MOST_TOKENS = 10**7       # in a vocabulary
 TRIES = 20                # places that are tried for a cut
 AROUND = 500              # characters on each side of it that the tokenizer is asked about
 EXTRA = "the package tokenizers, which is missing; install it with: pip install 'npgpt[bpe]'"
@@ -54,6 +55,8 @@ class BPETokenizer:
                          and not _finds(steps["pre_tokenizer"], "add_prefix_space")
                          and not any(map(_reaches_out, added.values())))
         vocab = tokenizer.get_vocab()
+        if not vocab:
+            raise UserError(f"{path} has no tokens")
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = [b""] * self.vocab_size
         byte_of = {character: byte for byte, character in enumerate(_alphabet())}
@@ -69,7 +72,8 @@ class BPETokenizer:
         self.ends = () if self.end is None else (self.end,)
         bos = self.settings.get("bos_token") if settings is not None else None
         bos = bos.get("content") if isinstance(bos, dict) else bos
-        self.bos = vocab.get(bos) if settings is not None else self.end
+        self.bos = (self.end if settings is None else
+                    vocab.get(bos) if isinstance(bos, str) else None)
 
     @classmethod
     def from_json(cls, content, settings=None, path=FILE):
@@ -234,7 +238,10 @@ def _library(wanted):
 
 def _check_merges(vocab, merges):
     """Raise ValueError unless both halves of every merge and the whole are tokens, as the library
-    assumes."""
+    assumes, or if an id is too large for a table of tokens."""
+    for token, i in vocab.items() if isinstance(vocab, dict) else ():
+        if not isinstance(i, int) or i >= MOST_TOKENS:
+            raise ValueError(f"the token {token!r} has the id {i!r}; ids are below {MOST_TOKENS:,}")
     for merge in merges:
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         for token in (first, second, first + second):
@@ -281,4 +288,5 @@ def _end(vocab, settings, path):
     except (ValueError, AttributeError) as error:
         raise UserError(f"{Path(path).with_name(CONFIG)} is not valid JSON: {error}") from None
     named = named.get("content") if isinstance(named, dict) else named
-    return next((vocab[name] for name in (named, *ENDS) if name in vocab), None)
+    names = (named, *ENDS) if isinstance(named, str) else ENDS
+    return next((vocab[name] for name in names if name in vocab), None)

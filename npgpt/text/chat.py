@@ -15,6 +15,7 @@ from datetime import datetime
 from importlib import metadata
 
 from npgpt.errors import UserError
+from npgpt.reading import LARGEST
 
 EXTRA = "the package jinja2 3.1.6 or later; install it with: pip install 'npgpt[chat]'"
 FIRST = 3, 1, 6           # in earlier versions a template can leave the sandbox
@@ -43,8 +44,8 @@ class Chat:
         settings = tokenizer.settings
         template = settings.get("chat_template")
         if isinstance(template, list):             # several by name
-            template = {entry.get("name"): entry.get("template") for entry in template
-                        if isinstance(entry, dict)}.get("default")
+            template = next((entry.get("template") for entry in template if isinstance(entry, dict)
+                             and entry.get("name") == "default"), None)
         if not isinstance(template, str):
             raise UserError(f"{path} has no chat template: its model continues texts, but was not "
                             "trained on conversations; leave out `chat`")
@@ -58,8 +59,12 @@ class Chat:
     def text(self, messages, add_generation_prompt=True):
         """messages: [{"role": "user", "content": "Hello"}, ...] -> text. add_generation_prompt: it
         ends with what begins an answer. Raises UserError if the template refuses them."""
-        return self._run(self._compiled.render, messages=messages, tools=None, documents=None,
+        text = self._run(self._compiled.render, messages=messages, tools=None, documents=None,
                          add_generation_prompt=add_generation_prompt, **self.tokens)
+        if not 0 < len(text) <= LARGEST:
+            raise UserError(f"{self._path}: the chat template wrote {len(text):,} characters; from "
+                            f"1 to {LARGEST:,} are expected")
+        return text
 
     def _run(self, function, *arguments, **options):
         """Call a function of Jinja. Whatever a template raises is a UserError."""

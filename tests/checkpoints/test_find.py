@@ -66,7 +66,8 @@ def test_failed_download_says_both_things(hub):
         find_model("nobody/nothing", "init_from")
     assert error.value.message == (
         "there is no directory nobody/nothing; `init_from` takes that of a run or of a model, or "
-        "the name of a model on Hugging Face, which cannot be downloaded: Repository not found")
+        "the name of a model on Hugging Face, which cannot be downloaded: Repository "
+        "not found for url ...")
 
 
 def test_reason_without_words_is_named_by_its_kind(hub, monkeypatch):
@@ -87,3 +88,10 @@ def test_without_the_package_the_message_says_how_to_install_it(hub, monkeypatch
 def test_empty_name_is_refused(hub):
     with pytest.raises(UserError, match="init_from is empty; it takes the path of a directory"):
         find_model("", "init_from")
+
+
+def test_name_that_no_file_can_have_is_a_missing_directory(hub):
+    with pytest.raises(UserError, match=r"there is no directory a{60}\.\.\.; the name is too long"):
+        find_model("a" * 256)
+    with pytest.raises(UserError, match=r"there is no directory a{255}; model takes"):
+        find_model("a" * 255)

@@ -10,6 +10,7 @@ from npgpt import UserError
 from npgpt.backend import get_device
 from npgpt.kernels import with_versions
 from npgpt.layers import LAYERS, Key, Layer, dropout
+from npgpt.models import language_model
 from npgpt.models.generate import KVCache
 from npgpt.optim import AdamW
 from npgpt.training.step import train_step
@@ -320,3 +321,21 @@ def test_repr_says_what_the_model_is(name):
     family = type(model).__name__
     assert repr(model).startswith(f"{family}({family}Config(vocab_size=11, block_size=8, n_layer=1")
     assert repr(model).endswith(f", {model.params.flat.size:,} parameters, float32 on cpu)")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [1, 3, 4, 8])
+def test_loss_of_a_long_sequence_is_read_in_parts_and_the_same(family, length, monkeypatch):
+    model, (idx, targets) = tiny(family, "float64"), batch()
+    idx, targets = idx[:, :length], targets[:, :length]
+    targets[0, 0] = -1
+    whole = model.loss(idx, targets)
+    monkeypatch.setattr(language_model, "LONG", 2)
+    monkeypatch.setattr(language_model, "READ", 3)
+    lengths, forward = [], type(model).forward
+    monkeypatch.setattr(type(model), "forward", staticmethod(
+        lambda idx, *given, **options: lengths.append(idx.shape[1]) or forward(
+            idx, *given, **options)))
+    assert model.loss(idx, targets) == pytest.approx(whole, rel=1e-12)
+    assert lengths == {1: [1], 3: [3], 4: [3, 1], 8: [3, 3, 2]}[length]
+    assert model.loss(idx, np.full_like(targets, -1)) == 0

@@ -44,7 +44,7 @@ def test_sizes_follow_from_the_others_if_they_are_not_given(options, expected):
     ({"n_embd": 12}, "head_dim must be even, because RoPE rotates pairs of channels, got 3"),
     ({"n_embd": 18, "head_dim": 4}, "n_embd must be a multiple of n_head, got 18 and 4"),
     ({"n_embd": 18, "qk_norm": True}, "n_embd must be a multiple of n_head, got 18 and 4"),
-    ({"rope_theta": 0}, "rope_theta must be above 0, got 0"),
+    ({"rope_theta": 0}, "rope_theta must be at least 1, got 0"),
     ({"rope_theta": None}, "rope_theta must be a number, got None"),
     ({"qk_norm": True, "mlp_bias": True}, "qk_norm and mlp_bias are of different models, Qwen3 "
                                           "and Llama; choose one"),

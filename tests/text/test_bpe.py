@@ -418,3 +418,24 @@ def test_tokenizer_without_merges_is_named_by_its_kind(tmp_path):
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="is a tokenizer of the kind WordLevel"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"vocab": {"a": 4 * 10**9}, "merges": []}, "the token 'a' has the id 4000000000; ids are bel"),
+    ({"vocab": {"a": 10**7}, "merges": []}, "ids are below 10,000,000"),
+    ({"vocab": {"a": "0"}, "merges": []}, "the token 'a' has the id '0'"),
+    ({"vocab": {}, "merges": []}, r"tokenizer\.json has no tokens"),
+])
+def test_vocabulary_that_is_empty_or_too_large_is_refused(change, message, tmp_path):
+    content = json.loads(byte_level(tokenizers, {"b": 0}, []).to_str())
+    content["model"] |= change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("named", [["a"], {"content": [1]}, {"content": {}}, {}, 7, None, "none"])
+def test_names_of_tokens_that_are_not_text_are_those_of_no_token(named, tmp_path):
+    settings = {"eos_token": named, "bos_token": named}
+    tokenizer = saved_with(tmp_path, tokenizer_config=settings)
+    assert (tokenizer.bos, tokenizer.end) == (None, 0)                  # by its usual name

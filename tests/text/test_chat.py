@@ -145,3 +145,22 @@ def test_missing_and_old_jinja_are_named(monkeypatch):
     with pytest.raises(UserError, match=r"the chat template of m\.gguf needs the package jinja2 "
                                         r"3\.1\.6 or later; install it with: pip install"):
         Chat("", path="m.gguf")
+
+
+@pytest.mark.parametrize(("template", "n"), [("", 0), ("{{ 'a' * 9 }}", 9)])
+def test_template_that_writes_nothing_or_too_much_is_refused(template, n, monkeypatch):
+    monkeypatch.setattr("npgpt.text.chat.LARGEST", 8)
+    with pytest.raises(UserError) as error:
+        Chat(template, path="m.gguf").text(HELLO)
+    assert error.value.message == (f"m.gguf: the chat template wrote {n} characters; from 1 to 8 "
+                                   "are expected")
+    assert Chat("{{ 'a' * 8 }}").text(HELLO) == "a" * 8
+
+
+@pytest.mark.parametrize("templates", [[{"name": [], "template": "a"}], [1], [{}], [{"name": "x"}]])
+def test_templates_without_a_default_are_none(templates, tmp_path):
+    tokenizer = BPETokenizer.train(["a"], 257)
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    with pytest.raises(UserError, match="m has no chat template"):
+        Chat.of(load_tokenizer(tmp_path), "m")
