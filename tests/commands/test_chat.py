@@ -4,6 +4,7 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 
 import sample as sample_script
@@ -163,6 +164,16 @@ def test_model_without_a_template_is_refused(chat, home):
     status, out, err, _ = chat("the fox\n")
     assert (status, out) == (2, "")
     assert "m has no chat template: its model continues texts" in err and "--chat" in err
+
+
+def test_every_token_that_ends_a_turn_ends_an_answer(chat, home, tokenizer, monkeypatch):
+    (home / "m/tokenizer_config.json").write_text(json.dumps(
+        {"eos_token": END, "eot_token": "q", "chat_template": TEMPLATE}))
+    tokens = [tokenizer.encode(text)[0] for text in ("f", "q", "x")]
+    monkeypatch.setattr(generate, "steps", lambda *given, **options: (
+        generate.Step(np.array([token]), np.zeros((1, tokenizer.vocab_size))) for token in tokens))
+    _, out, _, _ = chat("the fox\n")
+    assert out == "f\n"
 
 
 def test_gguf_file_has_all_that_a_conversation_needs(run, home):
