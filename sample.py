@@ -72,6 +72,10 @@ def sample(arguments):
     chat = Chat.of(tokenizer, directory) if c.chat else None
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read
+    conversation = Conversation(tokenizer, chat, c.system) if chat else None
+    if chat and prompt is not None:
+        conversation.ask(prompt, len(prompt))
+        conversation.restart()
     device = get_device(c.device)
     model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
@@ -84,7 +88,7 @@ def sample(arguments):
         tell("note: the output is not a terminal with colours, so there are none")
     writer = Writer(model, tokenizer, c, stops, shades)
     if chat:
-        answer = Answerer(writer, Conversation(tokenizer, chat, c.system)).answer
+        answer = Answerer(writer, conversation).answer
         if prompt is None:
             for_each_line(answer)
         else:

@@ -57,7 +57,7 @@ class GGUFFile:
         if data[:4] != MAGIC:
             raise UserError(f"{path} is not a GGUF file")
         try:
-            import gguf
+            import gguf.quants  # a folder of the name gguf has none
         except ImportError:
             raise UserError(f"{path} needs {EXTRA}") from None
         try:

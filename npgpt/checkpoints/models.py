@@ -74,7 +74,8 @@ def family_in(path, base):
     if path.is_file():
         if issubclass(base, Llama) or issubclass(Llama, base):
             return base if issubclass(base, Llama) else Llama
-        raise UserError(f"{path} is a file, and not the directory of a {base.__name__}")
+        raise UserError(f"{path} holds a Llama, not a {base.__name__}; npgpt.from_pretrained opens "
+                        "every family")
     if _format(base):
         return base
     if not (path / CONFIG).exists():

@@ -230,7 +230,7 @@ def byte_level(library, vocab=None, pairs=None):
 def _library(wanted):
     """-> Hugging Face's library. wanted: what needs it."""
     try:
-        import tokenizers
+        import tokenizers.models  # a folder of the name tokenizers has none
     except ImportError:
         raise UserError(f"{wanted} needs {EXTRA}") from None
     return tokenizers

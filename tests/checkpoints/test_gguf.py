@@ -202,7 +202,7 @@ def test_file_opens_wherever_a_model_is_read(path):
         read = family.from_pretrained(path)
         assert type(read) is expected
         np.testing.assert_array_equal(read.params.flat, model.params.flat)
-    with pytest.raises(UserError, match=r"m\.gguf is a file, and not the directory of a GPT"):
+    with pytest.raises(UserError, match=r"m\.gguf holds a Llama, not a GPT; npgpt\."):
         GPT.from_pretrained(path)
     with pytest.raises(UserError, match=r"the model directory .*nowhere.gguf does not exist"):
         Llama.from_pretrained(path.parent / "nowhere.gguf")
