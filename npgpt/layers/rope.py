@@ -32,7 +32,7 @@ def rotation(xp, T, D, theta=10000.0, start=0, dtype="float32"):
 
 def rope_forward(x, cos, sin):
     """x (..., T, D), cos and sin (T, D/2) -> y (..., T, D)."""
-    half = cos.shape[-1]
+    half = x.shape[-1] // 2
     x1, x2 = x[..., :half], x[..., half:]
     y1 = x1 * cos - x2 * sin
     y2 = x2 * cos + x1 * sin
@@ -42,7 +42,7 @@ def rope_forward(x, cos, sin):
 def rope_backward(dy, cache):
     """dy (..., T, D) -> dx (..., T, D). There is no gradient for cos and sin, which are fixed."""
     cos, sin = cache
-    half = cos.shape[-1]
+    half = dy.shape[-1] // 2
     dy1, dy2 = dy[..., :half], dy[..., half:]
     dx1 = dy1 * cos + dy2 * sin
     dx2 = dy2 * cos - dy1 * sin

@@ -21,7 +21,7 @@ from npgpt.errors import UserError
 from npgpt.models.language_model import LanguageModel
 from npgpt.models.llama_blocks import llama_block_backward, llama_block_forward
 from npgpt.models.model import ModelConfig
-from npgpt.models.parameters import STD, flatten, linear, norm, table
+from npgpt.models.parameters import STD, flatten, linear, rms_norm, table
 
 
 @dataclass(frozen=True)
@@ -85,23 +85,23 @@ class LlamaConfig(ModelConfig):
         V, C, D, F = self.vocab_size, self.n_embd, self.head_dim, self.n_inner
         q, kv = self.n_head * D, self.n_kv_head * D
         last = STD / math.sqrt(2 * self.n_layer)     # before each of the 2L residual additions
-        head_norm = norm(D, bias=False)
+        head_norm = rms_norm(D)
         head_norms = {"q_norm": head_norm, "k_norm": head_norm} if self.qk_norm else {}
         block = {
-            "input_layernorm": norm(C, bias=False),
+            "input_layernorm": rms_norm(C),
             "self_attn": {
                 "qkv_proj": linear(C, q + 2 * kv, bias=self.attention_bias, parts=(q, kv, kv)),
                 **head_norms,
                 "o_proj": linear(q, C, last, bias=self.attention_bias),
             },
-            "post_attention_layernorm": norm(C, bias=False),
+            "post_attention_layernorm": rms_norm(C),
             "mlp": {"gate_up_proj": linear(C, 2 * F, bias=self.mlp_bias, parts=(F, F)),
                     "down_proj": linear(F, C, last, bias=self.mlp_bias)},
         }
         return flatten({
             "embed_tokens": table(V, C),
             "layers": dict.fromkeys(range(self.n_layer), block),
-            "norm": norm(C, bias=False),
+            "norm": rms_norm(C),
             "lm_head": {} if self.tie_weights else table(V, C),
         })
 

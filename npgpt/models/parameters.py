@@ -61,10 +61,14 @@ def table(rows, columns, std=STD):
     return {"weight": Param((rows, columns), "table", std)}
 
 
-def norm(n, bias=True):
-    """-> the parameters of a norm over n channels."""
-    weight = {"weight": Param((n,), "vector", mean=1.0)}
-    return weight | ({"bias": Param((n,), "vector")} if bias else {})
+def norm(n):
+    """-> the parameters of a layer norm over n channels."""
+    return rms_norm(n) | {"bias": Param((n,), "vector")}
+
+
+def rms_norm(n):
+    """-> the parameters of an RMSNorm over n channels."""
+    return {"weight": Param((n,), "vector", mean=1.0)}
 
 
 def flatten(tree, prefix=""):

@@ -51,9 +51,9 @@ class Chat:
                             "trained on conversations; leave out `chat`")
         tokens = {name: _text(settings[name]) for name in NAMES if settings.get(name)}
         ends = set(tokenizer.ends)
-        end_of_turn = tokenizer.encode(_text(settings.get("eot_token") or ""))
-        if len(end_of_turn) == 1:                  # else it is not a token
-            ends |= set(end_of_turn.tolist())
+        if settings.get("eot_token"):
+            end_of_turn = tokenizer.encode(_text(settings["eot_token"]))
+            ends |= set(end_of_turn.tolist()) if len(end_of_turn) == 1 else set()
         return cls(template, tokens, sorted(ends), path)
 
     def text(self, messages, add_generation_prompt=True):
@@ -137,9 +137,9 @@ def _environment(path):
         tags = frozenset({"generation"})
 
         def parse(self, parser):
-            line = next(parser.stream).lineno
+            next(parser.stream)
             body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return jinja2.nodes.Scope(body, lineno=line)
+            return jinja2.nodes.Scope(body)
 
     def raise_exception(message):
         raise jinja2.TemplateError(message)

@@ -25,22 +25,25 @@ LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def _sequence(*steps):
-    return {"type": "Sequence", "pretokenizers": steps}
-
-
-def _split(pattern):
-    return _sequence({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-                      "invert": False}, BYTES)
-
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+SEQUENCE = {"type": "Sequence"}
 
 # tokenizer.ggml.pre -> steps of a tokenizer.json. llama.cpp's "default" is none of these.
 PRE_TOKENIZERS = {
     "gpt-2": {"pre_tokenizer": GPT2},
-    "smollm": {"pre_tokenizer": _sequence(DIGITS, GPT2)},
-    "llama-bpe": {"pre_tokenizer": _split(LLAMA3)},
-    "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split(QWEN2)},
+    "smollm": {"pre_tokenizer": SEQUENCE | {"pretokenizers": [DIGITS, GPT2]}},
+    "llama-bpe": {"pre_tokenizer": SEQUENCE | {"pretokenizers": [
+        SPLIT | {"pattern": {"Regex": LLAMA3}}, BYTES]}},
+    "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": SEQUENCE | {"pretokenizers": [
+        SPLIT | {"pattern": {"Regex": QWEN2}}, BYTES]}},
 }
+# What is the same in every tokenizer.json.
+CONTENT = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+           "decoder": GPT2}
+BPE = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+PREFIX, FIRST = {"type": "TemplateProcessing"}, {"type_id": 0}
 IGNORES_MERGES = ("llama-bpe",)        # a piece that is a token is not merged from bytes
 ADDS_BOS = ("llama-bpe",)              # unless the metadata says otherwise
 
@@ -60,31 +63,12 @@ def gguf_tokenizer(file):
     if len(types) != len(tokens):
         raise UserError(f"{file.path}: there are {len(tokens):,} tokens, but the types of "
                         f"{len(types):,}")
-    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": kind != USER_DEFINED}
+    added = [ADDED | {"id": i, "content": token, "special": kind != USER_DEFINED}
              for i, (token, kind) in enumerate(zip(tokens, types))
              if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "post_processor": _prefix(file, pre, tokens),
-        "decoder": GPT2,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre in IGNORES_MERGES,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    } | PRE_TOKENIZERS[pre]
+    model = BPE | {"ignore_merges": pre in IGNORES_MERGES, "vocab": vocab, "merges": merges}
+    content = CONTENT | PRE_TOKENIZERS[pre] | {
+        "added_tokens": added, "post_processor": _prefix(file, pre, tokens), "model": model}
     return BPETokenizer.from_json(_json(content), _json(_settings(file, tokens)), file.path)
 
 
@@ -97,10 +81,10 @@ def _prefix(file, pre, tokens):
     if i is None:
         raise UserError(f"{file.path}: tokenizer.ggml.bos_token_id is missing; texts begin with "
                         "it")
-    first, text = ({"SpecialToken": {"id": tokens[i], "type_id": 0}},
-                   {"Sequence": {"id": "A", "type_id": 0}})
-    return {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text],
-            "special_tokens": {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]}}}
+    token = tokens[i]
+    steps = [{"SpecialToken": {"id": token} | FIRST}, {"Sequence": {"id": "A"} | FIRST}]
+    return PREFIX | {"single": steps, "pair": steps,
+                     "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}}}
 
 
 def _token_id(file, key, tokens):

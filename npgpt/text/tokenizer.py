@@ -75,17 +75,17 @@ def load_tokenizer(folder):
 
 def _ends_of_the_model(folder, tokenizer):
     """-> the tokens at which the model in a directory ends a text, as config.json and
-    generation_config.json say. Raises UserError if they are invalid."""
+    generation_config.json say; ids beyond the vocabulary end none. Raises UserError if they are
+    invalid."""
     found = set()
     for path in (folder / name for name in ENDING if os.path.lexists(folder / name)):
         ends = read_json(path).get("eos_token_id")
         for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
-            if type(end) is not int or not 0 <= end < tokenizer.vocab_size:
-                raise UserError(f"{path}: eos_token_id must be the id of one of the "
-                                f"{tokenizer.vocab_size:,} tokens, or a list of these, got "
-                                f"{ends!r}")
+            if type(end) is not int:
+                raise UserError(f"{path}: eos_token_id must be the id of a token, or a list of "
+                                f"these, got {ends!r}")
             found.add(end)
-    return found
+    return found.intersection(range(tokenizer.vocab_size))
 
 
 def _read_settings(folder):

@@ -354,15 +354,18 @@ def test_trained_tokenizer_begins_and_ends_a_text_with_the_same_token(tmp_path):
     ({"config": {"eos_token_id": None}}, (0,)), ({"config": {}}, (0,)),
     ({"config": {"eos_token_id": 9}}, (0, 9)), ({"config": {"eos_token_id": [9, 5]}}, (0, 5, 9)),
     ({"generation_config": {"eos_token_id": [7]}, "config": {"eos_token_id": 3}}, (0, 3, 7)),
+    ({"config": {"eos_token_id": 50256}}, (0,)), ({"config": {"eos_token_id": [-1, 269, 270]}},
+                                                  (0, 269)),
+    ({"config": {"eos_token_id": 0}}, (0,)),
 ])
 def test_model_beside_it_says_what_else_ends_a_text(files, ends, tmp_path):
     assert saved_with(tmp_path, **files).ends == ends
 
 
-@pytest.mark.parametrize("wrong", [270, -1, "0", 1.0, True, [0, 270], [[0]]])
+@pytest.mark.parametrize("wrong", ["0", 1.0, True, [0, "1"], [[0]], {}])
 @pytest.mark.parametrize("file", ["config", "generation_config"])
 def test_invalid_end_is_refused(wrong, file, tmp_path):
-    with pytest.raises(UserError, match=rf"{file}\.json: eos_token_id must be the id of one of"):
+    with pytest.raises(UserError, match=rf"{file}\.json: eos_token_id must be the id of a token"):
         saved_with(tmp_path, **{file: {"eos_token_id": wrong}})
 
 

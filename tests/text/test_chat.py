@@ -10,7 +10,7 @@ import pytest
 from npgpt import UserError
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import CharTokenizer
-from npgpt.text.chat import Chat
+from npgpt.text.chat import Chat, Conversation
 from npgpt.text.tokenizer import load_tokenizer
 
 CHATML = ("{% for message in messages %}\n"
@@ -45,7 +45,9 @@ def test_conversation_becomes_text():
     ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
      "{{ ns.n }}", "3"),
     ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
-    ("{% if tools %}t{% endif %}{% if documents is none %}n{% endif %}", "n"),
+    ("{{ tools is none and documents is none }}", "True"),
+    ("{{ {'b': 'é', 'a': [1]} | tojson(true, 1, (',', ';'), true) }}",
+     '{\n "a";[\n  1\n ],\n "b";"\\u00e9"\n}'),
     ("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb"),
 ])
 def test_template_has_what_transformers_gives_it(template, expected):
@@ -164,3 +166,95 @@ def test_templates_without_a_default_are_none(templates, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
     with pytest.raises(UserError, match="m has no chat template"):
         Chat.of(load_tokenizer(tmp_path), "m")
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """-> function: settings of a tokenizer of bytes -> its Chat."""
+    def make(**settings):
+        tokenizer = BPETokenizer.train(["a"], 257)
+        tokenizer.save(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+            {"chat_template": "{{ messages[0].content + '|' + (bos_token or '') }}"} | settings))
+        return load_tokenizer(tmp_path), Chat.of(load_tokenizer(tmp_path), "m")
+    return make
+
+
+@pytest.mark.parametrize(("settings", "ends"), [
+    ({}, ""), ({"eot_token": "x"}, "x"), ({"eot_token": {"content": "x"}}, "x"),
+    ({"eot_token": "xy"}, ""), ({"eot_token": {}}, ""), ({"eot_token": {"special": 1}}, ""),
+    ({"eot_token": "x", "eos_token": "y"}, "xy"),
+])
+def test_end_of_a_turn_ends_an_answer_if_it_is_a_token(settings, ends, ended):
+    tokenizer, chat = ended(**settings)
+    expected = {tokenizer.encode(end)[0] for end in ends} | {tokenizer.end}
+    assert chat.ends == tuple(sorted(expected))
+
+
+def test_failure_is_named_by_the_place_of_the_template(ended):
+    _, chat = ended(bos_token={"content": "<s>"})
+    assert chat.text(HELLO) == "Hello|<s>"
+    with pytest.raises(UserError, match=r"^m: the chat template failed: "):
+        chat.text([])
+    assert ended(bos_token={})[1].text(HELLO) == "Hello|"
+
+
+def test_version_of_jinja_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "3.rc1")
+    with pytest.raises(UserError, match=r"needs the package jinja2 .*; 3\.rc1 is installed"):
+        Chat("")
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    def encode(self, text, name):
+        assert name == "the message"
+        return list(text)
+
+
+INITIALS = Chat("{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}"
+                "{% endif %}{{ m.role[0] + m.content }}{% endfor %}", ends=(7,))
+
+
+def test_conversation_knows_what_was_said():
+    talk = Conversation(Letters(), INITIALS)
+    assert talk.ends == (7,) and talk.messages == []
+    assert talk.ask("hi", 99) == (list("uhi"), 0)
+    talk.answered("yes")
+    assert talk.messages == [{"role": "user", "content": "hi"},
+                             {"role": "assistant", "content": "yes"}]
+    assert talk.ask("so", 99) == (list("uhiayesuso"), 0)
+    talk.restart()
+    assert talk.messages == [] and talk.ask("hi", 99) == (list("uhi"), 0)
+
+
+def test_what_it_is_told_first_is_never_forgotten():
+    talk = Conversation(Letters(), INITIALS, "S")
+    assert talk.messages == [{"role": "system", "content": "S"}]
+    assert talk.ask("a", 4) == (list("sSua"), 0)
+    talk.answered("b")
+    talk.restart()
+    assert talk.messages == [{"role": "system", "content": "S"}]
+
+
+@pytest.mark.parametrize(("room", "text", "n"), [
+    (99, "sSu1a1u2a2u3", 0), (12, "sSu1a1u2a2u3", 0), (11, "sSu2a2u3", 2), (8, "sSu2a2u3", 2),
+    (7, "sSu3", 4), (4, "sSu3", 4), (3, "sSu3", 4), (0, "sSu3", 4),
+])
+def test_oldest_questions_and_answers_are_forgotten_first(room, text, n):
+    talk = Conversation(Letters(), INITIALS, "S")
+    for number in "12":
+        talk.ask(number, 99)
+        talk.answered(number)
+    assert talk.ask("3", room) == (list(text), n)
+    assert len(talk.messages) == len(text) / 2
+
+
+def test_message_that_is_refused_is_forgotten():
+    talk = Conversation(Letters(), INITIALS)
+    talk.ask("a", 99)
+    talk.answered("b")
+    with pytest.raises(UserError, match="failed: no"):
+        talk.ask("bad", 99)
+    assert talk.ask("c", 99) == (list("uaabuc"), 0)

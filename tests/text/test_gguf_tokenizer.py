@@ -180,3 +180,20 @@ def saved(tokenizer, folder):
 def test_prefix_without_a_bos_token_is_refused(make):
     with pytest.raises(UserError, match="bos_token_id is missing; texts begin with it"):
         make(bos_token_id=None, add_bos_token=True)
+
+
+def test_first_token_may_have_a_meaning(make):
+    assert make(bos_token_id=0, add_bos_token=True).prefix.tolist() == [0]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_settings_say_whether_a_token_is_put_before_a_text(adds, make):
+    assert make(bos_token_id=1, add_bos_token=adds).settings["add_bos_token"] is adds
+    assert "add_bos_token" not in make(bos_token_id=1, add_bos_token=None).settings
+
+
+def test_token_that_is_there_twice_is_named(make):
+    twice = [*TOKENS[:-1], TOKENS[5]]
+    with pytest.raises(UserError) as error:
+        make(tokens=twice)
+    assert error.value.message.endswith(f"the token {TOKENS[5]!r} is there twice")

@@ -96,6 +96,7 @@ def test_end_shows_what_was_held_back_and_not_itself(finish):
 
 def test_other_tokens_may_end_it():
     text = Continuation(Bytes(b"a", b"b", b"c"), ends=(2, 3))
+    assert text.has_ended is False
     assert text.push(0) == [("<end>", None)] and text.has_ended is False
     assert text.push(3) == [] and text.has_ended is True and text.tokens == 1
 
