@@ -196,7 +196,8 @@ def test_failure_is_named_by_the_place_of_the_template(ended):
     assert chat.text(HELLO) == "Hello|<s>"
     with pytest.raises(UserError, match=r"^m: the chat template failed: "):
         chat.text([])
-    assert ended(bos_token={})[1].text(HELLO) == "Hello|"
+    for bos in ({}, {"special": True}):
+        assert ended(bos_token=bos)[1].text(HELLO) == "Hello|"
 
 
 def test_version_of_jinja_that_is_no_number_is_refused(monkeypatch):
