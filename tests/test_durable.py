@@ -244,11 +244,18 @@ def test_file_that_is_not_listed_is_accepted_unless_npgpt_reads_its_kind(tmp_pat
     write(tmp_path / "m", "one")
     (tmp_path / "m" / "README.md").write_text("mine")
     verify(str(tmp_path / "m"))
-    for name in ("b.json", "b.safetensors"):
+    for name in ("b.json", "b.safetensors", "b.npy"):
         (tmp_path / "m" / name).touch()
         with pytest.raises(UserError, match=rf"{name} is not listed in SHA256SUMS; if you"):
             verify(tmp_path / "m")
         (tmp_path / "m" / name).unlink()
+
+
+def test_caller_may_say_how_large_a_file_can_be(tmp_path):
+    write(tmp_path / "m", "one")
+    verify(tmp_path / "m", most=10**6)
+    with pytest.raises(UserError, match="at most 2 are expected"):
+        verify(tmp_path / "m", most=2)
 
 
 def test_directory_in_the_place_of_a_file_is_named(tmp_path):

@@ -12,6 +12,7 @@ from npgpt.errors import UserError
 
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"         # OWNER/MODEL
 LONGEST = 255                             # bytes of a file's name
+LONGEST_REASON = 300                      # characters of a message from elsewhere
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
              "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
              "generation_config.json"]
@@ -49,6 +50,6 @@ def _download(name, option):
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:           # of the package, of the network, of the disk
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise UserError(f"{here}, or the name of a model on Hugging Face, which cannot be "
                         f"downloaded: {reason}") from error

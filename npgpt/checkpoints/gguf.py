@@ -112,9 +112,8 @@ def _number(file, key, default):
         raise UserError(f"{file.path}: {name} is missing")
     if isinstance(value, (str, list)):
         raise UserError(f"{file.path}: {name} must be a number, got {shown(value)}")
-    with np.errstate(over="ignore"):               # a float64 that float32 does not hold
-        rounded = np.float32(value) if isinstance(value, float) else math.inf
-    return float(str(rounded)) if math.isfinite(rounded) else value
+    is_single = isinstance(value, float) and abs(value) <= np.finfo(np.float32).max
+    return float(str(np.float32(value))) if is_single else value
 
 
 def _any_bias(tensors, layers):

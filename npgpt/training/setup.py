@@ -92,7 +92,7 @@ def fine_tuned(directory, request):
     asked = {name: value for name, value in request.chosen.items() if name in MODEL_FIELDS}
     for name, value in asked.items():
         kept = getattr(found, name)
-        fits = name in DROPOUTS or (name == "block_size" and value <= kept)
+        fits = name in DROPOUTS or (name == "block_size" and value < kept)
         if value != kept and not fits:
             raise UserError(f"`{name}` is {kept} in the model in {directory}, got {value}; leave "
                             "it out")
@@ -107,7 +107,7 @@ def resumed_run(request, directory):
     check_state(state, checkpoint)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])
     config = request.training()
-    source = load_data(replace(config, tokenizer=None), tokenizer)
+    source = load_data(config, tokenizer)
     if source.fingerprint != state["sha256"]:
         raise UserError(f"the text {source.name} is not the one that {directory.path} was trained "
                         "on; `data` takes the path of that text")

@@ -7,6 +7,7 @@ import pytest
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints.find import HUB_FILES, find_model
+from npgpt.checkpoints.run import RunDirectory
 
 
 @pytest.fixture
@@ -95,3 +96,11 @@ def test_name_that_no_file_can_have_is_a_missing_directory(hub):
         find_model("a" * 256)
     with pytest.raises(UserError, match=r"there is no directory a{255}; model takes"):
         find_model("a" * 255)
+
+
+def test_without_a_name_it_is_the_best_checkpoint_of_the_newest_run(monkeypatch):
+    asked = []
+    monkeypatch.setattr(RunDirectory, "existing", lambda *given: asked.append(given) or
+                        SimpleNamespace(checkpoint=lambda which: f"checkpoint {which}"))
+    assert find_model(None, "init_from") == "checkpoint best"
+    assert asked == [(None, "init_from")]

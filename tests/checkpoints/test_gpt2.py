@@ -440,6 +440,15 @@ def test_weights_in_another_format_are_named_with_the_call_that_converts_them(
         GPT.from_pretrained(path)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "m.gguf", "model-1-of-2.safetensors"])
+def test_directory_is_not_taken_for_weights(name, tmp_path):
+    path = edited(tmp_path)
+    (path / "model.safetensors").unlink()
+    (path / name).mkdir()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        GPT.from_pretrained(path)
+
+
 def test_gguf_file_beside_is_named(tmp_path):
     path = edited(tmp_path)
     (path / "m-Q8_0.gguf").touch()

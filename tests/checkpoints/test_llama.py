@@ -169,6 +169,12 @@ def test_other_spellings_of_what_npgpt_computes_are_read(change, tmp_path):
     assert read.config == model.config
 
 
+def test_missing_rate_of_attention_is_zero(tmp_path):
+    path = edited(tmp_path, attention_dropout=None, npgpt_dropout=0.25)
+    read = Llama.from_pretrained(path).config
+    assert (read.dropout, read.attention_dropout) == (0.25, 0)
+
+
 def test_qwen3_has_no_bias_in_the_mlp_whatever_its_file_says(tmp_path):
     model = random_model(qk_norm=True)
     path = edited(tmp_path, model, mlp_bias=True)

@@ -323,3 +323,8 @@ def test_configuration_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=r"mine\.toml cannot be read: Permission denied$"):
         read_command_line([f"--config={path}"], lambda device: "laptop")
+
+
+def test_invalid_device_is_refused_before_a_default_is_looked_for():
+    with pytest.raises(UserError, match="device must be auto, cpu or gpu, got 'tpu'"):
+        read_command_line(["--device=tpu"], lambda device: pytest.fail("it is looked for"))

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from npgpt.errors import RunError
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
 from npgpt.training import estimate, setup
+from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS
 from npgpt.training.request import read_command_line
-from npgpt.training.run import save
+from npgpt.training.run import ADDED, check_state, save
 from npgpt.training.setup import build_run
 from tests.training.two_ranks import TwoRanks
 
@@ -200,3 +202,15 @@ def test_memory_is_estimated_for_every_process_that_computes(monkeypatch):
     assert estimates == [estimate.memory_needed(one.model.config, run.config, one.model.device, n)
                          for run, n in ((one, 1), (three, 3))]
     assert estimates[0] < estimates[1]
+
+
+def test_values_of_the_first_version_are_enough_to_resume():
+    """What later versions have added may be missing, and nothing else."""
+    fields = FAMILY_FIELDS["gpt"] | TRAINING_FIELDS
+    state = {"format": 1, "step": 1, "seconds": 0, "sha256": "", "config_name": "laptop"}
+    values = dict.fromkeys(fields.keys() - ADDED)
+    check_state(state | {"values": values}, Path("c"))
+    for name in values:
+        rest = {n: v for n, v in values.items() if n != name}
+        with pytest.raises(UserError, match="values are missing"):
+            check_state(state | {"values": rest}, Path("c"))
