@@ -72,7 +72,7 @@ def sample(arguments):
     chat = Chat.of(tokenizer, directory) if c.chat else None
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read
-    conversation = Conversation(tokenizer, chat, c.system) if chat else None
+    conversation = chat and Conversation(tokenizer, chat, c.system)
     if chat and prompt is not None:
         conversation.ask(prompt, len(prompt))
         conversation.restart()

@@ -11,6 +11,7 @@ import sample as sample_script
 from npgpt import Llama, LlamaConfig
 from npgpt.models import generate
 from npgpt.text.bpe import END, BPETokenizer
+from npgpt.text.chat import Chat, Conversation
 from tests.gguf_files import metadata_of, tensors_of, tokenizer_metadata, write_gguf
 
 TEMPLATE = ("{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('not bad') }}"
@@ -108,6 +109,21 @@ def test_oldest_messages_are_forgotten_if_the_context_is_full(chat):
     assert "note: the context has 200 tokens; the 2 oldest messages are forgotten\n" in err
 
 
+@pytest.mark.parametrize(("n", "room"), [(5, 195), (99, 101), (100, 100), (150, 100), (500, 100)])
+def test_answer_has_room_in_the_context(n, room, chat, monkeypatch):
+    asked, ask = [], Conversation.ask
+    monkeypatch.setattr(Conversation, "ask", lambda self, message, room: asked.append(room) or ask(
+        self, message, room))
+    chat("the fox\n", f"--max-new-tokens={n}")
+    assert asked == [room]
+
+
+def test_prompt_that_the_template_refuses_is_refused_before_the_model_is_read(chat):
+    status, out, err, prompts = chat("", "--prompt=bad")
+    assert (status, out, prompts) == (2, "", [])
+    assert err == "sample.py: m: the chat template failed: not bad\n"
+
+
 def test_message_that_is_longer_than_the_context_is_cut_with_a_note(chat):
     status, _, err, prompts = chat(f"the fox\n{'fox ' * 300}\n")
     assert status == 0 and "the 2 oldest messages are forgotten" in err
@@ -123,8 +139,6 @@ def test_message_that_the_template_refuses_is_forgotten(chat):
 
 def test_interrupted_answer_counts_as_far_as_it_is_shown(run, tokenizer, monkeypatch):
     """In a terminal Ctrl-C ends an answer; here the next message is asked directly."""
-    from npgpt.text.chat import Chat, Conversation
-
     monkeypatch.setattr(sample_script, "steps", interrupted)
     writer = sample_script.Writer(model_for(tokenizer), tokenizer,
                                   sample_script.SampleConfig(max_new_tokens=9), [], None)

@@ -273,8 +273,8 @@ def test_colours_are_those_of_the_probabilities(run, train, monkeypatch):
     monkeypatch.setattr(sample_script, "steps", lambda *given, **options: (
         Step(np.array([2 + i]), np.array([p])) for i, p in enumerate(probabilities)))
     codes = ["31", "38;5;208", "33", "38;5;154", "32", "38;5;208", "32"]
-    result = run(sample_script.main, "--show-probs", "--stop",
-                 f"{ALPHABET[7:9]}#")                   # two are held back
+    stop = "".join(ALPHABET[7:9]) + "#"                    # of which two characters are held back
+    result = run(sample_script.main, "--show-probs", "--stop", stop)
     assert result.out == "".join(
         f"\x1b[{code}m{ALPHABET[2 + i]}\x1b[0m" for i, code in enumerate(codes)) + "\n"
     assert ("probability:  0 to 1 %  1 to 10 %  10 to 30 %  30 to 70 %  70 to 100 %\n"

@@ -445,3 +445,12 @@ def test_buffers_grow_with_the_text_and_not_beyond_the_context(monkeypatch):
         np.testing.assert_array_equal(v, values[:, :, :stop])
         sizes.append(cache.k.shape[2])
     assert sizes == [2, 2, 4, 4, 9, 10]
+
+
+def test_cache_is_kept_as_far_as_all_rows_begin_the_same(gpt, monkeypatch):
+    kv = KVCache(CONFIG.n_layer, CONFIG.block_size)
+    assert kv.tokens is None
+    generation.read(gpt, np.array([[1, 2, 3], [1, 2, 3]]), kv)
+    assert kv.tokens.tolist() == [[1, 2, 3]] * 2
+    second = np.array([[1, 2, 4, 5], [1, 6, 3, 5]])
+    assert kv.rewind(second).tolist() == [[2, 4, 5], [6, 3, 5]] and kv.length == 1
