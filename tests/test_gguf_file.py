@@ -11,7 +11,7 @@ import pytest
 
 from npgpt import UserError
 from npgpt.checkpoints.gguf import read
-from npgpt.gguf_file import READ, GGUFFile
+from npgpt.gguf_file import READ, GGUFFile, GGUFTensor
 from npgpt.models.llama import Llama
 from npgpt.text.gguf import gguf_tokenizer
 from tests.gguf_files import (
@@ -244,3 +244,28 @@ def test_changed_byte_of_the_header_ends_in_a_line_or_a_model(whole):
             whole.write_bytes(data[:at] + bytes([byte]) + data[at + 1:])
             opened += open_all(whole)
     assert opened > 50              # as in texts that only describe the model
+
+
+def test_number_of_tensors_is_not_negative(tmp_path):
+    data = bytearray(write_gguf(tmp_path / "m.gguf", {}, {"a": np.ones((2, 32))}).read_bytes())
+    data[8:16] = b"\xff" * 8
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(UserError, match=r"m\.gguf is damaged: "):
+        GGUFFile(tmp_path / "m.gguf")
+
+
+def test_message_about_a_short_file_says_where_it_should_end(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", {}, {"a": np.ones((2, 32)), "b": np.ones((9, 32))})
+    data = path.read_bytes()
+    path.write_bytes(data[:-500])
+    with pytest.raises(UserError) as error:
+        GGUFFile(path)
+    end = int(error.value.message.split()[-1].replace(",", ""))
+    assert len(data) - 500 < end <= len(data)
+
+
+def test_damaged_numbers_are_read_without_a_warning():
+    """An infinite scale times 0."""
+    data = np.frombuffer(b"\x00\x7c" + bytes(32), np.uint8)
+    tensor = GGUFTensor((1, 32), gguf.GGMLQuantizationType.Q8_0, data, gguf)
+    assert np.isnan(tensor.array()).all()

@@ -340,3 +340,9 @@ def test_name_that_is_too_long_and_checkpoint_without_a_state_are_named(tmp_path
     (run.path / "latest").write_text("x" * 1001)
     with pytest.raises(UserError, match=r"latest has 1,001 bytes; at most 1,000 are expected"):
         run.checkpoint("latest")
+
+
+def test_missing_directory_is_named_with_what_the_option_takes(tmp_path):
+    with pytest.raises(UserError) as error:
+        RunDirectory.existing(tmp_path / "nowhere")
+    assert error.value.message.endswith("nowhere; `out_dir` takes that of a run")

@@ -301,6 +301,7 @@ def test_help_does_not_look_for_a_gpu(word, capsys):
     assert out.startswith("usage: train.py [--config FILE] [--device {auto,cpu,gpu}] [--data PATH]")
     assert "\nthe model, as in laptop:\n" in out and "\nthe training, as in laptop:\n" in out
     assert "Train a GPT or a Llama on a text. Without arguments: a" in " ".join(out.split())
+    assert "--init-from PATH start from the parameters" in " ".join(out.split())
     assert ("the run: --config FILE a TOML file of the values below, or one of baby, finetune, "
             in " ".join(out.split()))
     assert ("--out-dir DIR directory of the run [a new one in out/] --resume continue the run in "
