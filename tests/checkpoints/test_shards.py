@@ -217,3 +217,10 @@ def test_shards_that_only_together_are_too_large_for_the_memory_are_refused(path
     with pytest.raises(UserError, match=rf"index\.json as float32 has {needed:,} bytes, and "
                                         rf"{needed - 1:,} bytes of memory are free"):
         GPT.from_pretrained(path)
+
+
+def test_names_of_shards_are_any_plain_names(path, model):
+    (path / FIRST).rename(path / "X.safetensors")
+    write_map(path, {name: file.replace(FIRST, "X.safetensors")
+                     for name, file in read_map(path).items()})
+    same(GPT.from_pretrained(path), model)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -231,3 +232,10 @@ def test_of_two_simultaneous_starts_one_trains(home):
     assert re.fullmatch(r"train\.py: run (is in use by (process \d+ on|another process;) .*|"
                         r"already contains a run; .*|contains the metrics .*)\n", results[1][0])
     assert [line["step"] for line in metrics("run")] == [0, 1, 2, 3, 3, 3]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_released_lock_leaves_no_open_file(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    Lock(tmp_path).release()
+    assert len(os.listdir("/proc/self/fd")) == before
