@@ -66,15 +66,15 @@ def main(arguments=None):
 
 
 def sample(arguments):
-    c, model, stops = read_command_line(arguments)
-    directory = find_model(*model)
+    c, (name, named_by), stops = read_command_line(arguments)
+    directory = find_model(name, named_by)
     tokenizer = load_tokenizer(directory)
     chat = Chat.of(tokenizer, directory) if c.chat else None
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read
     conversation = chat and Conversation(tokenizer, chat, c.system)
     if chat and prompt is not None:
-        conversation.ask(prompt, len(prompt))
+        conversation.ask(prompt, len(prompt))        # the template may refuse it, too
         conversation.restart()
     device = get_device(c.device)
     model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
@@ -187,8 +187,8 @@ def read_command_line(arguments):
     given = parser.parse(arguments, fields)
     if "model" in given and "out_dir" in given:
         raise UserError("`model` and `out_dir` are the same; give one of them")
-    which = "out_dir" if "out_dir" in given else "model"
-    name, stops = given.pop(which, None), given.pop("stop", [])
+    named_by = "out_dir" if "out_dir" in given else "model"
+    name, stops = given.pop(named_by, None), given.pop("stop", [])
     if "" in stops:
         raise UserError("`stop` is empty; it takes a text")
     c = SampleConfig(**given)
@@ -201,7 +201,7 @@ def read_command_line(arguments):
         raise UserError("`system` is for a conversation; add `chat`, or leave it out")
     if c.interactive and not (c.prompt is c.prompt_file is None):
         raise UserError("`interactive` reads prompts itself; leave out `prompt` and `prompt_file`")
-    return c, (name, which), stops
+    return c, (name, named_by), stops
 
 
 def encode(tokenizer, prompt):

@@ -12,7 +12,8 @@ import numpy as np
 
 from npgpt.checkpoints.hugging_face import configuration
 from npgpt.errors import UserError
-from npgpt.gguf_file import GGUFFile, shown
+from npgpt.gguf_file import GGUFFile
+from npgpt.gguf_header import shown
 from npgpt.models.llama import LlamaConfig
 from npgpt.reading import require_memory
 

@@ -20,13 +20,21 @@ import numpy as np
 from npgpt.errors import UserError
 from npgpt.reading import parse_json, read_bytes
 from npgpt.text.characters import CONFIG, FILE, SETTINGS
+from npgpt.text.tokenizer_json import (
+    alphabet,
+    check_tokens,
+    finds,
+    named_token,
+    parsed_settings,
+    reaches_out,
+    types,
+)
 
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")     # in other vocabularies
 PART = 2**16              # characters that are encoded at once
 BATCH = 16                # of these parts, in as many threads as there are cores
 CUT = re.compile(r"[^\W\d_](?=\s)")                  # after this letter
-MOST_TOKENS = 10**7       # in a vocabulary
 TRIES = 20                # places that are tried for a cut
 AROUND = 500              # characters on each side of it that the tokenizer is asked about
 EXTRA = "the package tokenizers, which is missing; install it with: pip install 'npgpt[bpe]'"
@@ -45,21 +53,21 @@ class BPETokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         steps = parse_json(tokenizer.to_str())
-        if steps["model"]["type"] != "BPE" or "ByteLevel" not in _types(steps["decoder"]):
+        if steps["model"]["type"] != "BPE" or "ByteLevel" not in types(steps["decoder"]):
             kind = steps["model"]["type"]
             kind += " that is not byte-level" if kind == "BPE" else ""
             raise UserError(f"{path} is a tokenizer of the kind {kind}; npgpt reads byte-level BPE "
                             "and characters")
         added = tokenizer.get_added_tokens_decoder()
         self._may_cut = (steps["pre_tokenizer"] is not None and steps["normalizer"] is None
-                         and not _finds(steps["pre_tokenizer"], "add_prefix_space")
-                         and not any(map(_reaches_out, added.values())))
+                         and not finds(steps["pre_tokenizer"], "add_prefix_space")
+                         and not any(map(reaches_out, added.values())))
         vocab = tokenizer.get_vocab()
         if not vocab:
             raise UserError(f"{path} has no tokens")
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = [b""] * self.vocab_size
-        byte_of = {character: byte for byte, character in enumerate(_alphabet())}
+        byte_of = {character: byte for byte, character in enumerate(alphabet())}
         try:
             for token, i in vocab.items():
                 self._bytes[i] = (added[i].content.encode() if i in added else
@@ -68,12 +76,13 @@ class BPETokenizer:
             raise UserError(f"{path}: {error.args[0]!r} in the token {token!r} is none of the 256 "
                             "characters that stand for bytes") from None
         self._special = {i for i, token in added.items() if token.special}
-        self.end = _end(vocab, settings, path)
+        self.settings = (SETTINGS if settings is None else
+                         parsed_settings(settings, Path(path).with_name(CONFIG)))
+        names = named_token(self.settings, "eos_token"), *ENDS
+        self.end = next((vocab[name] for name in names if name in vocab), None)
         self.ends = () if self.end is None else (self.end,)
-        bos = self.settings.get("bos_token") if settings is not None else None
-        bos = bos.get("content") if isinstance(bos, dict) else bos
         self.bos = (self.end if settings is None else
-                    vocab.get(bos) if isinstance(bos, str) else None)
+                    vocab.get(named_token(self.settings, "bos_token")))
 
     @classmethod
     def from_json(cls, content, settings=None, path=FILE):
@@ -82,7 +91,7 @@ class BPETokenizer:
         library = _library(path)
         try:
             model = parse_json(content)["model"]
-            _check_merges(model.get("vocab"), model.get("merges", ()))
+            check_tokens(model.get("vocab"), model.get("merges", ()))
             tokenizer = library.Tokenizer.from_buffer(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid tokenizer: {error}") from None
@@ -96,7 +105,7 @@ class BPETokenizer:
         try:
             vocab, lines = parse_json(vocab), lines.decode().split("\n")
             pairs = [tuple(line.split(" ")) for line in lines if line and line[:9] != "#version:"]
-            _check_merges(vocab, pairs)
+            check_tokens(vocab, pairs)
             tokenizer = byte_level(library, vocab, pairs)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{vocab_path} and {merges_path.name} are not a valid tokenizer: "
@@ -114,7 +123,7 @@ class BPETokenizer:
         tokenizer = byte_level(library)
         trainer = library.trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[END], show_progress=show_progress,
-            initial_alphabet=_alphabet())
+            initial_alphabet=alphabet())
         tokenizer.train_from_iterator(parts, trainer, length)
         return cls(tokenizer, tokenizer.to_str().encode(), None, FILE)
 
@@ -199,11 +208,6 @@ class BPETokenizer:
                          for i, token in enumerate(self._bytes)])
 
     @property
-    def settings(self):
-        """The contents of tokenizer_config.json."""
-        return SETTINGS if self._settings is None else parse_json(self._settings)
-
-    @property
     def digest(self):
         """A SHA-256 that only equal tokenizers have in common, as hexadecimal digits."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
@@ -234,59 +238,3 @@ def _library(wanted):
     except ImportError:
         raise UserError(f"{wanted} needs {EXTRA}") from None
     return tokenizers
-
-
-def _check_merges(vocab, merges):
-    """Raise ValueError unless both halves of every merge and the whole are tokens, as the library
-    assumes, or if an id is too large for a table of tokens."""
-    for token, i in vocab.items() if isinstance(vocab, dict) else ():
-        if not isinstance(i, int) or i >= MOST_TOKENS:
-            raise ValueError(f"the token {token!r} has the id {i!r}; ids are below {MOST_TOKENS:,}")
-    for merge in merges:
-        first, second = merge.split(" ") if isinstance(merge, str) else merge
-        for token in (first, second, first + second):
-            if token not in vocab:
-                raise ValueError(f"{token!r} of the merge {first!r}, {second!r} is not a token")
-
-
-def _alphabet():
-    """-> 256 characters, which stand for the bytes in tokenizer.json: printable ones for
-    themselves, the others for what follows from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _types(step):
-    """The types of a step of a tokenizer and of all steps in it."""
-    if isinstance(step, list):
-        return {kind for part in step for kind in _types(part)}
-    if not isinstance(step, dict):
-        return set()
-    return {step.get("type")}.union(*map(_types, step.values()))
-
-
-def _finds(step, key):
-    """Whether a key is true in a step or in one of those in it."""
-    if isinstance(step, list):
-        return any(_finds(part, key) for part in step)
-    return isinstance(step, dict) and (bool(step.get(key))
-                                       or any(_finds(part, key) for part in step.values()))
-
-
-def _reaches_out(token):
-    """Whether an added token contains white space, or depends on what is beside it."""
-    return (any(map(str.isspace, token.content)) or token.lstrip or token.rstrip
-            or token.single_word)
-
-
-def _end(vocab, settings, path):
-    """-> the id of the end-of-text token: the one that tokenizer_config.json names, or a token with
-    one of the usual names. None: there is none."""
-    try:
-        named = parse_json(settings).get("eos_token") if settings is not None else None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{Path(path).with_name(CONFIG)} is not valid JSON: {error}") from None
-    named = named.get("content") if isinstance(named, dict) else named
-    names = (named, *ENDS) if isinstance(named, str) else ENDS
-    return next((vocab[name] for name in names if name in vocab), None)

@@ -16,6 +16,7 @@ from importlib import metadata
 
 from npgpt.errors import UserError
 from npgpt.reading import LARGEST
+from npgpt.text.tokenizer_json import named_token
 
 EXTRA = "the package jinja2 3.1.6 or later; install it with: pip install 'npgpt[chat]'"
 FIRST = 3, 1, 6           # in earlier versions a template can leave the sandbox
@@ -49,11 +50,10 @@ class Chat:
         if not isinstance(template, str):
             raise UserError(f"{path} has no chat template: its model continues texts, but was not "
                             "trained on conversations; leave out `chat`")
-        tokens = {name: _text(settings[name]) for name in NAMES if settings.get(name)}
+        tokens = {name: token for name in NAMES if (token := named_token(settings, name))}
         ends = set(tokenizer.ends)
-        if settings.get("eot_token"):
-            end_of_turn = tokenizer.encode(_text(settings["eot_token"]))
-            ends |= set(end_of_turn.tolist()) if len(end_of_turn) == 1 else set()
+        end_of_turn = tokenizer.encode(named_token(settings, "eot_token") or "").tolist()
+        ends |= set(end_of_turn) if len(end_of_turn) == 1 else set()
         return cls(template, tokens, sorted(ends), path)
 
     def text(self, messages, add_generation_prompt=True):
@@ -112,11 +112,6 @@ class Conversation:
     def answered(self, text):
         """What the model has answered."""
         self.messages.append({"role": "assistant", "content": text})
-
-
-def _text(token):
-    """A token in tokenizer_config.json, a text or a dictionary -> text."""
-    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _environment(path):

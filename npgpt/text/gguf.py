@@ -7,7 +7,7 @@ The regular expressions are those of llama.cpp (llama-vocab.cpp) and of the mode
 import json
 
 from npgpt.errors import UserError
-from npgpt.gguf_file import shown
+from npgpt.gguf_header import shown
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import SETTINGS
 

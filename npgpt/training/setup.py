@@ -88,7 +88,7 @@ def fine_tuned(directory, request):
     """-> configuration and parameters of a model directory, as a request asks for it: with other
     dropout rates, or with fewer positions. Raises UserError if it asks for another architecture."""
     verify(directory)
-    found, values = read_values(directory, LanguageModel)
+    found, values = read_values(directory, FAMILIES[request.family])
     asked = {name: value for name, value in request.chosen.items() if name in MODEL_FIELDS}
     for name, value in asked.items():
         kept = getattr(found, name)

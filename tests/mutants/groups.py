@@ -57,7 +57,7 @@ GROUPS = [
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
     Group("text", ("npgpt/text/[!c]*.py", "npgpt/text/c[ah]*.py"),           # but command.py
           ("tests/text",), share=0.1, left_out=LEFT_OUT),
-    Group("files", ("npgpt/checkpoints/*.py", "npgpt/durable.py", "npgpt/gguf_file.py",
+    Group("files", ("npgpt/checkpoints/*.py", "npgpt/durable.py", "npgpt/gguf_*.py",
                     "npgpt/reading.py"),
           ("tests/checkpoints", "tests/text", "tests/test_durable.py", "tests/test_gguf_file.py",
            *(f"tests/reliability/test_{name}.py" for name in (

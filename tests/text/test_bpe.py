@@ -303,9 +303,11 @@ def test_token_that_is_no_bytes_is_refused(tokenizer, tmp_path):
 
 def test_damaged_settings_are_named(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    for content in ("{", "[]"):
+    for content, message in (("{", "is not valid JSON: "),
+                             ("[]", r"must contain an object, not \[\]"),
+                             ("null", "must contain an object, not None")):
         (tmp_path / "tokenizer_config.json").write_text(content)
-        with pytest.raises(UserError, match=r"tokenizer_config\.json is not valid JSON"):
+        with pytest.raises(UserError, match=rf"tokenizer_config\.json {message}"):
             load_tokenizer(tmp_path)
 
 
