@@ -71,7 +71,7 @@ class Request:
     def model(self, vocab_size):
         """-> the model's configuration. Raises UserError for an option of another family."""
         fields = FAMILY_FIELDS[self.family]
-        self._check_family(self.family, self.chosen)
+        self._check_family(self.family, self.chosen, "choose `family` {}, or leave it out")
         return FAMILIES[self.family].Config(
             vocab_size=vocab_size, **{n: v for n, v in self.values.items() if n in fields})
 
@@ -85,13 +85,14 @@ class Request:
         return dataclasses.replace(self, values=self.values | {"family": found})
 
     @staticmethod
-    def _check_family(family, given):
-        """Raise UserError if an option of another family is given."""
+    def _check_family(family, given, advice="leave it out"):
+        """Raise UserError if an option of another family is given. advice: what to do then; {}: the
+        other family."""
         for name in given:
             if name in MODEL_FIELDS and name not in FAMILY_FIELDS[family]:
                 other = next(f for f, fields in FAMILY_FIELDS.items() if name in fields)
                 raise UserError(f"`{name}` is an option of the family {other}, and the model is of "
-                                f"the family {family}; leave it out")
+                                f"the family {family}; {advice.format(other)}")
 
 
 def read_command_line(arguments, default_config):

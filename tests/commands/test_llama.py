@@ -132,7 +132,7 @@ def test_options_of_a_llama_are_refused_for_a_gpt(name, trains, home):
     flag = "--" + name.replace("_", "-")
     value = "" if name in ("attention_bias", "mlp_bias", "qk_norm") else "=2"
     message = (f"{flag} is an option of the family llama, and the model is of the family gpt; "
-               "leave it out")
+               "choose --family llama, or leave it out")
     assert_refused(trains(*ONE, flag + value), message)
     (home / "mine.toml").write_text(f"{name} = {'true' if not value else 2}\n")
     assert_refused(trains(*ONE, "--config=mine.toml"), message)
@@ -146,7 +146,7 @@ def test_options_of_a_gpt_are_refused_for_a_llama(name, value, trains, home):
     flag = "--" + name.replace("_", "-")
     given = {True: flag, False: "--no-" + flag[2:]}.get(value, f"{flag}={value}")
     message = (f"{flag} is an option of the family gpt, and the model is of the family llama; "
-               "leave it out")
+               "choose --family gpt, or leave it out")
     assert_refused(trains(*ONE, "--family=llama", given), message)
     written = json.dumps(value)
     (home / "mine.toml").write_text(f'family = "llama"\n{name} = {written}\n')
