@@ -2,7 +2,7 @@
 
 While the text fits into the context, a `KVCache` stores the keys and values of earlier tokens, and
 a new token costs one row of the forward pass. Beyond that the context slides: every token then has
-another position, and the whole context is computed again, exactly as by the full forward pass.
+another position, and the whole context is read again.
 """
 
 from typing import NamedTuple
@@ -63,7 +63,6 @@ class LayerKV:
         self.v[:, :, start:self.length] = v
         return self.k[:, :, :self.length], self.v[:, :, :self.length]
 
-
     def _grow(self, k):
         """Let the buffers hold all tokens: at least twice as many as before."""
         B, G, T, D = k.shape
@@ -98,7 +97,7 @@ def generate(model, idx, sampling, end=None):
 
 def read(model, idx, kv):
     """Read tokens (B, T), T >= 1, after those in kv -> logits (B, V) of the next token. At most
-    READ at a time, because attention has T numbers for each token that is read."""
+    READ at a time: then attention's scores stay in the cache of a processor."""
     for start in range(0, idx.shape[1], READ):
         part = idx[:, start:start + READ]
         logits = model.logits(part, kv, last=True)
