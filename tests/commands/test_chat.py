@@ -140,8 +140,8 @@ def test_message_that_the_template_refuses_is_forgotten(chat):
 def test_interrupted_answer_counts_as_far_as_it_is_shown(run, tokenizer, monkeypatch):
     """In a terminal Ctrl-C ends an answer; here the next message is asked directly."""
     monkeypatch.setattr(sample_script, "steps", interrupted)
-    writer = sample_script.Writer(model_for(tokenizer), tokenizer,
-                                  sample_script.SampleConfig(max_new_tokens=9), [], None)
+    config = sample_script.SampleConfig(temperature=0, max_new_tokens=9)
+    writer = sample_script.Writer(model_for(tokenizer), tokenizer, config, [], None)
     tokenizer = sample_script.load_tokenizer("m")
     conversation = Conversation(tokenizer, Chat.of(tokenizer, "m"))
     with pytest.raises(KeyboardInterrupt):
