@@ -19,10 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from npgpt.backend import get_device
 from npgpt.cli.command import run_command
-from npgpt.errors import RunError
 from npgpt.host import keep_freed_memory
 from npgpt.optim import learning_rate
-from npgpt.parallel import WorkerEnded
+from npgpt.parallel import world
 from npgpt.training.estimate import LESS_MEMORY
 from npgpt.training.evaluation import Interrupted, evaluate
 from npgpt.training.monitor import Monitor
@@ -36,7 +35,7 @@ def train(run):
     """Train; every rank runs this -> exit status."""
     c, model, optimizer, comm, data = run.config, run.model, run.optimizer, run.comm, run.data
     grads = model.gradients(run.buffers[comm.rank])
-    optimizer.set_rank(comm.rank, comm.size)
+    optimizer.set_rank(comm.rank, comm.size, comm.ranges(model.params))
 
     with Monitor(run, grads) as monitor:       # the screen, the metrics, Ctrl-C
         with suppress(Interrupted):            # in an evaluation
@@ -66,16 +65,15 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     # Monitor counts non-finite steps; several processes limit BLAS's threads, until they end.
     with np.errstate(all="ignore"), threadpool_limits():
-        return run_command("train.py", lambda: start(arguments), LESS_MEMORY)
+        return run_command("train.py", lambda: world().run("train.py", lambda: start(arguments)),
+                           LESS_MEMORY)
 
 
 def start(arguments):
     keep_freed_memory()
     run = build_run(read_command_line(arguments, default_config))
     try:
-        return run.comm.launch(lambda: train(run))
-    except WorkerEnded as error:
-        raise RunError(f"{error}; {run.kept}") from error
+        return run.comm.launch(lambda: train(run), lambda: run.kept)
     finally:
         run.directory.close()
 

@@ -70,7 +70,7 @@ def time_npgpt(model, batch_size, steps, workers=None):
     optimizer, buffers = distribute(gpt, config, comm)
 
     def work():
-        optimizer.set_rank(comm.rank, comm.size)
+        optimizer.set_rank(comm.rank, comm.size, comm.ranges(gpt.params))
         grads, numbers = gpt.gradients(buffers[comm.rank]), itertools.count()
 
         def step():

@@ -1,12 +1,13 @@
 """Named arrays in safetensors files. Unlike pickle, the format contains only data and cannot run
 code."""
 
+import json
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from npgpt.backend import to_host
 from npgpt.checkpoints.mapped import DTYPES, stored_arrays
@@ -15,15 +16,42 @@ from npgpt.errors import RunError, UserError
 from npgpt.reading import require_memory
 
 
+class Parts(NamedTuple):
+    """An array that is written in parts, so that it need not be in memory as a whole."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Iterable[np.ndarray]      # one after the other they are the array
+
+
+NAMES = {np.dtype(kind).name: name for name, kind in DTYPES.items() if name != "BF16"}
+
+
 def write_tensors(path, arrays):
-    """Write name -> array of any device as a safetensors file. Raises RunError if that fails, as on
-    a full disk."""
-    # safetensors writes an array's memory as it is, so every array must be contiguous.
-    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
+    """Write name -> array of any device, or Parts, as a safetensors file. Raises RunError if that
+    fails, as on a full disk.
+
+    The file is what the package safetensors writes, which would copy all arrays first: the length
+    of a header, the header in JSON, and the arrays, the largest elements first.
+    """
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in order:
+        array, start = arrays[name], end
+        end += math.prod(array.shape) * array.dtype.itemsize
+        header[name] = {"dtype": NAMES[array.dtype.name], "shape": list(array.shape),
+                        "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     try:
-        safetensors.numpy.save_file(host, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path.name} cannot be written: {error}") from None
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in order:
+                array = arrays[name]
+                for part in array.parts if isinstance(array, Parts) else [array]:
+                    file.write(np.ascontiguousarray(to_host(part)).data)
+    except OSError as error:
+        raise RunError(f"{path.name} cannot be written: {error.strerror or error}") from error
 
 
 class Tensors(Mapping):

@@ -87,7 +87,7 @@ class GPTConfig(ModelConfig):
         if self.head_bias:
             head["bias"] = Param((V,), "vector")
         return flatten({
-            "wte": table(V, C),
+            "wte": table(V, C, uses=2 if self.tie_weights else 1),
             "wpe": table(self.block_size, C),
             "h": dict.fromkeys(range(self.n_layer), block),
             "ln_f": norm(C),

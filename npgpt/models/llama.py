@@ -99,7 +99,7 @@ class LlamaConfig(ModelConfig):
                     "down_proj": linear(F, C, last, bias=self.mlp_bias)},
         }
         return flatten({
-            "embed_tokens": table(V, C),
+            "embed_tokens": table(V, C, uses=2 if self.tie_weights else 1),
             "layers": dict.fromkeys(range(self.n_layer), block),
             "norm": rms_norm(C),
             "lm_head": {} if self.tie_weights else table(V, C),

@@ -33,6 +33,7 @@ class Param:
     std: float = 0.0
     mean: float = 0.0
     parts: tuple[int, ...] = ()             # the widths of matrices side by side, as of q, k and v
+    uses: int = 1                           # its gradient is the sum of this number of parts
     trainable: bool = True
 
     @property
@@ -56,9 +57,9 @@ def linear(n_in, n_out, std=STD, bias=True, parts=()):
     return weight | ({"bias": Param((n_out,), "vector", parts=parts)} if bias else {})
 
 
-def table(rows, columns, std=STD):
+def table(rows, columns, std=STD, uses=1):
     """-> the parameters of an embedding: a row for each token or position."""
-    return {"weight": Param((rows, columns), "table", std)}
+    return {"weight": Param((rows, columns), "table", std, uses=uses)}
 
 
 def norm(n):
@@ -102,16 +103,18 @@ class Parameters(Mapping):
     """name -> array, all of them views of the buffer `flat` (n,)."""
 
     def __init__(self, architecture, flat):
-        """architecture: name -> Param; flat: array (n,) of any module and dtype."""
+        """architecture: name -> Param, in the order in which the model uses them; flat: array (n,)
+        of any module and dtype."""
+        self.architecture = architecture
         order = sorted(architecture, key=lambda name: (not architecture[name].trainable,
                                                        GROUPS.index(architecture[name].group)))
-        self.architecture = {name: architecture[name] for name in order}
         self._flat = flat
         self._views = {}
         self.slices = {}                        # name -> where it is in flat
         self.n_matrices = self.n_decayed = self.n_trainable = 0      # where each of these ends
         offset = 0
-        for name, param in self.architecture.items():
+        for name in order:
+            param = architecture[name]
             self.slices[name] = slice(offset, offset + math.prod(param.shape))
             self._views[name] = flat[self.slices[name]].reshape(param.shape)
             offset = self.slices[name].stop
@@ -162,10 +165,15 @@ class Gradients(Parameters):
     def __init__(self, architecture, flat):
         super().__init__(architecture, flat)
         self._unwritten = set()
+        self._missing, self._completed = {}, None
 
-    def zero(self):
-        """Set every gradient to 0."""
+    def zero(self, passes=1, completed=None):
+        """Set every gradient to 0. completed(name): called when the gradient of a name is complete,
+        during the last of this number of backward passes; None: nobody waits for it."""
         self._unwritten = set(self._views)
+        self._completed = completed
+        self._missing = {name: passes * param.uses for name, param in self.architecture.items()
+                         } if completed else {}
 
     def add(self, name, d):
         """Add d to a gradient. d: an array of its shape, None, or a tree of these under the name,
@@ -183,6 +191,16 @@ class Gradients(Parameters):
                 view[...] = d
             else:
                 view += d
+            if self._completed:
+                self._count(name)
+
+    def _count(self, name):
+        """One part less is missing of a gradient."""
+        self._missing[name] -= 1
+        if self._missing[name] < 0:
+            raise ValueError(f"the gradient of {name} has more parts than the parameter has uses")
+        if self._missing[name] == 0:
+            self._completed(name)
 
     def fill(self):
         """Write 0 to the gradients to which nothing was added."""

@@ -84,12 +84,14 @@ class TransformerConfig(ModelConfig):
                  "ln_cross_attn": norm(C)}
         mlp = {"mlp": {"c_fc": matrix(C, 4 * C), "c_proj": matrix(4 * C, C)}, "ln_2": norm(C)}
 
-        def stack(V, block):
-            return {"wte": table(V, C, C**-0.5), "h": dict.fromkeys(range(self.n_layer), block)}
+        def stack(V, block, uses=1):
+            return {"wte": table(V, C, C**-0.5, uses),
+                    "h": dict.fromkeys(range(self.n_layer), block)}
 
         return flatten({
             "encoder": stack(self.source_vocab_size, attn | mlp),
-            "decoder": stack(self.target_vocab_size, attn | cross | mlp),
+            "decoder": stack(self.target_vocab_size, attn | cross | mlp,
+                             uses=2 if self.tie_weights else 1),
             "lm_head": {} if self.tie_weights else table(self.target_vocab_size, C, C**-0.5),
         })
 

@@ -17,26 +17,27 @@ class AdamW(Optimizer):
     """AdamW for the buffer from `start` on; another optimiser updates the part before it."""
 
     def __init__(self, params, beta1=0.9, beta2=0.99, weight_decay=0.1, epsilon=1e-8, start=0,
-                 share=lambda array: array):
-        """share: puts an array into memory that all ranks share, as Communicator.share does."""
+                 comm=None):
+        """comm: as for Optimizer."""
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.weight_decay = weight_decay
-        self.start = start
-        super().__init__(params)
-        n = params.n_trainable - start
-        self.m, self.v = (share(self.device.xp.zeros(n, params.flat.dtype)) for _ in range(2))
+        super().__init__(params, slice(start, params.n_trainable), comm)
+        self.m, self.v = self._zeros(), self._zeros()
 
     @property
     def state(self):
         """name -> array."""
         return {"adamw.m": self.m, "adamw.v": self.v}
 
-    def _slices(self, rank, size):
-        """A range of the same length for every rank, split where weight decay ends."""
-        n = self.params.n_trainable - self.start
-        first, last = (self.start + n * r // size for r in (rank, rank + 1))
-        border = min(max(self.params.n_decayed, first), last)
-        return [slice(first, border), slice(border, last)]
+    def _slices(self, rank, size, ranges):
+        """Of each range a part of the same length for every rank, split where weight decay ends."""
+        found = []
+        for start, stop in ((max(r.start, self.part.start), min(r.stop, self.part.stop))
+                            for r in ranges):
+            first, last = (start + max(stop - start, 0) * r // size for r in (rank, rank + 1))
+            border = min(max(self.params.n_decayed, first), last)
+            found += [slice(first, border), slice(border, last)]
+        return [part for part in found if part.start < part.stop]
 
     def _update(self, grads, lr, scale):
         xp, dtype = self.device.xp, self.params.flat.dtype
@@ -46,8 +47,9 @@ class AdamW(Optimizer):
         m_correction, v_correction = 1 - self.beta1**self.t, 1 - self.beta2**self.t
         for whole in self.shard:
             decay = self.weight_decay if whole.stop <= self.params.n_decayed else 0.0
+            at = self._in_state[whole.start].start - whole.start
             for part in self.device.slices(whole.start, whole.stop):
-                own = slice(part.start - self.start, part.stop - self.start)
+                own = slice(part.start + at, part.stop + at)
                 w, m, v = self.params.flat[part], self.m[own], self.v[own]
                 g = grads[part] * scale
                 xp.copyto(g, 0, where=nonfinite)       # inf * 0 is NaN

@@ -19,23 +19,22 @@ from npgpt.optim.optimizer import Optimizer
 class Muon(Optimizer):
     """Muon for the group of matrices."""
 
-    def __init__(self, params, momentum=0.95, weight_decay=0.1, relative_lr=1.0,
-                 share=lambda array: array):
-        """relative_lr: its learning rate, as a multiple of the one given to `step`. share: as for
-        AdamW."""
+    def __init__(self, params, momentum=0.95, weight_decay=0.1, relative_lr=1.0, comm=None):
+        """relative_lr: its learning rate, as a multiple of the one given to `step`. comm: as for
+        Optimizer."""
         self.momentum, self.weight_decay = momentum, weight_decay
         self.relative_lr = relative_lr
         self._names = {s.start: name for name, s in params.slices.items()
                        if s.stop <= params.n_matrices}
-        super().__init__(params)
-        self.m = share(self.device.xp.zeros(params.n_matrices, params.flat.dtype))
+        super().__init__(params, slice(0, params.n_matrices), comm)
+        self.m = self._zeros()
 
     @property
     def state(self):
         """name -> array."""
         return {"muon.m": self.m}
 
-    def _slices(self, rank, size):
+    def _slices(self, rank, size, ranges):
         """Whole matrices, the largest first, each to the rank with the smallest load."""
         matrices = [self.params.slices[name] for name in self._names.values()]
         shards, loads = [[] for _ in range(size)], [0] * size
@@ -53,7 +52,7 @@ class Muon(Optimizer):
         for whole in self.shard:
             name = self._names[whole.start]
             w, param = self.params[name], self.params.architecture[name]
-            m = self.m[whole].reshape(param.shape)
+            m = self.m[self._in_state[whole.start]].reshape(param.shape)
             g = grads[whole].reshape(param.shape) * scale
             xp.copyto(g, 0, where=nonfinite)
             m += (g - m) * (1 - self.momentum)

@@ -1,22 +1,51 @@
-"""Ranks that train one model together: one process, or several on one machine.
+"""Ranks that train one model together: one process, several on one machine, or those of MPI.
 
-`communicator` defines the interface; `single` and `processes` implement it.
+`communicator` defines the interface; `single`, `processes` and `mpi` implement it.
 """
 
+import functools
+import os
+
+from npgpt.errors import UserError
 from npgpt.parallel.communicator import Communicator
 from npgpt.parallel.norm import squared_norm
-from npgpt.parallel.processes import SIGNALS, Processes, WorkerEnded, can_fork, limit_blas
+from npgpt.parallel.processes import SIGNALS, Processes, can_fork, limit_blas
 from npgpt.parallel.single import Single
 
-__all__ = ["LARGE", "SIGNALS", "Communicator", "Processes", "Single", "WorkerEnded", "can_fork",
-           "choose_ranks", "make_communicator", "squared_norm", "world"]
+__all__ = ["LARGE", "SIGNALS", "Communicator", "Processes", "Single", "can_fork", "choose_ranks",
+           "make_communicator", "squared_norm", "world"]
 
 LARGE = 20_000_000       # parameters; from this size on BLAS's threads are faster than processes
 
 
+# How launchers tell a process its rank and the number of ranks: MPICH's, Intel's and Microsoft's
+# mpiexec and SLURM's PMI-2; Open MPI; SLURM's PMIx.
+LAUNCHERS = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+             ("PMIX_RANK", "SLURM_NTASKS"))
+
+
+@functools.cache
 def world():
-    """-> the Communicator of the ranks that a launcher started: so far always one rank."""
-    return Single()
+    """-> the Communicator of the ranks that a launcher such as mpiexec has started; Single if there
+    is none. Raises UserError if mpi4py is missing or belongs to another launcher."""
+    found = next((names for names in LAUNCHERS if names[0] in os.environ), None)
+    if found is None:
+        return Single()
+    rank, started = (int(os.environ.get(name, default)) for name, default in zip(found, "01"))
+    try:
+        from npgpt.parallel.mpi import Mpi
+        problem = None
+    except (ImportError, RuntimeError) as error:           # RuntimeError: it finds no MPI library
+        problem = f"mpi4py cannot be imported: {error}; run: pip install \"npgpt[mpi]\""
+    comm = None if problem else Mpi()
+    if comm and comm.size == 1 < started:
+        problem = ("mpi4py belongs to another MPI library, which sees 1 process; use the mpiexec "
+                   "of that library")
+    if problem is None:
+        return comm
+    if rank:
+        raise SystemExit(2)                                # the first one says it
+    raise UserError(f"a launcher has started {started} processes, but {problem}")
 
 
 def choose_ranks(workers, rows, parameters, device, muon=False):

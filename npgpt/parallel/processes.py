@@ -26,10 +26,6 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
                 if hasattr(signal, name))
 
 
-class WorkerEnded(RunError):
-    """A worker ended early; the message says which and how."""
-
-
 class Processes(Communicator):
     """Several processes on this machine. `launch` forks all but the first."""
 
@@ -54,6 +50,10 @@ class Processes(Communicator):
         return self.rank
 
     @property
+    def local_size(self):
+        return self.size
+
+    @property
     def shared_memory(self):
         return self._shared if self.rank else 0
 
@@ -70,7 +70,8 @@ class Processes(Communicator):
         self._shared += like.nbytes
         return _zeros(like.shape, like.dtype)
 
-    def launch(self, work):
+    def launch(self, work, kept=None):
+        self._kept = kept
         self._failures[:] = bytes(len(self._failures))
         self._barrier.open()
         try:
@@ -113,7 +114,7 @@ class Processes(Communicator):
             os._exit(status)
 
     def _check_others(self):
-        """Raise WorkerEnded if a worker has ended; exit if the first rank has ended."""
+        """Raise RunError if a worker has ended; exit if the first rank has ended."""
         if self.rank > 0:
             if os.getppid() != self._first:
                 os._exit(1)
@@ -126,7 +127,8 @@ class Processes(Communicator):
             code = os.waitstatus_to_exitcode(status)
             if code == 0 and self._barrier.reached(rank):      # it has finished
                 continue
-            raise WorkerEnded(f"worker {rank} of {self.size} {self._reason(rank, code)}")
+            kept = f"; {self._kept()}" if self._kept else ""
+            raise RunError(f"worker {rank} of {self.size} {self._reason(rank, code)}{kept}")
 
     def _reason(self, rank, code):
         """Exit code of a worker -> how it ended, in words."""
@@ -147,18 +149,22 @@ class Processes(Communicator):
         self.barrier()
         return table.sum(0)[0]
 
-    def reduce_scatter(self, grads, shard):
+    def reduce_scatter(self, grads, shards):
         if self.computes:
             grads.fill()
         self.barrier()
         first, *others = self._buffers
-        for part in shard if others else []:
+        for part in shards[self.rank] if others else []:
             for other in others:
                 first[part] += other[part]
         return first
 
-    def all_gather(self, flat, shard):
+    def all_gather(self, flat, shards):
         self.barrier()
+
+    def collect(self, array, slices):
+        self.barrier()
+        return [array]
 
     def any(self, flag):
         # The table that is read was written before the latest barrier, and is not overwritten

@@ -1,7 +1,7 @@
 """Training data: token ids, in a training and a validation split, and what made them."""
 
 import glob
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class TokenSource:
     fingerprint: str              # SHA-256 of the text in UTF-8, as hexadecimal digits
     note: str                     # one line for the user, may be empty
     summary: str                  # "1,760 characters, 28 of them distinct"
+    path: Path | None = None      # of the token file that has the ids, if one has
 
     @property
     def train(self):
@@ -60,7 +61,23 @@ class TokenSource:
         changed = tokens.changed_sources()
         note = f"{changed[0]} has changed since it was encoded" if changed else ""
         return cls(name, tokens.ids, tokens.tokenizer, tokens.facts["sha256"], note,
-                   summary(tokens.tokenizer, tokens.facts))
+                   summary(tokens.tokenizer, tokens.facts), tokens.path)
+
+    def without_file(self):
+        """-> the same without ids that are in a file, for a process on another machine."""
+        return replace(self, ids=None) if self.is_mapped else self
+
+    def with_file(self):
+        """The inverse of `without_file`. Raises UserError if there is another file at the path, or
+        none."""
+        if self.ids is not None:
+            return self
+        there = open_tokens(self.path)
+        if (there.facts["sha256"], there.tokenizer.digest) != (self.fingerprint,
+                                                               self.tokenizer.digest):
+            raise UserError(f"{self.path} has other tokens than the first rank's; copy the "
+                            "directory from there")
+        return replace(self, ids=there.ids)
 
 
 def load_source(name=None, tokenizer=None, cache=DATA_CACHE,

@@ -11,31 +11,35 @@ from npgpt.models.parameters import count
 LESS_MEMORY = "lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`"
 
 
-def memory_needed(model, training, device, ranks=1):
-    """The configurations of a model and of its training -> the total peak memory in bytes of this
-    number of computing ranks, to within about 10 %.
+def memory_needed(model, training, device, ranks=1, shared=True):
+    """The configurations of a model and of its training -> the peak memory in bytes, to within
+    about 10 %: of this number of computing ranks together, if they share memory; otherwise of one
+    of them.
 
-    Parameters, AdamW's two moments and each rank's gradients have the same size. Most activations
-    are in the caches, from forward to backward; they grow with the tokens of a batch. The head's
-    part, probabilities and their gradient, is freed before the blocks' backward. A block's
-    gradients exist before they are added, in each rank. AdamW's temporaries exist only after all
-    that is freed; they matter if a large model trains on a small batch.
+    Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
+    of its own has the moments of its shard only, and receives the summed gradients of its shard.
+    Most activations are in the caches, from forward to backward; they grow with the tokens of a
+    batch. The head's part, probabilities and their gradient, is freed before the blocks' backward.
+    A block's gradients exist before they are added, in each rank. AdamW's temporaries exist only
+    after all that is freed; they matter if a large model trains on a small batch.
     """
     C, V = model.n_embd, model.vocab_size
     fused = device.fuses if training.fused is None else training.fused
     sizes = _of_llama if isinstance(model, LlamaConfig) else _of_gpt
     start, block, passing = sizes(model, fused)
     head = 2 * V + 2 * C                                # probabilities and their gradient
-    tokens = training.batch_size * model.block_size
+    rows = training.batch_size if shared else math.ceil(training.batch_size / ranks)
+    tokens = rows * model.block_size
     activations = tokens * (model.n_layer * block + max(head, passing) + start)
     architecture = model.architecture()
     matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
-    activations += ranks * matrices // model.n_layer
+    activations += (ranks if shared else 1) * matrices // model.n_layer
     parameters = count(architecture)
+    copies = 3 + ranks if shared else 2 + (3 / ranks if ranks > 1 else 2)
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 3 * min(parameters, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
-    return int(size * ((3 + ranks) * parameters + max(activations, updating) + offsets))
+    return int(size * (copies * parameters + max(activations, updating) + offsets))
 
 
 def _of_gpt(model, fused):

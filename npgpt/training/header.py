@@ -18,7 +18,7 @@ def header(run, trial):
     """name -> text. trial: seconds that the gradients of a batch take."""
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
-    memory = estimate.memory_needed(m, c, device, comm.computing)
+    memory = estimate.memory_needed(m, c, device, comm.computing, comm.shares_memory)
     final_windows = min(run.data.count(run.data.val), c.final_windows or math.inf)
     left = estimate.run_seconds(trial, c, run.step, final_windows)
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
@@ -29,7 +29,8 @@ def header(run, trial):
         "sha256": run.source.fingerprint,
         "model": f"{model.params.flat.size:,} parameters: layers {m.n_layer}, heads {m.n_head}, "
                  f"channels {m.n_embd}, context {m.block_size}",
-        "memory": f"about {estimate.size(memory)}",
+        "memory": f"about {estimate.size(memory)}"
+                  + ("" if comm.shares_memory else " in each rank"),
         "time": f"about {estimate.duration(left)} for {c.max_iters - run.step:,} steps of "
                 f"{tokens:,} tokens",
         "writes": str(run.directory.path),

@@ -153,7 +153,7 @@ class Monitor:
         if run.step and run.saved_step != run.step:
             save(run)
         if not run.comm.is_first:
-            return 0
+            return self.interrupt.status
         if run.step == 0:
             run.directory.discard()
             say("stopped before the first step; nothing was saved")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from npgpt.checkpoints.run import TENSORS, RunDirectory
-from npgpt.checkpoints.tensors import read_tensors
+from npgpt.checkpoints.tensors import Parts, read_tensors
 from npgpt.errors import RunError, UserError
 from npgpt.models.model import Model
 from npgpt.optim import Optimizer, OptimizerGroup
@@ -70,11 +70,11 @@ def save(run, val_loss=math.inf):
     """Write a checkpoint; it is the best one if the validation loss is below all before. All ranks
     call it, and the first one writes."""
     run.best_val_loss = min(val_loss, run.best_val_loss)
-    for array, shard in run.optimizer.sharded_state:
-        run.comm.all_gather(array, shard)
+    state = {name: Parts(shape, array.dtype, run.comm.collect(array, slices))
+             for name, (shape, array, slices) in sorted(run.optimizer.whole_state.items())}
     if run.comm.is_first:
         with failing_write(run, f"the checkpoint of step {run.step}"):
-            _write(run)
+            _write(run, state)
     run.saved_step = run.step
 
 
@@ -92,7 +92,7 @@ def failing_write(run, what):
         raise RunError(f"{error.message}; {run.kept}") from error
 
 
-def _write(run):
+def _write(run, tensors):
     values = vars(run.config) | vars(run.model.config) | {"data": run.source.name}
     del values["vocab_size"]                     # it follows from the tokenizer
     state = {
@@ -105,13 +105,14 @@ def _write(run):
         "sha256": run.source.fingerprint,
         "values": values,
     }
-    run.directory.save(run.model, run.source.tokenizer, run.optimizer.state, state)
+    run.directory.save(run.model, run.source.tokenizer, tensors, state)
 
 
 def restore(run, state, checkpoint):
     """Restore a checkpoint into a new run. state: as `RunDirectory.load_state` returns it."""
-    shapes = {name: array.shape for name, array in run.optimizer.state.items()}
-    run.optimizer.load_state(read_tensors(checkpoint / TENSORS, shapes), state["step"])
+    shapes = {name: shape for name, (shape, *_) in run.optimizer.whole_state.items()}
+    tensors = read_tensors(checkpoint / TENSORS, shapes) if run.comm.is_first else None
+    run.optimizer.load_state(tensors, state["step"])
     run.step = run.saved_step = state["step"]
     run.evaluated_step = state.get("evaluated_step", run.step)
     run.seconds = state["seconds"]

@@ -2,6 +2,7 @@
 written."""
 
 import errno
+import socket
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
@@ -9,6 +10,7 @@ from npgpt.checkpoints.find import find_model
 from npgpt.checkpoints.models import family_in, read_model, read_values
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.cli.bar import Bar
+from npgpt.cli.options import version
 from npgpt.durable import verify
 from npgpt.errors import UserError
 from npgpt.models.language_model import LanguageModel
@@ -19,7 +21,7 @@ from npgpt.text.dataset import Dataset
 from npgpt.text.source import load_source
 from npgpt.text.tokenizer import CHARS, check_vocabulary, load_tokenizer, named_tokenizer
 from npgpt.training import estimate
-from npgpt.training.config import FAMILIES, MODEL_FIELDS, TRAINING_FIELDS
+from npgpt.training.config import FAMILIES, FIELDS, MODEL_FIELDS, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
 
 DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
@@ -27,15 +29,13 @@ DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
 
 def build_run(request):
     """Request -> Run, whose directory the caller closes. Raises UserError for an invalid request.
-    Nothing is written, except for a lock on the directory if there is one."""
+    Nothing is written, except for a lock on the directory if there is one. All ranks of a launcher
+    call this. The first one reads what is on disk, and the others get it from there."""
     try:
-        if request.resume:
-            directory, build = RunDirectory.existing(request.out_dir), resumed_run
-        else:
-            directory = RunDirectory.new(request.out_dir, request.config_name, request.overwrite)
-            build = new_run
+        check_same(request)
+        directory = open_directory(request)
         try:
-            return build(request, directory)
+            return (resumed_run if request.resume else new_run)(request, directory)
         except BaseException:
             directory.close()
             raise
@@ -46,24 +46,55 @@ def build_run(request):
         raise UserError(f"{where}{error.strerror or error}") from error
 
 
+def check_same(request):
+    """Raise UserError if the ranks of a launcher have different requests or versions of npgpt."""
+    asked = {"out_dir": request.out_dir, "resume": request.resume, "overwrite": request.overwrite,
+             "init_from": request.init_from, **request.values}
+    (this, ours), *others = world().exchange((version(), asked))
+    for rank, (theirs, values) in enumerate(others, 1):
+        if theirs != this:
+            raise UserError(f"rank {rank} has {theirs}, and rank 0 has {this}; install the same "
+                            "version on every host")
+        for name in sorted(ours.keys() | values.keys()):
+            found, expected = (v.get(name, getattr(FIELDS.get(name), "default", None))
+                               for v in (values, ours))
+            if found != expected:
+                raise UserError(f"`{name}` is {found} in rank {rank}, and {expected} in rank 0; "
+                                "give all ranks the same options")
+
+
+def open_directory(request):
+    """-> the RunDirectory of a request. The first rank holds its lock."""
+    opened = None
+
+    def open_it():
+        nonlocal opened
+        opened = (RunDirectory.existing(request.out_dir) if request.resume else
+                  RunDirectory.new(request.out_dir, request.config_name, request.overwrite))
+        return opened.path
+
+    path = world().broadcast(open_it)
+    return opened or RunDirectory(path)
+
+
 def new_run(request, directory):
     """-> a new Run in a directory."""
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
+    values = None                              # random ones
     if request.init_from:
-        start = find_model(request.init_from, "init_from")
-        found = family_in(start, LanguageModel)
-        request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
+        def read():
+            nonlocal values
+            *found, values = read_start(request)
+            return found
+
+        request, architecture, tokenizer = world().broadcast(read)
         config = replace(config, family=request.family)
-        architecture, values = fine_tuned(start, request)
-        tokenizer = load_tokenizer(start)
-        check_vocabulary(tokenizer, architecture.vocab_size, start)
-        source = load_data(config, tokenizer)
+        source = load_data(config, lambda: tokenizer)
     else:
         request.model(vocab_size=1)            # what is invalid is refused before a text is read
-        tokenizer = None if config.tokenizer is None else named_tokenizer(config.tokenizer)
-        source, values = load_data(config, tokenizer), None
+        source = load_data(config, lambda: config.tokenizer and named_tokenizer(config.tokenizer))
         architecture = request.model(source.tokenizer.vocab_size)
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
@@ -72,15 +103,42 @@ def new_run(request, directory):
     return assemble(request, config, directory, source, data, model, comm)
 
 
+def read_start(request):
+    """-> the request for the family of the model in `init_from`; the model's configuration, its
+    tokenizer and its parameters."""
+    start = find_model(request.init_from, "init_from")
+    found = family_in(start, LanguageModel)
+    request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
+    architecture, values = fine_tuned(start, request)
+    tokenizer = load_tokenizer(start)
+    check_vocabulary(tokenizer, architecture.vocab_size, start)
+    return request, architecture, tokenizer, values
+
+
 def load_data(config, tokenizer):
-    """-> TokenSource. A bar shows how far a large text is encoded. tokenizer: as for
-    `load_source`."""
-    with Bar() as bar:
-        source = world().broadcast(
-            lambda: load_source(config.data, tokenizer, config.data_cache, bar))
-    if config.tokenizer == CHARS and source.tokenizer.kind != "characters":
-        raise UserError(f"{source.name} was encoded with a {source.tokenizer.kind}, and "
-                        f"`tokenizer` is {CHARS}")
+    """-> TokenSource, the same in every rank. tokenizer(): the tokenizer, as for `load_source`. The
+    first rank reads and encodes the text, and a bar shows how far it is. If the ids are in a file,
+    the other ranks map the one that they find at the same path."""
+    source = None
+
+    def load():
+        nonlocal source
+        with Bar() as bar:
+            source = load_source(config.data, tokenizer(), config.data_cache, bar)
+        if config.tokenizer == CHARS and source.tokenizer.kind != "characters":
+            raise UserError(f"{source.name} was encoded with a {source.tokenizer.kind}, and "
+                            f"`tokenizer` is {CHARS}")
+        return source.without_file()
+
+    comm, problem = world(), None
+    found = comm.broadcast(load)
+    try:
+        source = source or found.with_file()
+    except UserError as error:
+        problem = f"rank {comm.rank} on {socket.gethostname()}: {error.message}"
+    for told in comm.exchange(problem):
+        if told:
+            raise UserError(told)
     return source
 
 
@@ -103,25 +161,31 @@ def fine_tuned(directory, request):
 
 def resumed_run(request, directory):
     """-> the Run of a directory, restored from its latest checkpoint."""
-    state, tokenizer, checkpoint = directory.load_state()
-    check_state(state, checkpoint)
+    def read():
+        state, tokenizer, checkpoint = directory.load_state()
+        check_state(state, checkpoint)
+        return state, tokenizer, checkpoint, directory.is_finished(state["step"])
+
+    state, tokenizer, checkpoint, is_finished = world().broadcast(read)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])
     config = request.training()
-    source = load_data(config, tokenizer)
+    source = load_data(config, lambda: tokenizer)
     if source.fingerprint != state["sha256"]:
         raise UserError(f"the text {source.name} is not the one that {directory.path} was trained "
                         "on; `data` takes the path of that text")
     left = config.max_iters - state["step"]
-    if left < 0 or (left == 0 and directory.is_finished(state["step"])):
+    if left < 0 or (left == 0 and is_finished):
         raise UserError(f"the run in {directory.path} has finished its {state['step']} steps; to "
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    model = read_model(checkpoint, FAMILIES[config.family], device=device,
-                       **precision(config, device))
-    check_vocabulary(tokenizer, model.config.vocab_size, checkpoint)
-    comm = build_communicator(config, model.config, device)
-    data = Dataset(source, model.config.block_size, device)
+    family, options = FAMILIES[config.family], {"device": device, **precision(config, device)}
+    model = read_model(checkpoint, family, **options) if world().is_first else None
+    architecture = world().broadcast(lambda: model.config)
+    model = model or family(architecture, **options)
+    check_vocabulary(tokenizer, architecture.vocab_size, checkpoint)
+    comm = build_communicator(config, architecture, device)
+    data = Dataset(source, architecture.block_size, device)
     run = assemble(request, config, directory, source, data, model, comm)
     return restore(run, state, checkpoint)
 
@@ -143,28 +207,33 @@ def assemble(request, config, directory, source, data, model, comm):
 
 
 def distribute(model, config, comm):
-    """Put a model's parameters into memory that all ranks share -> its optimiser, and for each rank
-    the buffer of its gradients."""
+    """Give all ranks the first one's parameters, in memory that they share if they can -> the
+    optimiser, and for each rank the buffer of its gradients."""
     model.params = model.params.on(comm.share(model.params.flat))
+    comm.same(model.params.flat)
     buffers = comm.buffers(model.params.flat[:model.params.n_trainable])
-    return build_optimizer(model.params, config, comm.share), buffers
+    return build_optimizer(model.params, config, comm), buffers
 
 
-def build_optimizer(params, config, share=lambda array: array):
+def build_optimizer(params, config, comm=None):
     """TrainingConfig -> the optimiser of these parameters: AdamW, or Muon for the blocks' matrices
-    and AdamW for the rest. share: as for AdamW."""
+    and AdamW for the rest. comm: as for AdamW."""
     c = config
     is_muon = c.optimizer == "muon"
     adamw = AdamW(params, c.beta1, c.beta2, c.weight_decay,
-                  start=params.n_matrices if is_muon else 0, share=share)
+                  start=params.n_matrices if is_muon else 0, comm=comm)
     if not is_muon:
         return adamw
-    muon = Muon(params, c.muon_momentum, c.weight_decay, c.muon_lr / c.learning_rate, share)
+    muon = Muon(params, c.muon_momentum, c.weight_decay, c.muon_lr / c.learning_rate, comm)
     return OptimizerGroup([muon, adamw])
 
 
 def build_communicator(config, architecture, device):
     """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
+    if world().launched:
+        needed = estimate.memory_needed(architecture, config, device, world().size, shared=False)
+        estimate.check_memory(needed * (world().local_size if device.name == "cpu" else 1), device)
+        return world()
     size, computing = choose_ranks(config.workers, config.batch_size,
                                    count(architecture.architecture()), device,
                                    config.optimizer == "muon")
@@ -187,7 +256,13 @@ def notes_on_workers(request, config, device):
 def supported(config, device, request):
     """-> the configuration as this device supports it. Settings from a checkpoint of another device
     fall back to their defaults. Raises UserError for those that the request asks for."""
+    if world().size > config.batch_size:
+        raise UserError(f"{world().size} ranks need a `batch_size` of at least {world().size}, "
+                        f"because each computes some of its sequences, got {config.batch_size}")
     if request.asks_for("workers") and config.workers and config.workers > 1:
+        if world().launched:
+            raise UserError("`workers` is for one machine without a launcher, and here mpiexec has "
+                            "started the ranks; leave it out")
         if device.name != "cpu":
             raise UserError(f"`workers` is for a CPU, and this run is on {device.description}, got "
                             f"{config.workers}")

@@ -13,16 +13,16 @@ def train_step(model, optimizer, batches, grads, comm=None, *, lr, grad_clip=0.0
     the Communicator; None: this is the only process. lr: the learning rate. grad_clip: the largest
     norm of the gradients; 0: no limit. Non-finite gradients leave the parameters unchanged.
     """
-    comm = comm or Single()
-    grads.zero()
+    comm, batches = comm or Single(), list(batches)
+    comm.begin(grads, optimizer.shards, len(batches))          # zeros
     loss = 0
     for batch in batches:                                      # gradient accumulation
         loss = loss + model.loss_and_grads(*batch, into=grads)[0]
     loss = comm.all_reduce(loss)
-    flat = comm.reduce_scatter(grads, optimizer.shard)         # sums this shard over all ranks
-    grad_norm = comm.norm(flat, optimizer.shard)
+    flat = comm.reduce_scatter(grads, optimizer.shards)        # sums this shard over all ranks
+    grad_norm = comm.norm(flat, optimizer.shards)
     optimizer.step(flat, lr, clip_scale(grad_norm, grad_clip))
-    comm.all_gather(model.params.flat, optimizer.shard)        # each rank gets all shards
+    comm.all_gather(model.params.flat, optimizer.shards)       # each rank gets all shards
     return loss, grad_norm
 
 

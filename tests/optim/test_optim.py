@@ -14,7 +14,7 @@ from npgpt.optim import (
     learning_rate,
 )
 from npgpt.optim.muon import orthogonal
-from npgpt.parallel import squared_norm
+from npgpt.parallel import Single, squared_norm
 from npgpt.training.config import TrainingConfig
 
 CPU = get_device("cpu")
@@ -323,12 +323,13 @@ def test_shards_of_the_state_are_what_a_step_of_that_rank_changes(name, size):
         optimizer = OPTIMIZERS[name](p)
         optimizer.set_rank(rank, size)
         optimizer.step(grads.flat, 1e-2)
-        for array, shard in optimizer.sharded_state:
-            inside = np.zeros(array.size, bool)
-            for part in shard:
+        for shape, array, slices in optimizer.whole_state.values():
+            assert array.shape == shape and len(slices) == size
+            inside = np.zeros(shape, bool)
+            for part in slices[rank]:
                 inside[part] = True
             np.testing.assert_array_equal(array != 0, inside)
-        assert len(optimizer.sharded_state) == len(optimizer.state)
+        assert optimizer.whole_state.keys() == optimizer.state.keys()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -354,11 +355,13 @@ def test_state_has_the_names_used_in_checkpoints():
 def test_state_can_be_in_shared_memory():
     p, shared = state()[0], []
 
-    def share(array):
-        shared.append(array.copy())
-        return shared[-1]
+    class Sharing(Single):
+        def share(self, array):
+            shared.append(array.copy())
+            return shared[-1]
 
-    optimizer = OptimizerGroup([Muon(p, share=share), AdamW(p, start=p.n_matrices, share=share)])
+    comm = Sharing()
+    optimizer = OptimizerGroup([Muon(p, comm=comm), AdamW(p, start=p.n_matrices, comm=comm)])
     assert {id(array) for array in optimizer.state.values()} == set(map(id, shared))
 
 

@@ -65,13 +65,14 @@ def test_reduce_scatter_gives_each_rank_the_sum_in_its_shard(computing):
     grads, found = gradients(comm, 10), comm.share(np.zeros((3, 10)))
 
     def work():
-        start, stop = 10 * comm.rank // 3, 10 * (comm.rank + 1) // 3
+        bounds = [(10 * rank // 3, 10 * (rank + 1) // 3) for rank in range(3)]
+        shards = [[slice(at, at + 1), slice(at + 1, stop)] for at, stop in bounds]
+        start, stop = bounds[comm.rank]
         for turn in range(5):
             if comm.computes:
                 grads[comm.rank].zero()
                 grads[comm.rank].add("a.bias", np.arange(10) + comm.rank + turn)
-            shard = [slice(start, start + 1), slice(start + 1, stop)]
-            flat = comm.reduce_scatter(grads[comm.rank], shard)
+            flat = comm.reduce_scatter(grads[comm.rank], shards)
             found[comm.rank, start:stop] = flat[start:stop]
             comm.barrier()
 
@@ -85,12 +86,13 @@ def test_gradients_without_additions_are_zero():
     grads, found = gradients(comm, 4), comm.share(np.full((2, 4), 5.0))
 
     def work():
-        own, shard = grads[comm.rank], [slice(2 * comm.rank, 2 * comm.rank + 2)]
+        own, shards = grads[comm.rank], [[slice(0, 2)], [slice(2, 4)]]
+        shard, = shards[comm.rank]
         for d in (np.ones(4), None):
             own.zero()
             own.add("a.bias", d)
             found[comm.rank] = 0
-            found[comm.rank, shard[0]] = comm.reduce_scatter(own, shard)[shard[0]]
+            found[comm.rank, shard] = comm.reduce_scatter(own, shards)[shard]
             comm.barrier()
 
     comm.launch(work)
@@ -102,7 +104,7 @@ def test_norm_is_over_all_shards():
     flat, found = comm.share(np.arange(9.0)), comm.share(np.zeros(3))
 
     def work():
-        found[comm.rank] = comm.norm(flat, [slice(3 * comm.rank, 3 * comm.rank + 3)])
+        found[comm.rank] = comm.norm(flat, [[slice(at, at + 3)] for at in (0, 3, 6)])
 
     comm.launch(work)
     np.testing.assert_allclose(found, np.linalg.norm(np.arange(9)), rtol=1e-15)
@@ -180,8 +182,8 @@ def test_single_is_the_case_of_one_rank():
     assert comm.launch(lambda: 5) == 5 and comm.broadcast(lambda: 6) == 6
     assert comm.share(x) is x and comm.all_reduce(2.0) == 2.0 and comm.rows(7) == (0, 7)
     grads = Gradients({"a.bias": Param((2,), "vector")}, x)
-    assert comm.reduce_scatter(grads, [slice(0, 2)]) is x
-    assert comm.norm(x, [slice(0, 2)]) == 5 and comm.norm(x, [slice(1, 2)]) == 4
+    assert comm.reduce_scatter(grads, [[slice(0, 2)]]) is x
+    assert comm.norm(x, [[slice(0, 2)]]) == 5 and comm.norm(x, [[slice(1, 2)]]) == 4
     assert comm.any(True) and not comm.any(False) and comm.is_first and comm.computes
 
 

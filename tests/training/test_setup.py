@@ -17,7 +17,7 @@ from npgpt.training import estimate, setup
 from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS
 from npgpt.training.request import read_command_line
 from npgpt.training.run import ADDED, check_state, save
-from npgpt.training.setup import build_run
+from npgpt.training.setup import build_optimizer, build_run
 from tests.training.two_ranks import TwoRanks
 
 SIZES = ["--data=fox.txt", "--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8",
@@ -118,7 +118,7 @@ def test_of_equally_good_checkpoints_the_first_is_the_best():
 def test_checkpoint_has_the_moments_of_every_rank(optimizer):
     run = build(*SIZES, f"--optimizer={optimizer}")
     run.comm, run.step = TwoRanks(), 5
-    run.optimizer.set_rank(0, 2)
+    run.optimizer = build_optimizer(run.model.params, run.config, run.comm)
     run.directory.begin(0)
     save(run)
     run.directory.close()

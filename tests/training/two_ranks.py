@@ -8,10 +8,15 @@ from npgpt.parallel import Single
 class TwoRanks(Single):
     """The first of two ranks, each with memory of its own: the other's shards are 7."""
 
-    size = 2
+    size, shares_memory = 2, False
 
-    def all_gather(self, flat, shard):
-        others = np.ones(len(flat), bool)
-        for own in shard:
-            others[own] = False
-        flat[others] = 7
+    def all_gather(self, flat, shards):
+        for other in shards[1]:
+            flat[other] = 7
+
+    def collect(self, array, slices):
+        whole, at = np.full(sum(s.stop - s.start for of in slices for s in of), 7, array.dtype), 0
+        for own in slices[0]:
+            whole[own] = array[at:at + own.stop - own.start]
+            at += own.stop - own.start
+        return [whole]

@@ -1,0 +1,61 @@
+"""A watch over the ranks of a launcher: if one of them stops answering, the job ends.
+
+A thread of every rank tells the next rank once a second that its own is alive, and listens to the
+one before. Ranks may wait for each other for as long as they like, as for the first one while it
+reads a text; only a rank whose process is stopped, or whose machine is gone, is silent. A suspended
+job does not end, because the threads count the seconds in which they are awake.
+"""
+
+import os
+import socket
+import sys
+import threading
+
+PERIOD = 1.0                         # seconds between two signs of life
+SILENCE = "NPGPT_RANK_TIMEOUT"       # environment variable: seconds of silence that end a job
+DEFAULT = 60
+STATUS = 3
+
+
+class Watch:
+    """A context manager: the ranks are watched inside."""
+
+    def __init__(self, ranks):
+        """ranks: mpi4py's communicator for this alone."""
+        self._ranks = ranks
+        self.command, self.kept = "", None            # for the message
+        self._next = (ranks.rank + 1) % ranks.size
+        self._before = (ranks.rank - 1) % ranks.size
+        self._most = max(1, int(os.environ.get(SILENCE) or DEFAULT))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        names = ranks.allgather(f"process {os.getpid()} on {socket.gethostname()}")
+        self._name = f"rank {self._before} ({names[self._before]})"
+
+    def __enter__(self):
+        if self._ranks.size > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self):
+        silent, sent = 0, None
+        while not self._ended.wait(PERIOD):
+            if sent is None or sent.test()[0]:
+                sent = self._ranks.isend(None, self._next)
+            silent += PERIOD
+            while self._ranks.iprobe(self._before):
+                self._ranks.recv(source=self._before)
+                silent = 0
+            if silent >= self._most:
+                self._end(silent)
+
+    def _end(self, silent):
+        kept = f"; {self.kept()}" if self.kept else ""
+        print(f"{self.command}: {self._name} has not answered for {silent:.0f} s{kept}",
+              file=sys.stderr, flush=True)
+        self._ranks.Abort(STATUS)
