@@ -29,9 +29,10 @@ class Optimizer:
     def set_rank(self, rank, size, ranges=None):
         """From now on, update the shard of this rank. size: the number of ranks. ranges: slices of
         the buffer, each of which is divided among the ranks; None: the whole buffer. `shards` has
-        the slices of every rank, `shard` those of this one."""
+        the slices of every rank, `shard` those of this one, in the order of the buffer."""
         ranges = [self.part] if ranges is None else ranges
-        self.shards = [self._slices(r, size, ranges) for r in range(size)]
+        self.shards = [sorted(self._slices(r, size, ranges), key=lambda s: s.start)
+                       for r in range(size)]
         self.shard = self.shards[rank]
         self._in_state, at = {}, 0       # start of a slice of the shard -> where it is in the state
         for part in self.shard:

@@ -141,8 +141,10 @@ class Monitor:
         own = (run.model.device.peak_memory() or 0) - run.comm.shared_memory
         peak = run.comm.all_reduce(max(own, 0) if run.comm.computes else 0)
         if peak:
+            most = "" if run.comm.shares_memory else (
+                f", at most {size(max(run.comm.exchange(own)))} in one rank")
             mapped = ", with the part of the token file that is in memory"
-            say(f"peak memory: {size(peak)}{mapped if run.source.is_mapped else ''}")
+            say(f"peak memory: {size(peak)}{most}{mapped if run.source.is_mapped else ''}")
         if run.comm.is_first:
             say(f"the model is in {run.best}; to generate text: "
                 f"{command_line('sample')} --model {run.directory.path}")
