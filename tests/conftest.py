@@ -1,6 +1,6 @@
 """Settings for the whole suite.
 
-The yardsticks, torch and transformers, and matplotlib are optional. Tests that need them are
+The yardsticks, torch and transformers, matplotlib and MPI are optional. Tests that need them are
 skipped if they are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The
 same applies to g++, which runs the CUDA kernels on the host.
 """
@@ -103,6 +103,12 @@ def transformers(torch):
 @pytest.fixture(scope="session")
 def matplotlib():
     return _from_extra("matplotlib", "plot")
+
+
+@pytest.fixture(scope="session")
+def mpi():
+    """mpi4py and mpiexec are there."""
+    _from_extra("mpi4py", "mpi")
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,6 @@ def world():
     found = next((names for names in LAUNCHERS if names[0] in os.environ), None)
     if found is None:
         return Single()
-    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")    # MPICH's; npgpt has its own
     rank, started = (int(os.environ.get(name, default)) for name, default in zip(found, "01"))
     try:
         from npgpt.parallel.mpi import Mpi

@@ -6,10 +6,12 @@ those that have failed tells why and ends the others, which wait for it in a col
 """
 
 import atexit
+import sys
 import time
 
 from mpi4py import MPI
 
+from npgpt.cli.command import discard
 from npgpt.errors import RunError, UserError
 
 GRACE = 1.0              # seconds within which ranks that fail for the same reason do so
@@ -25,10 +27,17 @@ def end_together(failures, error):
     if len(failed) == failures.size:
         return error if failures.rank == 0 else SystemExit(status)
     if min(failed) == failures.rank:
-        atexit.register(failures.Abort, status)      # once the command has told why
+        atexit.register(abort, failures, status)     # once the command has told why
         return error
     time.sleep(PATIENCE)
-    failures.Abort(status)
+    abort(failures, status)
+
+
+def abort(ranks, status):
+    """End the processes of all ranks. What MPI says about it is not shown."""
+    sys.stderr.flush()
+    discard(sys.stderr)
+    ranks.Abort(status)
 
 
 def status_of(error):

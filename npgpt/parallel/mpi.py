@@ -9,6 +9,7 @@ the network or of the launcher.
 import os
 import socket
 import sys
+import time
 
 import numpy as np
 from mpi4py import MPI
@@ -21,6 +22,7 @@ from npgpt.parallel.processes import limit_blas
 from npgpt.parallel.watch import Watch
 
 CHUNK = 2**22            # numbers in one message of a whole array
+PATIENCE = 1.0           # seconds that the last vote may take
 
 
 class Mpi(Communicator):
@@ -54,9 +56,13 @@ class Mpi(Communicator):
             sys.stdout = open(os.devnull, "w", encoding="utf-8")               # noqa: SIM115
         with self._watch:
             try:
-                return command()
+                status = command()
             except BaseException as error:
-                raise end_together(self._failures, error) from None
+                error = end_together(self._failures, error)
+                self._end_vote()
+                raise error from None
+            self._end_vote()
+            return status
 
     def broadcast(self, make):
         result = failure = None
@@ -108,8 +114,6 @@ class Mpi(Communicator):
         self._watch.kept = kept
         status = work()
         self.barrier()                       # so that no rank ends while another still needs it
-        if self._vote:
-            self._vote[0].Wait()
         return status
 
     # --- in every rank ---
@@ -184,6 +188,13 @@ class Mpi(Communicator):
         votes = np.array([flag], np.int32)
         self._vote = self._ranks.Iallreduce(MPI.IN_PLACE, votes, MPI.MAX), votes
         return before
+
+
+    def _end_vote(self):
+        """MPI ends only when nothing goes on. If a rank has failed, others may not have voted."""
+        until = time.monotonic() + PATIENCE
+        while self._vote and not self._vote[0].Test() and time.monotonic() < until:
+            time.sleep(0.001)
 
 
 def _extent(pieces, size):

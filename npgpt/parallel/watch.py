@@ -1,9 +1,9 @@
 """A watch over the ranks of a launcher: if one of them stops answering, the job ends.
 
-A thread of every rank tells the next rank once a second that its own is alive, and listens to the
-one before. Ranks may wait for each other for as long as they like, as for the first one while it
+A thread of every rank tells the next rank at least once a second that its own is alive, and listens
+to the one before. Ranks may wait for each other for as long as they like, as for the first one while it
 reads a text; only a rank whose process is stopped, or whose machine is gone, is silent. A suspended
-job does not end, because the threads count the seconds in which they are awake.
+job does not end, because the threads count the time in which they are awake.
 """
 
 import os
@@ -11,7 +11,9 @@ import socket
 import sys
 import threading
 
-PERIOD = 1.0                         # seconds between two signs of life
+from npgpt.parallel.ending import abort
+
+PERIOD = 1.0                         # most seconds between two signs of life
 SILENCE = "NPGPT_RANK_TIMEOUT"       # environment variable: seconds of silence that end a job
 DEFAULT = 60
 STATUS = 3
@@ -27,6 +29,7 @@ class Watch:
         self._next = (ranks.rank + 1) % ranks.size
         self._before = (ranks.rank - 1) % ranks.size
         self._most = max(1, int(os.environ.get(SILENCE) or DEFAULT))
+        self._period = min(PERIOD, self._most / 10)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         names = ranks.allgather(f"process {os.getpid()} on {socket.gethostname()}")
@@ -44,18 +47,18 @@ class Watch:
 
     def _watch(self):
         silent, sent = 0, None
-        while not self._ended.wait(PERIOD):
+        while not self._ended.wait(self._period):
             if sent is None or sent.test()[0]:
                 sent = self._ranks.isend(None, self._next)
-            silent += PERIOD
+            silent += self._period
             while self._ranks.iprobe(self._before):
                 self._ranks.recv(source=self._before)
                 silent = 0
             if silent >= self._most:
-                self._end(silent)
+                self._end()
 
-    def _end(self, silent):
+    def _end(self):
         kept = f"; {self.kept()}" if self.kept else ""
-        print(f"{self.command}: {self._name} has not answered for {silent:.0f} s{kept}",
+        print(f"{self.command}: {self._name} has not answered for {self._most} s{kept}",
               file=sys.stderr, flush=True)
-        self._ranks.Abort(STATUS)
+        abort(self._ranks, STATUS)

@@ -1,0 +1,154 @@
+"""Which sums over the ranks start when, without ranks."""
+
+import numpy as np
+import pytest
+
+from npgpt.layers import Key
+from npgpt.models.transformer import PAD, Transformer, TransformerConfig
+from npgpt.optim import AdamW, Muon, OptimizerGroup
+from npgpt.parallel import buckets
+from tests.models.families import VARIANTS, config_of, tiny
+
+SMALL = 300          # numbers in a bucket
+
+
+def parts(model, grads):
+    """A backward of the model."""
+    idx = np.random.default_rng(0).integers(11, size=(2, 8))
+    model.loss_and_grads(idx, idx, Key(1, 1), into=grads)
+
+
+def optimizer_of(params, size, ranges):
+    found = OptimizerGroup([Muon(params), AdamW(params, start=params.n_matrices)])
+    found.set_rank(0, size, ranges)
+    return found
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize("passes", [1, 3])
+def test_every_gradient_is_complete_exactly_once_in_the_last_backward(name, options, passes):
+    model, completed = tiny(name, "float64", **options), []
+    grads = model.gradients()
+    grads.zero(passes, completed.append)
+    for _ in range(passes - 1):
+        parts(model, grads)
+    assert completed == []
+    parts(model, grads)
+    assert sorted(completed) == sorted(grads)
+    alone = model.gradients()
+    for _ in range(passes):
+        parts(model, alone)
+    np.testing.assert_array_equal(grads.flat, alone.flat)
+
+
+def test_gradients_of_a_transformer_are_complete_once():
+    for tied in (True, False):
+        model, completed = Transformer(TransformerConfig(
+            9, 9, n_layer=2, n_head=2, n_embd=8, tie_weights=tied)), []
+        grads = model.gradients()
+        grads.zero(1, completed.append)
+        ids = np.full((2, 5), PAD + 1)
+        model.loss_and_grads(ids, ids, ids, into=grads)
+        assert sorted(completed) == sorted(grads)
+
+
+def test_gradient_with_more_parts_than_it_has_uses_is_refused():
+    model = tiny("gpt")
+    grads = model.gradients()
+    grads.zero(1, lambda name: None)
+    parts(model, grads)
+    with pytest.raises(ValueError, match="has more parts than"):
+        parts(model, grads)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize("size", [1, SMALL, 10**9])
+def test_buckets_cover_every_gradient_once_with_whole_parameters_of_one_group(name, options, size):
+    grads = tiny(name, **options).gradients()
+    found = buckets.buckets(grads, size)
+    covered = np.zeros(grads.flat.size, int)
+    for bucket in found:
+        covered[bucket.start:bucket.stop] += 1
+        assert len({grads.architecture[name].group for name in bucket.names}) == 1
+        assert bucket.stop - bucket.start == sum(grads[name].size for name in bucket.names)
+        without_last = sum(grads[name].size for name in bucket.names[:-1])
+        assert without_last < size
+    assert (covered == 1).all()
+    if size == 10**9:
+        assert len(found) == 3                       # one for each group
+
+
+def test_frozen_parameters_are_in_no_bucket():
+    model = Transformer(TransformerConfig(9, 9, n_layer=1, n_head=2, n_embd=8))
+    names = {name for bucket in buckets.buckets(model.params) for name in bucket.names}
+    assert names == set(model.gradients())
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_runs_of_a_buckets_pieces_cover_it_in_order(name, options, ranks):
+    params = tiny(name, **options).params
+    for bucket in (found := buckets.buckets(params, SMALL)):
+        shards = optimizer_of(params, ranks, [slice(b.start, b.stop) for b in found]).shards
+        at = bucket.start
+        for pieces in buckets.runs(shards, bucket.start, bucket.stop):
+            assert [rank for rank, _ in pieces] == sorted({rank for rank, _ in pieces})
+            for rank, part in pieces:
+                assert part in shards[rank] and part.start == at
+                at = part.stop
+        assert at == bucket.stop
+
+
+def started(name, passes, monkeypatch, **options):
+    """-> the starts of the runs whose sums have been started, after each gradient that a backward
+    adds, and at the end."""
+    monkeypatch.setattr(buckets, "SIZE", SMALL)
+    model, seen, now = tiny(name, **options), [], []
+    grads = model.gradients()
+    ranges = [slice(b.start, b.stop) for b in buckets.buckets(grads)]
+    optimizer = AdamW(model.params)
+    optimizer.set_rank(0, 2, ranges)
+    reduction = buckets.Reduction(grads, optimizer.shards,
+                                  lambda pieces: now.append(pieces[0][1].start))
+    add = grads.add
+    monkeypatch.setattr(grads, "add", lambda *given: (add(*given), seen.append(list(now))))
+    reduction.begin(passes)
+    for _ in range(passes):
+        parts(model, grads)
+    reduction.finish()
+    return seen, now, ranges
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_sums_start_during_the_backward_in_one_order_whatever_a_rank_computes(name, monkeypatch):
+    seen, order, ranges = started(name, 1, monkeypatch, n_layer=4)
+    assert sorted(order) == sorted(r.start for r in ranges)          # each of them, once
+    assert seen[0] == [] and len(seen[len(seen) // 2]) > 1           # long before the end
+    seen, three, _ = started(name, 3, monkeypatch, n_layer=4)
+    assert three == order and seen[2 * len(seen) // 3 - 1] == []     # not before the last backward
+    assert started(name, 0, monkeypatch, n_layer=4)[1] == order      # a rank without rows
+
+
+def test_sums_of_the_last_block_start_first(monkeypatch):
+    _, order, _ = started("gpt", 1, monkeypatch, n_layer=3)
+    where = tiny("gpt", n_layer=3).params.slices
+    last, first = (where[f"h.{n}.attn.c_attn.weight"] for n in (2, 0))
+    assert order.index(last.start) < order.index(first.start)
+
+
+def test_sums_of_gradients_that_nothing_was_added_to_are_of_zeros(monkeypatch):
+    model = tiny("gpt")
+    grads = model.gradients(np.full(model.params.n_trainable, 7.0, np.float32))
+    grads.flat[...] = 7
+    found = []
+    reduction = buckets.Reduction(grads, [[slice(0, grads.flat.size)]],
+                                  lambda pieces: found.append(reduction.flat[pieces[0][1]].copy()))
+    reduction.begin(0)
+    reduction.finish()
+    assert found and not any(values.any() for values in found)
+
+
+def test_config_without_ties_has_a_bucket_of_the_head_first(monkeypatch):
+    params = tiny("gpt", tie_weights=False).params
+    assert buckets.buckets(params, SMALL)[0].names == ("lm_head.weight",)
+    assert config_of("gpt").architecture()["wte.weight"].uses == 2
