@@ -1,9 +1,9 @@
 """A watch over the ranks of a launcher: if one of them stops answering, the job ends.
 
 A thread of every rank tells the next rank at least once a second that its own is alive, and listens
-to the one before. Ranks may wait for each other for as long as they like, as for the first one while it
-reads a text; only a rank whose process is stopped, or whose machine is gone, is silent. A suspended
-job does not end, because the threads count the time in which they are awake.
+to the one before. Ranks may wait for each other for as long as they like, as for the first one
+while it reads a text; only a rank whose process is stopped, or whose machine is gone, is silent. A
+suspended job does not end, because the threads count the time in which they are awake.
 """
 
 import os

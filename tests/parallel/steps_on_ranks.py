@@ -61,7 +61,7 @@ def main():
                 own = np.concatenate([restored[key][s] for s in slices[comm.rank]] or [[]])
                 np.testing.assert_array_equal(array, own)
     check_small_things(comm)
-    print(f"rank {comm.rank} of {comm.size}: the same", file=sys.stderr)
+    sys.stderr.write(f"rank {comm.rank} of {comm.size}: the same\n")
 
 
 def check_small_things(comm):
