@@ -6,6 +6,8 @@ in memory (/dev/shm) it is faster.
 
 import argparse
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,13 +15,24 @@ import time
 from functools import partial
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import train as train_script
 from npgpt.training import evaluation
-from tests.commands.tiny import ENVIRONMENT, command
+from tests.commands.tiny import ENVIRONMENT, TEXT, command, metrics
+from tests.parallel.launcher import mpiexec, ranks_of
 from tests.parallel.test_processes import gone
 from tests.reliability.faults import every_fault
-from tests.reliability.tiny_runs import beginnings, copy, problems, runs, unlocked
+from tests.reliability.tiny_runs import (
+    beginnings,
+    copy,
+    left,
+    problems,
+    resume,
+    runs,
+    start,
+    unlocked,
+)
 
 LONG = 20                       # steps of a run that is killed at a random moment
 
@@ -109,6 +122,56 @@ def try_pairs(table, tries):
         table.record(f"{name}, started twice at the same time", found, f"try {number}")
 
 
+SIGNALS = {signal.SIGKILL: {9}, signal.SIGSTOP: {3}, signal.SIGINT: {0, 130},
+           signal.SIGTERM: {0, 143}}             # -> exit status; 0 if the job had just ended
+
+
+def try_ranks(table, tries, number, n=2):
+    """A signal at a random moment of a job of mpiexec: to one of its ranks if it kills or stops, to
+    mpiexec otherwise. The next job of as many ranks ends with the bits of an uninterrupted one."""
+    Path("fox.txt").write_text(TEXT)
+    whole, random = _job(n, "whole"), Random(number)
+    for attempt in range(tries):
+        copy(None)
+        words = start(steps=LONG, folder="run")
+        words.remove("--workers=1")
+        with subprocess.Popen(mpiexec(n, command(*words)), stdin=subprocess.DEVNULL, text=True,
+                              env=ENVIRONMENT | {"NPGPT_RANK_TIMEOUT": "2"}, start_new_session=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            assert running.stdout.readline(), running.stderr.read()
+            pids = ranks_of(running.pid)
+            time.sleep(random.uniform(0, whole.seconds))
+            with contextlib.suppress(ProcessLookupError):
+                if number in (signal.SIGKILL, signal.SIGSTOP):
+                    os.kill(random.choice(pids), number)
+                else:
+                    running.send_signal(number)
+            _, errors = running.communicate()
+        found = [] if gone(pids) else ["a rank is alive"]
+        if running.returncode not in SIGNALS[number] | {0}:
+            found.append(f"status {running.returncode}: {errors}")
+        lines = [line for line in errors.splitlines() if not line.startswith("[mpiexec")]
+        if len(lines) > (number == signal.SIGSTOP) and number != signal.SIGKILL:
+            found.append(f"more than one line: {errors}")
+        saved = Path("run/latest").exists()
+        after = _job(n, "run", *(["--resume"] if saved else ["--overwrite"]))
+        found += [f"{name} differs from that of an uninterrupted job" for name in after.left
+                  if after.left[name] != whole.left[name]]
+        table.record(f"{n} ranks: {signal.Signals(number).name} at a random moment", found,
+                     f"try {attempt}")
+
+
+def _job(n, folder, *words):
+    """Run a job to its end -> the seconds of its training, and what it leaves."""
+    given = resume(LONG, folder) if "--resume" in words else [
+        word for word in start(steps=LONG, folder=folder) if word != "--workers=1"] + [*words]
+    done = subprocess.run(mpiexec(n, command(*given)), env=ENVIRONMENT, capture_output=True,
+                          text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 or "has finished" in done.stderr, done.stderr
+    seconds = metrics(folder)[-1]["seconds"]
+    return SimpleNamespace(seconds=seconds, left=left(folder))
+
+
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m tests.reliability",
@@ -120,12 +183,18 @@ def main():
                         help="runs to kill at a random moment, with 1 and with 2 workers each [64]")
     parser.add_argument("--pairs", type=int, default=32, metavar="N",
                         help="pairs of processes that start at the same time [32]")
+    parser.add_argument("--ranks", type=int, default=0, metavar="N",
+                        help="random moments at which a job of mpiexec is killed, stopped, and "
+                             "told to end, each; needs the extra mpi [0]")
     given, table = parser.parse_args(), Table()
     evaluation.SAMPLE_TOKENS = 1
     tries = [partial(try_faults, table, given.every)] if given.every else []
     tries += [partial(try_kills, table, given.kills, workers) for workers in (1, 2)]
+    tries += [partial(try_pairs, table, given.pairs)]
+    tries += [partial(try_ranks, table, given.ranks, number) for number in SIGNALS
+              if given.ranks]
     with contextlib.suppress(KeyboardInterrupt):
-        for attempt in (*tries, partial(try_pairs, table, given.pairs)):
+        for attempt in tries:
             with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
                 attempt()
     return int(table.show() > 0)
