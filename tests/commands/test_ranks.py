@@ -15,6 +15,20 @@ KINDS = {"AdamW": ["--optimizer=adamw"], "Muon": ["--optimizer=muon"],
          "Llama": ["--optimizer=muon", "--family=llama", "--n-kv-head=1", "--n-layer=2"]}
 
 
+def test_ranks_start_from_a_model_and_its_tokenizer(run, home):
+    """The first rank reads them; the others start from its parameters."""
+    assert run(train_script.main, *TINY, "--max-iters=2", "--workers=1", "--out-dir=first"
+               ).status == 0
+    words = ["--data=fox.txt", "--init-from=first", "--max-iters=3", "--eval-iters=1",
+             "--batch-size=4", "--dtype=float64", "--device=cpu"]
+    assert run(train_script.main, *words, "--workers=1", "--out-dir=alone").status == 0
+    done = train(3, *words, "--out-dir=together")
+    assert (done.returncode, done.stderr) == (0, "")
+    found, expected = weights("together/checkpoint-3"), weights("alone/checkpoint-3")
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-8, err_msg=name)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_run_is_the_same_on_any_number_of_ranks(kind, run):
     """100 steps with dropout, accumulation and 6 rows for 4 ranks: losses, parameters, moments."""
