@@ -31,8 +31,8 @@ def write_tensors(path, arrays):
     """Write name -> array of any device, or Parts, as a safetensors file. Raises RunError if that
     fails, as on a full disk.
 
-    The file is what the package safetensors writes, which would copy all arrays first: the length
-    of a header, the header in JSON, and the arrays, the largest elements first.
+    The file has the bytes that the package safetensors writes, which takes no array in parts: the
+    length of a header, the header in JSON, and the arrays, the largest elements first.
     """
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -41,7 +41,7 @@ def write_tensors(path, arrays):
         end += math.prod(array.shape) * array.dtype.itemsize
         header[name] = {"dtype": NAMES[array.dtype.name], "shape": list(array.shape),
                         "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     try:
         with open(path, "wb") as file:

@@ -7,7 +7,7 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from npgpt.checkpoints.tensors import read_tensors, write_tensors
+from npgpt.checkpoints.tensors import Parts, read_tensors, write_tensors
 from npgpt.errors import RunError, UserError
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.float64([1, 2])
@@ -31,6 +31,27 @@ def test_array_that_is_not_contiguous_is_written_as_it_reads(path):
     write_tensors(path, {"a": A.T, "b": B[::-1]})
     np.testing.assert_array_equal(load_file(path)["a"], A.T)
     np.testing.assert_array_equal(load_file(path)["b"], [2, 1])
+
+
+@pytest.mark.parametrize("arrays", [
+    {"b": B, "a": A}, {"long name": A.astype(np.float16), "z": B, "a": A, "é": np.zeros((0, 3))},
+    {"one": np.array(3, np.float32)}, {},
+], ids=["two", "dtypes", "scalar", "none"])
+def test_file_has_the_bytes_that_safetensors_writes(arrays, tmp_path):
+    write_tensors(tmp_path / "ours", arrays)
+    save_file(arrays, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_array_in_parts_is_written_as_a_whole_one_and_never_held(tmp_path):
+    parts = (np.full(250_000, n, np.float32) for n in range(20))                # 1 MB each
+    tracemalloc.start()
+    write_tensors(tmp_path / "x", {"a": Parts((20, 250_000), np.dtype("float32"), parts), "b": B})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6
+    found = load_file(tmp_path / "x")["a"]
+    np.testing.assert_array_equal(found, np.repeat(np.arange(20.0), 250_000).reshape(20, -1))
 
 
 def test_file_says_that_it_is_meant_for_pytorch(path):
