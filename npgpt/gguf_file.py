@@ -53,8 +53,8 @@ class GGUFFile:
             raise UserError(f"{path} needs {EXTRA}") from None
         try:
             header.take(4)
-            _check_version(path, header.number("<I"))
-            n_tensors, n_metadata = header.number("<Q"), header.number("<Q")
+            _check_version(path, header.u32())
+            n_tensors, n_metadata = header.u64(), header.u64()
             self.metadata = Metadata(path, header, n_metadata)
             self.tensors = _tensors(path, header, n_tensors, self.metadata, gguf)
         except UserError:                          # a ValueError, too
@@ -77,13 +77,13 @@ class GGUFTensor:
 
     def array(self):
         """-> the array, float32, dequantised."""
-        found = np.empty(self.shape, np.float32)
-        rows = found.reshape(-1, self.shape[-1])
-        stored = self._data.reshape(len(rows), -1)
-        with np.errstate(invalid="ignore", over="ignore"):        # of a damaged file
-            for i in range(0, len(rows), ROWS):
+        n = math.prod(self.shape[:-1])
+        stored = self._data.reshape(n, len(self._data) // n)
+        rows = np.empty((n, self.shape[-1]), np.float32)
+        with np.errstate(invalid="ignore"):                       # of a damaged file
+            for i in range(0, n, ROWS):
                 rows[i:i + ROWS] = self._gguf.quants.dequantize(stored[i:i + ROWS], self._kind)
-        return found
+        return rows.reshape(self.shape)
 
 
 def _check_version(path, version):
@@ -102,11 +102,11 @@ def _tensors(path, header, n, metadata, gguf):
         name = header.name()
         if name in listed:
             raise ValueError(f"the tensor {name} is there twice")
-        n_dims = header.number("<I")
+        n_dims = header.u32()
         if not 1 <= n_dims <= DIMENSIONS:
             raise ValueError(f"the tensor {name} has {n_dims} dimensions")
-        shape = tuple(header.number("<Q") for _ in range(n_dims))[::-1]
-        kind, offset = header.number("<I"), header.number("<Q")
+        shape = tuple(header.u64() for _ in range(n_dims))[::-1]
+        kind, offset = header.u32(), header.u64()
         try:
             kind = gguf.GGMLQuantizationType(kind)
         except ValueError:

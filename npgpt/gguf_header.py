@@ -44,9 +44,17 @@ class Header:
         """-> the number of this format."""
         return struct.unpack_from(form, self.data, self.take(struct.calcsize(form)))[0]
 
+    def u32(self):
+        """-> the number of 4 bytes, such as a type."""
+        return self.number("<I")
+
+    def u64(self):
+        """-> the number of 8 bytes, such as a length."""
+        return self.number("<Q")
+
     def text(self, most=None):
         """-> the text, of at most this number of bytes. Raises ValueError if it is not UTF-8."""
-        n = self.number("<Q")
+        n = self.u64()
         if most is not None and n > most:
             raise ValueError(f"it has a name of {n:,} bytes; at most {most} are expected")
         start = self.take(n)
@@ -64,9 +72,9 @@ class Header:
         if kind in NUMBERS:
             self.take(struct.calcsize(NUMBERS[kind]))
         elif kind == TEXT:
-            self.take(self.number("<Q"))
+            self.take(self.u64())
         elif kind == LIST:
-            kind, n = self.number("<I"), self.number("<Q")
+            kind, n = self.u32(), self.u64()
             if kind in NUMBERS:
                 self.take(n * struct.calcsize(NUMBERS[kind]))
             elif kind == TEXT:
@@ -78,16 +86,15 @@ class Header:
             raise ValueError(f"a value of the type {kind}, which is unknown")
 
     def value(self, kind):
-        """-> a value of metadata."""
+        """-> a value of metadata that `skip` went over before."""
         if kind in NUMBERS:
             return self.number(NUMBERS[kind])
         if kind == TEXT:
             return self.text()
-        kind, n = self.number("<I"), self.number("<Q")
+        kind, n = self.u32(), self.u64()
         if kind == TEXT:
             return [self.text() for _ in range(n)]
-        dtype = np.dtype(NUMBERS[kind])
-        return np.frombuffer(self.data, dtype, n, self.take(n * dtype.itemsize)).tolist()
+        return np.frombuffer(self.data, NUMBERS[kind], n, self.at).tolist()
 
 
 class Metadata(Mapping):
@@ -100,7 +107,7 @@ class Metadata(Mapping):
             name = header.name()
             if name in self._places:
                 raise ValueError(f"{name} is there twice")
-            kind = header.number("<I")
+            kind = header.u32()
             self._places[name] = kind, header.at
             try:
                 header.skip(kind)

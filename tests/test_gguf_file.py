@@ -1,9 +1,12 @@
 """Reading GGUF files, damaged ones too."""
 
+import errno
+import mmap
 import os
 import random
 import struct
 import sys
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -25,6 +28,7 @@ from tests.gguf_files import (
 
 VALUES = {"a.number": 7, "a.float": 0.25, "a.text": "naïve\n", "a.bool": True, "some.numbers":
           [1, -2, 3], "some.floats": [0.5, 2.0], "some.texts": ["a", "", "é"], "no.things": [False]}
+FIRST_TENSOR = b"\1\0\0\0\0\0\0\0b"        # its name, with the length in front
 MATRIX = np.random.default_rng(0).standard_normal((5, 3, 64)).astype(np.float32)
 
 
@@ -86,6 +90,24 @@ def test_long_tensor_is_dequantised_in_parts(tmp_path):
     np.testing.assert_allclose(GGUFFile(path).tensors["w"].array(), rows, atol=0.02)
 
 
+def test_each_row_is_dequantised_once():
+    """With a package that keeps the rows it is given."""
+    found, rows = [], np.arange(5000, dtype=np.float32)[:, None]
+    package = SimpleNamespace(quants=SimpleNamespace(
+        dequantize=lambda data, _: found.append(data.view(np.float32)) or found[-1]))
+    tensor = GGUFTensor(rows.shape, gguf.GGMLQuantizationType.F32, rows.view(np.uint8).ravel(),
+                        package)
+    np.testing.assert_array_equal(tensor.array(), rows)
+    assert 1 < len(found) < 50
+    np.testing.assert_array_equal(np.concatenate(found), rows)
+
+
+def test_tensor_of_four_dimensions_is_read(tmp_path):
+    array = MATRIX.reshape(5, 3, 2, 32)
+    path = write_gguf(tmp_path / "m.gguf", {}, {"w": array})
+    np.testing.assert_array_equal(GGUFFile(path).tensors["w"].array(), array)
+
+
 @pytest.mark.parametrize("alignment", [8, 256])
 def test_data_are_aligned_as_the_file_says(alignment, tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
@@ -137,6 +159,7 @@ def change(path, at, content):
     (32, b"\n", "is not a valid name"),
     (32, b"\xff", "is damaged: 'utf-8' codec"),
     (52, struct.pack("<I", 13), "a value of the type 13, which is unknown"),
+    (52, struct.pack("<I", 2**31 + 8), "a value of the type 2147483656, which is unknown"),
 ])
 def test_damaged_header_is_refused(at, content, message, path):
     change(path, at, content)
@@ -145,7 +168,7 @@ def test_damaged_header_is_refused(at, content, message, path):
 
 @pytest.mark.parametrize(("old", "new", "message"), [
     (b"a.text", b"a.bool", "a.bool is there twice"),
-    (b"\1\0\0\0\0\0\0\0b", b"\1\0\0\0\0\0\0\0w", "the tensor w is there twice"),
+    (FIRST_TENSOR, b"\1\0\0\0\0\0\0\0w", "the tensor w is there twice"),
 ])
 def test_name_that_is_there_twice_is_refused(old, new, message, path):
     data = path.read_bytes()
@@ -164,6 +187,7 @@ def test_list_of_lists_is_refused(path):
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("dimensions", struct.pack("<I", 5), "has 5 dimensions"),
     ("dimensions", struct.pack("<I", 0), "has 0 dimensions"),
+    ("dimensions", struct.pack("<I", 2**31 + 1), "has 2147483649 dimensions"),
     ("size", struct.pack("<Q", 0), "has the shape"),
     ("size", struct.pack("<Q", 2**60), "but the tensor b at byte"),
     ("type", struct.pack("<I", 99), "the tensor b has the unknown type 99"),
@@ -172,10 +196,25 @@ def test_list_of_lists_is_refused(path):
     ("offset", struct.pack("<Q", 2**63), "expected 3,840"),
 ])
 def test_damaged_description_of_a_tensor_is_refused(field, value, message, path):
-    at = path.read_bytes().index(b"\1\0\0\0\0\0\0\0b") + 9
+    at = path.read_bytes().index(FIRST_TENSOR) + 9
     offset = {"dimensions": 0, "size": 4, "type": 12, "offset": 16}[field]
     change(path, at + offset, value)
     assert message in refusal(path)
+
+
+def test_longest_name_is_read(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", {"n" * 256: 7})
+    assert GGUFFile(path).metadata["n" * 256] == 7
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("x" * 58, f"is '{'x' * 58}'"),
+    ("x" * 59, f"is '{'x' * 59}..."),
+])
+def test_long_value_is_cut_in_a_message(text, message, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", {"general.alignmenT": text}, {"w": MATRIX})
+    change(path, path.read_bytes().index(b"alignmenT"), b"alignment")
+    assert refusal(path).endswith(message)
 
 
 @pytest.mark.parametrize("value", [0, 24, 2**17, 32.0, "32"])
@@ -199,6 +238,14 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     assert "is not a regular file" in refusal(tmp_path / "pipe")
     (tmp_path / "empty").write_bytes(b"")
     assert "is not a GGUF file" in refusal(tmp_path / "empty")
+
+
+def test_file_that_cannot_be_mapped_is_refused(path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    assert refusal(path) == f"{path} cannot be read: No such device"
 
 
 def test_missing_package_is_named(path, monkeypatch):
@@ -260,8 +307,9 @@ def test_message_about_a_short_file_says_where_it_should_end(tmp_path):
     path.write_bytes(data[:-500])
     with pytest.raises(UserError) as error:
         GGUFFile(path)
-    end = int(error.value.message.split()[-1].replace(",", ""))
-    assert len(data) - 500 < end <= len(data)
+    assert str(error.value) == (
+        f"{path} is damaged: it ends at byte {len(data) - 500:,}, but the tensor b at byte "
+        f"{len(data):,}")
 
 
 def test_damaged_numbers_are_read_without_a_warning():

@@ -93,7 +93,7 @@ def _holder(descriptor):
 
 
 def _close_all():
-    for lock in list(_held):
+    for lock in [*_held]:                            # `close` takes it out
         lock.close()
 
 

@@ -80,6 +80,12 @@ def test_values_that_may_be_absent_have_llama_cpps_defaults(path):
     np.testing.assert_array_equal(Llama(config, values=values).logits(IDX), model.logits(IDX))
 
 
+@pytest.mark.parametrize("base", [500.1, 3.4028235e38])
+def test_number_is_the_shortest_that_is_stored_as_it_is(base, path):
+    write(path, random_llama(), rope__freq_base=base)
+    assert read(path)[0].rope_theta == base
+
+
 def test_arrays_are_read_when_it_is_their_turn(path):
     model = random_llama(vocab_size=1000, n_layer=20, n_embd=96, n_inner=400)
     write(path, model)

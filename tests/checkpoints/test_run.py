@@ -14,6 +14,7 @@ from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import RunError
 from npgpt.optim import AdamW
 from npgpt.reading import LARGEST
+from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import CharTokenizer
 
 
@@ -22,11 +23,12 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def save(run, step, loss=None):
+def save(run, step, loss=None, tokenizer=None):
     """loss: the lowest so far."""
     model = GPT(GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=4))
     optimizer = AdamW(model.params)
-    run.save(model, CharTokenizer("ab"), optimizer.state, {"step": step, "best_val_loss": loss})
+    run.save(model, tokenizer or CharTokenizer("ab"), optimizer.state,
+             {"step": step, "best_val_loss": loss})
 
 
 def test_each_run_gets_its_own_directory():
@@ -65,6 +67,38 @@ def test_directory_with_a_run_is_refused_or_overwritten(tmp_path):
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]
     assert again.checkpoint("best").name == "checkpoint-3"
+
+
+def test_checkpoint_names_the_tokens_between_which_a_text_is(tmp_path):
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    tokenizer = BPETokenizer.train(["an end"], 260)
+    save(run, 1, tokenizer=tokenizer)
+    config = json.loads((run.path / "checkpoint-1/config.json").read_text())
+    assert config["bos_token_id"] == config["eos_token_id"] == tokenizer.end is not None
+
+
+def test_run_that_was_killed_before_its_metrics_had_their_place_is_finished(tmp_path, monkeypatch):
+    """After its last checkpoint took the place of another run."""
+    run = RunDirectory.new(tmp_path / "r", "laptop", False)
+    run.begin(0)
+    save(run, 5)
+    run.close()
+    again = RunDirectory.new(tmp_path / "r", "laptop", True)
+    again.begin(0)
+    again.log(step=3, final_val_loss=4.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, "follow_latest", interrupt)
+        save(again, 3)
+    again.close()
+    found = RunDirectory.existing(tmp_path / "r")
+    assert found.load_state()[0]["step"] == 3
+    assert found.is_finished(3)
+    found.close()
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("left", ["latest", "best", "checkpoint-5/training.json"])

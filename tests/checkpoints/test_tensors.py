@@ -1,4 +1,5 @@
 import json
+import mmap
 import os
 import tracemalloc
 
@@ -152,6 +153,15 @@ def test_file_that_may_not_be_read_is_named(path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=r"x\.safetensors cannot be read: Permission denied$"):
+        read_tensors(path, SHAPES)
+
+
+def test_file_that_cannot_be_mapped_is_named(path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be read: No such device$"):
         read_tensors(path, SHAPES)
 
 

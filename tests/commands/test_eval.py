@@ -40,6 +40,20 @@ def test_every_token_but_the_first_is_predicted_once(n, length, stride, rows):
     assert predicted == list(range(1, n))
 
 
+def test_batches_are_of_whole_windows_but_for_the_rest():
+    whole = [([slice(0, 4)], 3), ([slice(3, 7), slice(6, 10)], 3)]
+    assert list(batches(10, 4, 3, rows=2)) == whole
+    assert list(batches(12, 4, 3, rows=2)) == [*whole, ([slice(9, 12)], 2)]
+    assert list(batches(3, 4, 3, rows=2)) == [([slice(0, 3)], 2)]
+
+
+def test_window_whose_logits_are_many_is_a_batch_of_its_own(monkeypatch):
+    monkeypatch.setattr(perplexity, "LOGITS", 1)
+    seen = []
+    whole_loss(gpt(4), ABC, np.zeros(10, np.uint8), 3, lambda done, total: seen.append(done))
+    assert seen == [3, 6, 9]
+
+
 @given(st.integers(2, 40), st.integers(1, 8), st.integers(1, 8), st.integers(0, 9))
 def test_loss_is_that_of_one_window_at_a_time(n, block_size, stride, seed):
     model, ids = gpt(block_size), np.random.default_rng(seed).integers(3, size=n)

@@ -135,6 +135,23 @@ def test_batches_of_an_evaluation_are_counted(model, data):  # noqa: F811
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
 
 
+@pytest.mark.skipif(not can_fork(), reason="needs processes")
+def test_each_process_counts_its_own_batches(model, data):  # noqa: F811
+    comm = Processes(2)
+    totals = comm.share(np.zeros(2))
+
+    def work():
+        def after_batch(done, total):
+            totals[comm.rank] = total
+            return False
+
+        mean_loss(model, data, data.train, CONFIG, comm, 10, after_batch)
+        return 0
+
+    assert comm.launch(work) == 0
+    assert sorted(totals) == [2, 3]
+
+
 def test_bar_moves_in_the_last_evaluation(home):
     """`script` runs a command in a pseudo-terminal."""
     (home / "fox.txt").write_text((home / "fox.txt").read_text() * 400)

@@ -235,7 +235,10 @@ def test_of_two_simultaneous_starts_one_trains(home):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
-def test_released_lock_leaves_no_open_file(tmp_path):
+def test_lock_that_is_released_or_refused_leaves_no_open_file(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
-    Lock(tmp_path).release()
+    held = Lock(tmp_path)
+    with pytest.raises(UserError, match="is in use"):
+        Lock(tmp_path)
+    held.release()
     assert len(os.listdir("/proc/self/fd")) == before
