@@ -44,8 +44,9 @@ GROUPS = [
     Group(
         "mathematics",
         ("npgpt/layers/[!rs]*.py", "npgpt/models/blocks.py", "npgpt/models/gpt.py",
-         "npgpt/optim/*.py", "npgpt/parallel/norm.py"),
-        ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"),
+         "npgpt/optim/*.py", "npgpt/parallel/norm.py", "npgpt/parallel/buckets.py"),
+        ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim",
+         "tests/parallel/test_buckets.py"),
         # What is composed of blocks adds nothing to the checks of the blocks. With mutmut,
         # functions keep their arguments alive.
         left_out="transformer or coder_block or every_element or is_alive",
