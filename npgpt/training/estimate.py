@@ -17,11 +17,12 @@ def memory_needed(model, training, device, ranks=1, shared=True):
     of them.
 
     Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
-    of its own has the moments of its shard only, and receives the summed gradients of its shard.
-    Most activations are in the caches, from forward to backward; they grow with the tokens of a
-    batch. The head's part, probabilities and their gradient, is freed before the blocks' backward.
-    A block's gradients exist before they are added, in each rank. AdamW's temporaries exist only
-    after all that is freed; they matter if a large model trains on a small batch.
+    of its own has the moments of its shard only; the summed gradients of its shard arrive during
+    the last backward, which frees activations. Most activations are in the caches, from forward to
+    backward; they grow with the tokens of a batch. The head's part, probabilities and their
+    gradient, is freed before the blocks' backward. A block's gradients exist before they are added,
+    in each rank. AdamW's temporaries exist only after all that is freed; they matter if a large
+    model trains on a small batch.
     """
     C, V = model.n_embd, model.vocab_size
     fused = device.fuses if training.fused is None else training.fused
@@ -35,11 +36,12 @@ def memory_needed(model, training, device, ranks=1, shared=True):
     matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
     activations += (ranks if shared else 1) * matrices // model.n_layer
     parameters = count(architecture)
-    copies = 3 + ranks if shared else 2 + (3 / ranks if ranks > 1 else 2)
+    copies = 3 + ranks if shared else 2 + 2 / ranks
+    received = 0 if shared else parameters // ranks
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 3 * min(parameters, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
-    return int(size * (copies * parameters + max(activations, updating) + offsets))
+    return int(size * (copies * parameters + max(activations, updating, received) + offsets))
 
 
 def _of_gpt(model, fused):

@@ -30,6 +30,19 @@ def test_ranks_start_from_a_model_and_its_tokenizer(run, home):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_job_that_is_resumed_ends_with_the_bits_of_an_uninterrupted_one(kind, home):
+    words = [*TINY, *KINDS[kind], "--dropout=0.2", "--batch-size=3", "--lr-decay-iters=9",
+             "--warmup-iters=0"]
+    assert train(2, *words, "--max-iters=9", "--out-dir=whole").returncode == 0
+    assert train(2, *words, "--max-iters=4", "--out-dir=run").returncode == 0
+    done = train(2, "--resume", "--max-iters=9", "--out-dir=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("model.safetensors", "training.safetensors"):
+        found, expected = (home / folder / "checkpoint-9" / name for folder in ("run", "whole"))
+        assert found.read_bytes() == expected.read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_run_is_the_same_on_any_number_of_ranks(kind, run):
     """100 steps with dropout, accumulation and 6 rows for 4 ranks: losses, parameters, moments."""
     words = [*LONG, *KINDS[kind]]
