@@ -2,29 +2,26 @@
 written."""
 
 import errno
-import socket
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
-from npgpt.checkpoints.find import find_model
-from npgpt.checkpoints.models import family_in, read_model, read_values
-from npgpt.checkpoints.run import RunDirectory
-from npgpt.cli.bar import Bar
-from npgpt.cli.options import version
-from npgpt.durable import verify
+from npgpt.checkpoints.models import read_model
 from npgpt.errors import UserError
-from npgpt.models.language_model import LanguageModel
 from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
 from npgpt.text.dataset import Dataset
-from npgpt.text.source import load_source
-from npgpt.text.tokenizer import CHARS, check_vocabulary, load_tokenizer, named_tokenizer
+from npgpt.text.tokenizer import check_vocabulary, named_tokenizer
 from npgpt.training import estimate
-from npgpt.training.config import FAMILIES, FIELDS, MODEL_FIELDS, TRAINING_FIELDS
+from npgpt.training.beginning import (
+    check_same,
+    in_first_rank,
+    load_data,
+    open_directory,
+    read_start,
+)
+from npgpt.training.config import FAMILIES, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
-
-DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
 
 
 def build_run(request):
@@ -46,37 +43,6 @@ def build_run(request):
         raise UserError(f"{where}{error.strerror or error}") from error
 
 
-def check_same(request):
-    """Raise UserError if the ranks of a launcher have different requests or versions of npgpt."""
-    asked = {"out_dir": request.out_dir, "resume": request.resume, "overwrite": request.overwrite,
-             "init_from": request.init_from, **request.values}
-    (this, ours), *others = world().exchange((version(), asked))
-    for rank, (theirs, values) in enumerate(others, 1):
-        if theirs != this:
-            raise UserError(f"rank {rank} has {theirs}, and rank 0 has {this}; install the same "
-                            "version on every host")
-        for name in sorted(ours.keys() | values.keys()):
-            found, expected = (v.get(name, getattr(FIELDS.get(name), "default", None))
-                               for v in (values, ours))
-            if found != expected:
-                raise UserError(f"`{name}` is {found} in rank {rank}, and {expected} in rank 0; "
-                                "give all ranks the same options")
-
-
-def open_directory(request):
-    """-> the RunDirectory of a request. The first rank holds its lock."""
-    opened = None
-
-    def open_it():
-        nonlocal opened
-        opened = (RunDirectory.existing(request.out_dir) if request.resume else
-                  RunDirectory.new(request.out_dir, request.config_name, request.overwrite))
-        return opened.path
-
-    path = world().broadcast(open_it)
-    return opened or RunDirectory(path)
-
-
 def new_run(request, directory):
     """-> a new Run in a directory."""
     config = request.training()
@@ -84,12 +50,7 @@ def new_run(request, directory):
     config = supported(config, device, request)
     values = None                              # random ones
     if request.init_from:
-        def read():
-            nonlocal values
-            *found, values = read_start(request)
-            return found
-
-        request, architecture, tokenizer = world().broadcast(read)
+        (request, architecture, tokenizer), values = in_first_rank(lambda: read_start(request))
         config = replace(config, family=request.family)
         source = load_data(config, lambda: tokenizer)
     else:
@@ -103,68 +64,16 @@ def new_run(request, directory):
     return assemble(request, config, directory, source, data, model, comm)
 
 
-def read_start(request):
-    """-> the request for the family of the model in `init_from`; the model's configuration, its
-    tokenizer and its parameters."""
-    start = find_model(request.init_from, "init_from")
-    found = family_in(start, LanguageModel)
-    request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
-    architecture, values = fine_tuned(start, request)
-    tokenizer = load_tokenizer(start)
-    check_vocabulary(tokenizer, architecture.vocab_size, start)
-    return request, architecture, tokenizer, values
-
-
-def load_data(config, tokenizer):
-    """-> TokenSource, the same in every rank. tokenizer(): the tokenizer, as for `load_source`. The
-    first rank reads and encodes the text, and a bar shows how far it is. If the ids are in a file,
-    the other ranks map the one that they find at the same path."""
-    source = None
-
-    def load():
-        nonlocal source
-        with Bar() as bar:
-            source = load_source(config.data, tokenizer(), config.data_cache, bar)
-        if config.tokenizer == CHARS and source.tokenizer.kind != "characters":
-            raise UserError(f"{source.name} was encoded with a {source.tokenizer.kind}, and "
-                            f"`tokenizer` is {CHARS}")
-        return source.without_file()
-
-    comm, problem = world(), None
-    found = comm.broadcast(load)
-    try:
-        source = source or found.with_file()
-    except UserError as error:
-        problem = f"rank {comm.rank} on {socket.gethostname()}: {error.message}"
-    for told in comm.exchange(problem):
-        if told:
-            raise UserError(told)
-    return source
-
-
-def fine_tuned(directory, request):
-    """-> configuration and parameters of a model directory, as a request asks for it: with other
-    dropout rates, or with fewer positions. Raises UserError if it asks for another architecture."""
-    verify(directory)
-    found, values = read_values(directory, FAMILIES[request.family])
-    asked = {name: value for name, value in request.chosen.items() if name in MODEL_FIELDS}
-    for name, value in asked.items():
-        kept = getattr(found, name)
-        fits = name in DROPOUTS or (name == "block_size" and value < kept)
-        if value != kept and not fits:
-            raise UserError(f"`{name}` is {kept} in the model in {directory}, got {value}; leave "
-                            "it out")
-    config = replace(found, **asked)
-    return config, ((name, array[:config.block_size] if name == "wpe.weight" else array)
-                    for name, array in values)
-
-
 def resumed_run(request, directory):
     """-> the Run of a directory, restored from its latest checkpoint."""
     def read():
         state, tokenizer, checkpoint = directory.load_state()
         check_state(state, checkpoint)
         return state, tokenizer, checkpoint, directory.is_finished(state["step"])
+
+    def read_its_model():
+        model = read_model(checkpoint, family, **options)
+        return model.config, model
 
     state, tokenizer, checkpoint, is_finished = world().broadcast(read)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])
@@ -180,8 +89,7 @@ def resumed_run(request, directory):
     device = get_device(config.device)
     config = supported(config, device, request)
     family, options = FAMILIES[config.family], {"device": device, **precision(config, device)}
-    model = read_model(checkpoint, family, **options) if world().is_first else None
-    architecture = world().broadcast(lambda: model.config)
+    architecture, model = in_first_rank(read_its_model)
     model = model or family(architecture, **options)
     check_vocabulary(tokenizer, architecture.vocab_size, checkpoint)
     comm = build_communicator(config, architecture, device)

@@ -69,7 +69,8 @@ GROUPS = [
     Group("training",
           ("train.py",
            *(f"npgpt/training/{name}.py" for name in (
-               "config", "request", "setup", "run", "step", "evaluation", "perplexity"))),
+               "config", "request", "beginning", "setup", "run", "step", "evaluation",
+               "perplexity"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text",
            *(f"tests/reliability/test_{name}.py" for name in (
                "evaluation", "reading", "signals", "unusable", "writing"))),

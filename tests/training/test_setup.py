@@ -13,7 +13,7 @@ from npgpt.backend import get_device, register
 from npgpt.errors import RunError
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
-from npgpt.training import estimate, setup
+from npgpt.training import beginning, estimate
 from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS
 from npgpt.training.request import read_command_line
 from npgpt.training.run import ADDED, check_state, save
@@ -76,7 +76,7 @@ def test_error_of_the_system_before_the_start_is_in_one_line(monkeypatch, error,
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(setup, "load_source", fail)
+    monkeypatch.setattr(beginning, "load_source", fail)
     with pytest.raises(raised) as found:
         build(*SIZES)
     assert str(found.value) == message
@@ -173,7 +173,7 @@ def test_file_that_cannot_be_read_is_named(monkeypatch):
     def fail(*arguments):
         raise OSError(5, "Input/output error", "fox.txt")
 
-    monkeypatch.setattr("npgpt.training.setup.load_source", fail)
+    monkeypatch.setattr("npgpt.training.beginning.load_source", fail)
     with pytest.raises(UserError, match=r"^fox\.txt: Input/output error$"):
         build(*SIZES)
 
