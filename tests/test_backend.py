@@ -33,6 +33,7 @@ def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9)
     cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=count,
         driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
+        getDevice=lambda: 0, deviceGetPCIBusId=lambda n: "0000:0A:00.0",
         getDeviceProperties=lambda n: {"name": b"NVIDIA Test", "major": capability},
         memGetInfo=lambda: (5, 10),
     ))
