@@ -84,7 +84,7 @@ def wrap(result):
     return result
 
 
-addressed = {}         # address -> the array of the host whose address was asked for last
+addressed = {}         # address, number of elements -> an array of which code has the address
 
 
 class Pointer:
@@ -92,7 +92,7 @@ class Pointer:
 
     def __init__(self, host):
         self.ptr = host.ctypes.data
-        addressed[self.ptr] = host
+        addressed[self.ptr, host.size] = host
 
 
 class ndarray:

@@ -1,7 +1,7 @@
 """The double of `cupy.cuda.nccl`: its collectives, on the host, between the ranks of MPI.
 
-It is stricter than NCCL, which gets addresses and believes what it is told. An address must be one
-that an array was asked for, of the type that is named, and with at least as many elements. Ranks
+It is stricter than NCCL, which gets addresses and believes what it is told. Here an address must be
+that of an array of the type and with the number of elements that the call names. Ranks
 must make the same calls in the same order; NCCL would wait without end, or mix them up.
 """
 
@@ -142,13 +142,11 @@ def _memory(address, count, datatype):
     """-> the elements from this address on, as an array (count,)."""
     if datatype not in DTYPES:
         raise NcclError(f"NCCL_ERROR_INVALID_ARGUMENT: unknown type {datatype}")
-    host = addressed.get(address)
-    if host is None:
-        raise NcclError(f"NCCL_ERROR_INVALID_ARGUMENT: no array was asked for address {address}")
-    if host.dtype != DTYPES[datatype] or not host.flags.c_contiguous or not 0 < count <= host.size:
-        raise NcclError(f"NCCL_ERROR_INVALID_ARGUMENT: {count} of type {datatype} in an array "
-                        f"{host.shape} of {host.dtype}, contiguous: {host.flags.c_contiguous}")
-    return host.reshape(-1)[:count]
+    host = addressed.get((address, count))
+    if host is None or host.dtype != DTYPES[datatype] or not host.flags.c_contiguous:
+        raise NcclError(f"NCCL_ERROR_INVALID_ARGUMENT: no contiguous array of {count} elements of "
+                        f"the type {datatype} is at this address")
+    return host.reshape(-1)
 
 
 def _only_sums(op):
