@@ -27,8 +27,8 @@ def ranks_on(ranks, device):
     first, *others = ranks.exchange(device.name)
     for rank, name in enumerate(others, 1):
         if name != first:
-            raise UserError(f"rank {rank} is on a {name}, and rank 0 on a {first}; choose a "
-                            "`device` that every rank has")
+            raise UserError(f"`device` is {name} in rank {rank}, and {first} in rank 0; choose one "
+                            "that every rank has")
     if device.name == "cpu":
         return ranks
     nccl = import_nccl()
@@ -63,8 +63,9 @@ class Nccl(Mpi):
     """The ranks of a launcher, for arrays of their GPUs."""
 
     def __init__(self, ranks, device, nccl):
-        """ranks: the Mpi of the same ranks; both have the same state. nccl: CuPy's module."""
-        vars(self).update(vars(ranks))
+        """ranks: the Mpi of the same ranks. nccl: CuPy's module."""
+        vars(self).update(vars(ranks))           # they are the same ranks, with the same channels
+        self._mpi = ranks
         self._nccl, self._cuda = nccl, device.xp.cuda
         self._types = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         self._stream = self._cuda.Stream(non_blocking=True)
@@ -104,9 +105,12 @@ class Nccl(Mpi):
         self._wait()
 
     def launch(self, work, kept=None):
-        status = super().launch(work, kept)
+        status = self._mpi.launch(work, kept)
         self._group.destroy()
         return status
+
+    def any(self, flag):
+        return self._mpi.any(flag)
 
     def all_reduce(self, number):
         if isinstance(number, int | float):

@@ -4,8 +4,8 @@ steps, or runs train.py.
     mpiexec -n 3 python -m tests.parallel.nccl_rank SETTINGS steps FILE
     mpiexec -n 2 python -m tests.parallel.nccl_rank SETTINGS train [OPTIONS]
 
-SETTINGS is JSON: "gpus", for each rank of the machine the GPUs that it sees; "nccl", whether it is
-installed. Nothing here may start a process, which MPI forbids.
+SETTINGS is JSON: "gpus", for each rank the GPUs that it sees; "nccl", whether it is installed. A
+rank that starts a process fails, because MPI forbids that.
 """
 
 import json
@@ -47,7 +47,7 @@ def steps(name, device, comm):
     optimizer.set_rank(comm.rank, comm.size, comm.ranges(model.params))
     found = []
     with double.no_waiting() if device.name == "gpu" else nullcontext():
-        for step in range(4):
+        for step in range(3):
             batches = batches_of_step(data, c, step, comm)
             found.append(train_step(model, optimizer, batches, grads, comm, lr=0.01,
                                     grad_clip=c.grad_clip))
@@ -68,7 +68,7 @@ def all_steps(path):
         found |= {f"{name}: {what}": array for what, array in steps(name, gpu, comm).items()}
         parameters = comm.exchange(found[f"{name}: parameters"])
         assert all((other == parameters[0]).all() for other in parameters)
-    found["used"] = np.array(comm.exchange([double.cupy.GPUs.current, type(comm).__name__]))
+    found["used"] = np.array(comm.exchange([gpu.address(), type(comm).__name__]))
     if comm.is_first:
         np.savez(path, **found)
 
