@@ -6,6 +6,7 @@ eight minutes; parts that take much longer are stopped.
     repeats     the same three training steps a hundred times, with a hash of the result
     steps       time and memory of a training step, compared with PyTorch if it is installed
     training    the baby configuration until the best loss that nanoGPT reports
+    nccl        one rank of mpiexec, a group of one for NCCL: see benchmarks/nccl.py
 
 The output ends with a Markdown table for docs/performance.md. The exit status is 1 if a result is
 wrong. Each measurement is a separate process, and the two sides alternate. With --double everything
@@ -18,6 +19,8 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -43,7 +46,7 @@ TINY = {"block_size": 16, "n_layer": 2, "n_head": 4, "n_embd": 32, "batch_size":
 SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/optim",
          "tests/device", "tests/kernels"]
 WARM_UP, STEPS = 10, 30
-LIMITS = {"tests": 180, "--measure": 120, "--train": 200}      # seconds
+LIMITS = {"tests": 180, "--measure": 120, "--train": 200, "nccl": 120}      # seconds
 OURS = [("gpt", "float32", True), ("gpt", "tf32", False), ("gpt", "tf32", True),
         ("gpt", "bfloat16", True), ("llama", "tf32", True)]        # family, dtype, fused
 THEIRS = [("tf32", False), ("bfloat16", False), ("bfloat16", True)]              # compiled
@@ -237,7 +240,30 @@ def training(tiny):
     return [(f"baby, bfloat16: validation loss {bar} reached", when, "60 s")]
 
 
-STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, training)}
+def nccl(tiny):
+    """Training as a rank of mpiexec against training without. With several GPUs, call
+    benchmarks/nccl.py."""
+    name, bar = "a group of one, NCCL", 1e-10
+    found = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    mpiexec = shutil.which("mpiexec", path=found)
+    if importlib.util.find_spec("mpi4py") is None or mpiexec is None:
+        return [(name, "not run: MPI is not installed", "")]
+    done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-m", "benchmarks.nccl",
+                           *(["--double"] if tiny else [])],
+                          stdout=subprocess.PIPE, text=True, timeout=LIMITS["nccl"])
+    if done.returncode:
+        return [(name, f"failed with status {done.returncode}", "**wrong**")]
+    result = json.loads(done.stdout.splitlines()[-1])
+    if "NCCL" not in result["description"]:
+        return [(name, "not run: NCCL is not installed", "")]
+    rows = [(f"{name}: parameters after 3 steps against one process, {kind}, float64",
+             f"{apart:.1e}", f"{bar:.0e}" + ("" if apart <= bar else " **wrong**"))
+            for kind, apart in result["apart"].items()]
+    times = " against ".join(f"{1000 * result[key]:.2f} ms" for key in ("seconds", "alone"))
+    return [*rows, (f"{name}: training step against one process", times, "")]
+
+
+STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, training, nccl)}
 MEASURES = {"npgpt": measure_npgpt, "torch": measure_torch}
 
 

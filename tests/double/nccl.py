@@ -26,6 +26,9 @@ METHODS = {             # name -> CuPy's arguments
 }
 
 
+ended = []             # "destroy" or "abort" for each communicator, as often as it is called
+
+
 class NcclError(RuntimeError):
     """NCCL refuses a call, or would fail in one."""
 
@@ -102,9 +105,11 @@ class NcclCommunicator:
 
     def destroy(self):
         self._usable = False
+        ended.append("destroy")
 
     def abort(self):
         self._usable = False
+        ended.append("abort")
 
     def _checked(self, root):
         if root not in range(self._ranks.size):

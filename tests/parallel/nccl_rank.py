@@ -4,10 +4,12 @@ steps, or runs train.py.
     mpiexec -n 3 python -m tests.parallel.nccl_rank SETTINGS steps FILE
     mpiexec -n 2 python -m tests.parallel.nccl_rank SETTINGS train [OPTIONS]
 
-SETTINGS is JSON: "gpus", for each rank the GPUs that it sees; "nccl", whether it is installed. A
-rank that starts a process fails, because MPI forbids that.
+SETTINGS is JSON: "gpus", for each rank the GPUs that it sees; "nccl", whether it is installed;
+"memory" of a GPU in bytes; "show_end", whether to print how NCCL ended. A rank that starts a
+process fails, because MPI forbids that.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -16,6 +18,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from npgpt.backend import get_device
+from npgpt.models.parameters import Gradients, Param
 from npgpt.parallel import Single, buckets, world, world_on
 from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource
@@ -24,6 +27,7 @@ from npgpt.training.config import TrainingConfig
 from npgpt.training.setup import distribute
 from npgpt.training.step import batches_of_step, train_step
 from tests import double
+from tests.double import array
 from tests.models.families import tiny
 
 CASES = {
@@ -68,9 +72,32 @@ def all_steps(path):
         found |= {f"{name}: {what}": array for what, array in steps(name, gpu, comm).items()}
         parameters = comm.exchange(found[f"{name}: parameters"])
         assert all((other == parameters[0]).all() for other in parameters)
+    found |= comm.launch(lambda: small_things(comm, gpu))
     found["used"] = np.array(comm.exchange([gpu.address(), type(comm).__name__]))
     if comm.is_first:
         np.savez(path, **found)
+
+
+def small_things(comm, gpu):
+    """-> name -> array: sums of gradients that no backward has completed, their norm, the sum of a
+    scalar, and flags."""
+    n = comm.size
+    architecture = {"a.bias": Param((n,), "vector", uses=2), "b.bias": Param((7,), "vector")}
+    shards = [[slice(r, r + 1)] for r in range(n)]
+    shards[-1].append(slice(n, n + 7))
+    buffer = comm.buffers(gpu.xp.zeros(n + 7))[comm.rank]
+    buffer[...] = 9.0
+    grads = Gradients(architecture, buffer)
+    comm.begin(grads, shards, 1)
+    grads.add("a.bias", gpu.xp.full(n, comm.rank + 1.0))
+    flat = comm.reduce_scatter(grads, shards)
+    on_host = gpu.to_host(flat)
+    sums = comm.exchange(np.concatenate([on_host[part] for part in shards[comm.rank]]))
+    norm = float(gpu.to_host(comm.norm(flat, shards)))
+    scalar = gpu.to_host(comm.all_reduce(gpu.to_device(0.1 + comm.rank, "float32")))
+    flags = [comm.any(comm.rank == n - 1 and turn == 2) for turn in range(5)]
+    return {"sums": np.concatenate(sums), "norm": np.array(comm.exchange(norm)),
+            "scalar": scalar, "flags": np.array(comm.exchange(flags))}
 
 
 def alone(name):
@@ -83,10 +110,13 @@ def main(settings, what, *arguments):
     sys.addaudithook(_refuse_processes)
     double.cupy.GPUs.visible = tuple(settings["gpus"][rank])
     double.nccl.available = settings.get("nccl", True)
+    array.MEMORY = settings.get("memory", array.MEMORY)
     double.install()
     if what == "train":
         import train
         evaluation.SAMPLE_TOKENS = 20
+        if "show_end" in settings:           # in the opposite order: after all that npgpt does
+            atexit.register(lambda: print(f"NCCL: {', '.join(double.nccl.ended)}"))
         return train.main(list(arguments))
     buckets.SIZE = 100                   # so that there are several
     return world().run("steps", lambda: all_steps(*arguments))
