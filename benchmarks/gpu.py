@@ -106,9 +106,9 @@ def parity(tiny):
     rows, bars = [], {"float64": 1e-10, "float32": 1e-5}
     for family, dtype, fused in itertools.product(FAMILIES, bars, (False, True)):
         bar, found = bars[dtype], {}
-        c = _configuration(tiny, family, dropout=0.2, n_layer=2)
+        c = configuration(tiny, family, dropout=0.2, n_layer=2)
         for name in ("cpu", "gpu"):
-            model, idx = _model(c, name, dtype, fused and name == "gpu"), _tokens(c, rows=4)
+            model, idx = make_model(c, name, dtype, fused and name == "gpu"), make_tokens(c, rows=4)
             loss, grads = model.loss_and_grads(idx, idx, Key(1, 1))
             found[name] = {"loss": loss} | dict(grads)
         to_host = get_device("gpu").to_host
@@ -128,8 +128,8 @@ def repeats(tiny):
     rows = []
     for vocab_size in (65, 50257 if not tiny else 500):
         gpu = get_device("gpu")
-        c = _configuration(tiny, dropout=0.2, n_layer=1, vocab_size=vocab_size)
-        gpt = _model(c, "gpu", gpu.default_dtype, gpu.fuses)
+        c = configuration(tiny, dropout=0.2, n_layer=1, vocab_size=vocab_size)
+        gpt = make_model(c, "gpu", gpu.default_dtype, gpu.fuses)
         begun, hashes = gpt.params.flat.copy(), set()
         for _ in range(100):
             gpt.params.flat[...] = begun
@@ -177,16 +177,16 @@ def steps(tiny, rounds):
 
 def measure_npgpt(family, dtype, fused, tiny):
     """-> seconds of a training step; peak memory in bytes."""
-    c = _configuration(tiny, family)
+    c = configuration(tiny, family)
     gpu = get_device("gpu")
-    step = _steps_of_npgpt(c, _model(c, "gpu", dtype, fused), c["batch_size"])
-    return {"seconds": _seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.peak_memory()}
+    step = _steps_of_npgpt(c, make_model(c, "gpu", dtype, fused), c["batch_size"])
+    return {"seconds": seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.peak_memory()}
 
 
 def _steps_of_npgpt(c, gpt, rows):
     """-> function that takes the step with this number."""
     optimizer, grads = AdamW(gpt.params), gpt.gradients()
-    idx = gpt.device.to_device(_tokens(c, rows))
+    idx = gpt.device.to_device(make_tokens(c, rows))
 
     def step(number):
         train_step(gpt, optimizer, [(idx, idx, Key(1, number))], grads, lr=1e-3, grad_clip=1.0)
@@ -199,12 +199,12 @@ def measure_torch(dtype, compiled, tiny):
 
     from benchmarks.torch_gpt import TorchGPT
 
-    c = _configuration(tiny)
+    c = configuration(tiny)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
-    model = TorchGPT(_architecture(c)).take(_model(c, "cpu").params).cuda().train()
+    model = TorchGPT(_architecture(c)).take(make_model(c, "cpu").params).cuda().train()
     loss_of = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), fused=True)
-    idx = torch.as_tensor(_tokens(c, c["batch_size"])).cuda()
+    idx = torch.as_tensor(make_tokens(c, c["batch_size"])).cuda()
 
     def step(number):
         optimizer.zero_grad(set_to_none=True)
@@ -214,7 +214,7 @@ def measure_torch(dtype, compiled, tiny):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return {"seconds": _seconds_of(step, torch.cuda.synchronize, tiny),
+    return {"seconds": seconds_of(step, torch.cuda.synchronize, tiny),
             "bytes": torch.cuda.max_memory_reserved()}
 
 
@@ -267,7 +267,7 @@ STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, tra
 MEASURES = {"npgpt": measure_npgpt, "torch": measure_torch}
 
 
-def _configuration(tiny, family="gpt", **changes):
+def configuration(tiny, family="gpt", **changes):
     """name -> value, of the baby configuration; for a Llama with grouped queries and QK-norm."""
     folder = bundled("configs")
     values = read_toml(folder / "laptop.toml") | read_toml(folder / "baby.toml")
@@ -280,15 +280,15 @@ def _architecture(c):
     return FAMILIES[c["family"]].Config(**{name: c[name] for name in names if name in c})
 
 
-def _model(c, device, dtype="float32", fused=False):
+def make_model(c, device, dtype="float32", fused=False):
     return FAMILIES[c["family"]](_architecture(c), device=device, dtype=dtype, fused=fused)
 
 
-def _tokens(c, rows):
+def make_tokens(c, rows):
     return np.random.default_rng(0).integers(c["vocab_size"], size=(rows, c["block_size"]))
 
 
-def _seconds_of(step, synchronize, tiny):
+def seconds_of(step, synchronize, tiny):
     """Seconds of one step, after some steps to warm up."""
     warm_up, count = (1, 2) if tiny else (WARM_UP, STEPS)
     for number in range(warm_up):

@@ -1,4 +1,4 @@
-"""Ranks with a GPU each against one process, on real GPUs: `mpiexec -n G python -m benchmarks.nccl`.
+"""Ranks with a GPU each against one process: `mpiexec -n G python -m benchmarks.nccl`.
 
 What the double of CuPy cannot show is measured here, and nowhere else: that NCCL accepts the calls,
 that its own stream and the default one wait for each other, and what the calls cost. With one GPU
@@ -12,7 +12,7 @@ import json
 
 import numpy as np
 
-from benchmarks.gpu import _configuration, _model, _seconds_of, _tokens
+from benchmarks.gpu import configuration, make_model, make_tokens, seconds_of
 from npgpt.backend import get_device
 from npgpt.layers import Key
 from npgpt.parallel import Single, world, world_on
@@ -43,7 +43,7 @@ def measure(tiny):
     for kind in ("adamw", "muon"):
         parameters = [_trained(comm, kind, tiny) for comm in (ranks, Single())]
         apart[kind] = float(np.abs(parameters[0] - parameters[1]).max())
-    seconds = [_seconds_of(_stepper(comm, "adamw", gpu.default_dtype, tiny)[1], gpu.synchronize,
+    seconds = [seconds_of(_stepper(comm, "adamw", gpu.default_dtype, tiny)[1], gpu.synchronize,
                            tiny) for comm in (ranks, Single())]
     if ranks.launch(lambda: ranks.is_first):
         print(json.dumps({"ranks": ranks.size, "description": ranks.description, "apart": apart,
@@ -61,14 +61,14 @@ def _trained(comm, kind, tiny):
 def _stepper(comm, kind, dtype, tiny):
     """-> a model, and a function that takes the step with this number: of the whole batch, of which
     each rank computes its rows."""
-    c = _configuration(tiny, dropout=0.2)
+    c = configuration(tiny, dropout=0.2)
     config = TrainingConfig(batch_size=c["batch_size"], optimizer=kind)
-    model = _model(c, "gpu", dtype, dtype != "float64" and get_device("gpu").fuses)
+    model = make_model(c, "gpu", dtype, dtype != "float64" and get_device("gpu").fuses)
     optimizer, buffers = distribute(model, config, comm)
     grads = model.gradients(buffers[comm.rank])
     optimizer.set_rank(comm.rank, comm.size, comm.ranges(model.params))
     start, stop = comm.rows(c["batch_size"])
-    idx, count = _tokens(c, c["batch_size"]), c["batch_size"] * c["block_size"]
+    idx, count = make_tokens(c, c["batch_size"]), c["batch_size"] * c["block_size"]
     own = model.device.to_device(idx[start:stop])
 
     def step(number):
