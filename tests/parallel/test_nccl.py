@@ -1,23 +1,19 @@
 """Ranks that mpiexec starts, each with a GPU of its own: the path that uses NCCL, on the double of
 CuPy. What only GPUs can show is in benchmarks/nccl.py, and nowhere else."""
 
-import importlib.util
 import json
 import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import train as train_script
-from tests.commands.tiny import ENVIRONMENT, TEXT, TINY, metrics, state, weights
+from tests.commands.tiny import TEXT, TINY, metrics, state, weights
+from tests.parallel.launcher import job
 from tests.parallel.nccl_rank import CASES, alone
 
-MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+pytestmark = pytest.mark.usefixtures("mpi")
 RUN = [*TINY, "--config=laptop", "--dtype=float64", "--batch-size=5", "--dropout=0.2",
        "--grad-accum=2", "--log-interval=1", "--max-iters=12"]
 
@@ -25,13 +21,8 @@ RUN = [*TINY, "--config=laptop", "--dtype=float64", "--batch-size=5", "--dropout
 def ranks(gpus, *words, module="tests.parallel.nccl_rank", **settings):
     """Run a module as ranks. gpus: for each rank the GPUs that it sees. settings: more of those of
     nccl_rank."""
-    if importlib.util.find_spec("mpi4py") is None or MPIEXEC is None:
-        required = os.environ.get("NPGPT_REQUIRE_YARDSTICKS")
-        (pytest.fail if required else pytest.skip)("MPI is missing: pip install -e '.[mpi]'")
     settings = json.dumps({"gpus": gpus} | settings)
-    return subprocess.run(
-        [MPIEXEC, "-n", str(len(gpus)), sys.executable, "-m", module, settings, *words],
-        capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, env=ENVIRONMENT)
+    return job(len(gpus), [sys.executable, "-m", module, settings, *words])
 
 
 @pytest.fixture
@@ -44,7 +35,7 @@ def home(tmp_path, monkeypatch):
 
 # Two ranks see both GPUs; each of three sees its own alone, as SLURM may arrange it.
 @pytest.fixture(scope="module", params=[[[0, 1], [0, 1]], [[0], [1], [2]]], ids=["2", "3"])
-def taken(request, tmp_path_factory):
+def taken(request, tmp_path_factory, mpi):
     """The steps of all cases that some ranks have taken: name -> array."""
     path = tmp_path_factory.mktemp("steps") / "steps.npz"
     done = ranks(request.param, "steps", str(path))
