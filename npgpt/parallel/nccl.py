@@ -5,8 +5,7 @@ A group of calls waits on the GPU, not on the host: for what the GPU was given b
 is given later waits for the group if it needs the result. For this NCCL has a stream of its own, so
 the sum of a bucket goes on beside the backward of the layers before.
 
-Sums and copies are in place. NCCL adds in an order of its own, which is the same in every run on
-the same GPUs.
+Sums and copies are in place. NCCL adds in an order of its own.
 """
 
 import atexit
@@ -74,8 +73,8 @@ class Nccl(Mpi):
             self._group = nccl.NcclCommunicator(
                 self.size, self.broadcast(nccl.get_unique_id), self.rank)
         except RuntimeError as error:
-            raise UserError(f"NCCL cannot connect the GPUs: {error}; NCCL_DEBUG=WARN in the "
-                            "environment shows why") from error
+            raise UserError(f"NCCL cannot connect the GPUs: {error}; set NCCL_DEBUG=INFO in the "
+                            "environment, and it tells why") from error
         # Destroying it waits for the other ranks of this machine, which may have failed.
         atexit.register(self._group.abort)
         version = nccl.get_version()

@@ -64,8 +64,12 @@ def groupEnd():
 class NcclCommunicator:
     """A rank of a group. All ranks of MPI create it together, or one creates its own."""
 
+    problem = None                          # why it cannot be created
+
     def __init__(self, ndev, commId, rank, config=None):
         from mpi4py import MPI  # here, because it initialises MPI
+        if self.problem:
+            raise NcclError(self.problem)
         ranks = MPI.COMM_SELF if ndev == 1 else MPI.COMM_WORLD
         found = ranks.allgather((ndev, commId, rank, cupy.GPUs.address(cupy.GPUs.current)))
         sizes, names, numbers, addresses = zip(*found)

@@ -5,8 +5,8 @@ steps, or runs train.py.
     mpiexec -n 2 python -m tests.parallel.nccl_rank SETTINGS train [OPTIONS]
 
 SETTINGS is JSON: "gpus", for each rank the GPUs that it sees; "nccl", whether it is installed;
-"memory" of a GPU in bytes; "show_end", whether to print how NCCL ended. A rank that starts a
-process fails, because MPI forbids that.
+"memory" of a GPU in bytes; "problem", an error of NCCL; "show_end", whether to print how NCCL
+ended. A rank that starts a process fails, because MPI forbids that.
 """
 
 import atexit
@@ -110,6 +110,7 @@ def main(settings, what, *arguments):
     sys.addaudithook(_refuse_processes)
     double.cupy.GPUs.visible = tuple(settings["gpus"][rank])
     double.nccl.available = settings.get("nccl", True)
+    double.nccl.NcclCommunicator.problem = settings.get("problem")
     array.MEMORY = settings.get("memory", array.MEMORY)
     double.install()
     if what == "train":

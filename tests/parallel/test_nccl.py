@@ -127,6 +127,13 @@ def test_ranks_that_fail_do_not_wait_for_each_other_to_leave_nccl(home):
     assert done.stderr.startswith("train.py: training needs about ")
 
 
+def test_failure_to_connect_is_reported_once(home):
+    done = ranks([[0], [1]], "train", *RUN, "--device=gpu", "--out-dir=a", problem="no route")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("train.py: NCCL cannot connect the GPUs: no route; set NCCL_DEBUG=INFO "
+                           "in the environment, and it tells why\n")
+
+
 def test_ranks_on_the_cpu_may_outnumber_the_gpus(home):
     done = ranks([[0]] * 2, "train", *RUN, "--device=cpu", "--max-iters=1", "--out-dir=a")
     assert (done.returncode, done.stderr) == (0, "") and "NCCL" not in done.stdout
