@@ -124,10 +124,12 @@ def test_auto_selects_the_gpu_if_there_is_one(registry, monkeypatch):
     assert gpu.slices(0, 10**7) == [slice(0, 10**7)]       # one launch for each operation
 
 
-@pytest.mark.parametrize(("index", "address"), [(None, 0), (0, 0), (1, 1), (2, 0), (5, 1)])
+@pytest.mark.parametrize(("index", "address"), [(None, 1), (0, 0), (1, 1), (2, 0), (5, 1)])
 def test_process_uses_the_gpu_that_was_chosen(registry, monkeypatch, index, address):
     """There are two of them; without a choice it is the one that CUDA is set to."""
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(devices=2))
+    cupy = fake_cupy(devices=2)
+    cupy.cuda.runtime.setDevice(1)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(backend, "_gpu_index", None)
     if index is not None:
         choose_gpu(index)
