@@ -6,6 +6,7 @@ eight minutes; parts that take much longer are stopped.
     repeats     the same three training steps a hundred times, with a hash of the result
     steps       time and memory of a training step, compared with PyTorch if it is installed
     training    the baby configuration until the best loss that nanoGPT reports
+    nccl        one rank of mpiexec, a group of one for NCCL: see benchmarks/nccl.py
 
 The output ends with a Markdown table for docs/performance.md. The exit status is 1 if a result is
 wrong. Each measurement is a separate process, and the two sides alternate. With --double everything
@@ -18,6 +19,8 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -43,7 +46,7 @@ TINY = {"block_size": 16, "n_layer": 2, "n_head": 4, "n_embd": 32, "batch_size":
 SUITE = ["tests/layers", "tests/test_gradients.py", "tests/models", "tests/optim",
          "tests/device", "tests/kernels"]
 WARM_UP, STEPS = 10, 30
-LIMITS = {"tests": 180, "--measure": 120, "--train": 200}      # seconds
+LIMITS = {"tests": 180, "--measure": 120, "--train": 200, "nccl": 120}      # seconds
 OURS = [("gpt", "float32", True), ("gpt", "tf32", False), ("gpt", "tf32", True),
         ("gpt", "bfloat16", True), ("llama", "tf32", True)]        # family, dtype, fused
 THEIRS = [("tf32", False), ("bfloat16", False), ("bfloat16", True)]              # compiled
@@ -103,9 +106,9 @@ def parity(tiny):
     rows, bars = [], {"float64": 1e-10, "float32": 1e-5}
     for family, dtype, fused in itertools.product(FAMILIES, bars, (False, True)):
         bar, found = bars[dtype], {}
-        c = _configuration(tiny, family, dropout=0.2, n_layer=2)
+        c = configuration(tiny, family, dropout=0.2, n_layer=2)
         for name in ("cpu", "gpu"):
-            model, idx = _model(c, name, dtype, fused and name == "gpu"), _tokens(c, rows=4)
+            model, idx = make_model(c, name, dtype, fused and name == "gpu"), make_tokens(c, rows=4)
             loss, grads = model.loss_and_grads(idx, idx, Key(1, 1))
             found[name] = {"loss": loss} | dict(grads)
         to_host = get_device("gpu").to_host
@@ -125,8 +128,8 @@ def repeats(tiny):
     rows = []
     for vocab_size in (65, 50257 if not tiny else 500):
         gpu = get_device("gpu")
-        c = _configuration(tiny, dropout=0.2, n_layer=1, vocab_size=vocab_size)
-        gpt = _model(c, "gpu", gpu.default_dtype, gpu.fuses)
+        c = configuration(tiny, dropout=0.2, n_layer=1, vocab_size=vocab_size)
+        gpt = make_model(c, "gpu", gpu.default_dtype, gpu.fuses)
         begun, hashes = gpt.params.flat.copy(), set()
         for _ in range(100):
             gpt.params.flat[...] = begun
@@ -174,16 +177,16 @@ def steps(tiny, rounds):
 
 def measure_npgpt(family, dtype, fused, tiny):
     """-> seconds of a training step; peak memory in bytes."""
-    c = _configuration(tiny, family)
+    c = configuration(tiny, family)
     gpu = get_device("gpu")
-    step = _steps_of_npgpt(c, _model(c, "gpu", dtype, fused), c["batch_size"])
-    return {"seconds": _seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.peak_memory()}
+    step = _steps_of_npgpt(c, make_model(c, "gpu", dtype, fused), c["batch_size"])
+    return {"seconds": seconds_of(step, gpu.synchronize, tiny), "bytes": gpu.peak_memory()}
 
 
 def _steps_of_npgpt(c, gpt, rows):
     """-> function that takes the step with this number."""
     optimizer, grads = AdamW(gpt.params), gpt.gradients()
-    idx = gpt.device.to_device(_tokens(c, rows))
+    idx = gpt.device.to_device(make_tokens(c, rows))
 
     def step(number):
         train_step(gpt, optimizer, [(idx, idx, Key(1, number))], grads, lr=1e-3, grad_clip=1.0)
@@ -196,12 +199,12 @@ def measure_torch(dtype, compiled, tiny):
 
     from benchmarks.torch_gpt import TorchGPT
 
-    c = _configuration(tiny)
+    c = configuration(tiny)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype != "float32"
-    model = TorchGPT(_architecture(c)).take(_model(c, "cpu").params).cuda().train()
+    model = TorchGPT(_architecture(c)).take(make_model(c, "cpu").params).cuda().train()
     loss_of = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), fused=True)
-    idx = torch.as_tensor(_tokens(c, c["batch_size"])).cuda()
+    idx = torch.as_tensor(make_tokens(c, c["batch_size"])).cuda()
 
     def step(number):
         optimizer.zero_grad(set_to_none=True)
@@ -211,7 +214,7 @@ def measure_torch(dtype, compiled, tiny):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return {"seconds": _seconds_of(step, torch.cuda.synchronize, tiny),
+    return {"seconds": seconds_of(step, torch.cuda.synchronize, tiny),
             "bytes": torch.cuda.max_memory_reserved()}
 
 
@@ -237,11 +240,34 @@ def training(tiny):
     return [(f"baby, bfloat16: validation loss {bar} reached", when, "60 s")]
 
 
-STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, training)}
+def nccl(tiny):
+    """Training as a rank of mpiexec against training without. With several GPUs, call
+    benchmarks/nccl.py."""
+    name, bar = "a group of one, NCCL", 1e-10
+    found = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    mpiexec = shutil.which("mpiexec", path=found)
+    if importlib.util.find_spec("mpi4py") is None or mpiexec is None:
+        return [(name, "not run: MPI is not installed", "")]
+    done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-m", "benchmarks.nccl",
+                           *(["--double"] if tiny else [])],
+                          stdout=subprocess.PIPE, text=True, timeout=LIMITS["nccl"])
+    if done.returncode:
+        return [(name, f"failed with status {done.returncode}", "**wrong**")]
+    result = json.loads(done.stdout.splitlines()[-1])
+    if "NCCL" not in result["description"]:
+        return [(name, "not run: NCCL is not installed", "")]
+    rows = [(f"{name}: parameters after 3 steps against one process, {kind}, float64",
+             f"{apart:.1e}", f"{bar:.0e}" + ("" if apart <= bar else " **wrong**"))
+            for kind, apart in result["apart"].items()]
+    times = " against ".join(f"{1000 * result[key]:.2f} ms" for key in ("seconds", "alone"))
+    return [*rows, (f"{name}: training step against one process", times, "")]
+
+
+STAGES = {stage.__name__: stage for stage in (tests, parity, repeats, steps, training, nccl)}
 MEASURES = {"npgpt": measure_npgpt, "torch": measure_torch}
 
 
-def _configuration(tiny, family="gpt", **changes):
+def configuration(tiny, family="gpt", **changes):
     """name -> value, of the baby configuration; for a Llama with grouped queries and QK-norm."""
     folder = bundled("configs")
     values = read_toml(folder / "laptop.toml") | read_toml(folder / "baby.toml")
@@ -254,15 +280,15 @@ def _architecture(c):
     return FAMILIES[c["family"]].Config(**{name: c[name] for name in names if name in c})
 
 
-def _model(c, device, dtype="float32", fused=False):
+def make_model(c, device, dtype="float32", fused=False):
     return FAMILIES[c["family"]](_architecture(c), device=device, dtype=dtype, fused=fused)
 
 
-def _tokens(c, rows):
+def make_tokens(c, rows):
     return np.random.default_rng(0).integers(c["vocab_size"], size=(rows, c["block_size"]))
 
 
-def _seconds_of(step, synchronize, tiny):
+def seconds_of(step, synchronize, tiny):
     """Seconds of one step, after some steps to warm up."""
     warm_up, count = (1, 2) if tiny else (WARM_UP, STEPS)
     for number in range(warm_up):

@@ -32,6 +32,7 @@ class Device:
     synchronize: Callable = lambda: None       # waits until the device has finished
     memory: Callable = lambda: None            # -> free memory in bytes; None: unknown
     peak_memory: Callable = lambda: None       # -> peak memory so far in bytes; None: unknown
+    address: Callable = lambda: None           # -> a GPU's PCI bus id
     cores: int = 1                             # CPU cores to compute on
     description: str = ""                      # shown to the user
     chunk: int = 2**24                         # elements of a flat array processed at a time
@@ -69,8 +70,18 @@ TF32_CAPABILITY = 8      # compute capability of Ampere, the first GPUs with TF3
 DEFAULT_MATH, TF32_MATH = 0, 3                       # cuBLAS's math modes
 
 
+_gpu_index = None                                    # of the GPU that `choose_gpu` has chosen
+
+
+def choose_gpu(index):
+    """Let this process use the GPU with this index, modulo the number of GPUs that it sees. Call it
+    before the first use of a GPU; without it the current device of CUDA is used."""
+    global _gpu_index
+    _gpu_index = index
+
+
 def _gpu():
-    """The first CUDA device. Raises UserError if there is none.
+    """The CUDA device of this process. Raises UserError if there is none.
 
     In TF32, products of float32 matrices round their inputs to 10 bits of mantissa and are several
     times as fast; sums stay in float32.
@@ -119,7 +130,10 @@ def _gpu():
         finally:
             cublas.setMathMode(handle, before)
 
-    properties = runtime.getDeviceProperties(0)
+    if _gpu_index is not None:
+        runtime.setDevice(_gpu_index % count)
+    current = runtime.getDevice()
+    properties = runtime.getDeviceProperties(current)
     name = properties["name"].decode()
     dtypes = ["float32", "float64"]
     if properties["major"] >= TF32_CAPABILITY:
@@ -133,6 +147,7 @@ def _gpu():
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         memory=lambda: runtime.memGetInfo()[0] + pool.free_bytes(),
         peak_memory=pool.total_bytes,    # the pool keeps freed memory until an allocation fails
+        address=lambda: runtime.deviceGetPCIBusId(current),
         description=f"{name}, CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {cupy.__version__}",
         dtypes=tuple(dtypes),
         default_dtype="tf32" if "tf32" in dtypes else "float32",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig, UserError, backend
-from npgpt.backend import Device, array_module, get_device, register, to_host
+from npgpt.backend import Device, array_module, choose_gpu, get_device, register, to_host
 from tests import double
 
 
@@ -26,6 +26,7 @@ def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9)
             raise CUDARuntimeError("cudaErrorInsufficientDriver")
         return devices
 
+    current = [0]
     cupy = types.ModuleType("cupy")
     cupy.__version__ = "14.0.0"
     cupy.ndarray = type("ndarray", (), {"__module__": "cupy"})
@@ -33,7 +34,9 @@ def fake_cupy(driver=12040, devices=1, runtime=12090, error=False, capability=9)
     cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=count,
         driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
-        getDeviceProperties=lambda n: {"name": b"NVIDIA Test", "major": capability},
+        getDevice=lambda: current[0], setDevice=lambda n: current.__setitem__(0, n),
+        deviceGetPCIBusId=lambda n: f"0000:0{n}:00.0",
+        getDeviceProperties=lambda n: {"name": b"NVIDIA Test" + b" 2" * n, "major": capability},
         memGetInfo=lambda: (5, 10),
     ))
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
@@ -119,6 +122,20 @@ def test_auto_selects_the_gpu_if_there_is_one(registry, monkeypatch):
     assert gpu.default_dtype == "tf32" and "bfloat16" in gpu.dtypes
     assert array_module(cupy.ndarray()) is cupy
     assert gpu.slices(0, 10**7) == [slice(0, 10**7)]       # one launch for each operation
+
+
+@pytest.mark.parametrize(("index", "address"), [(None, 1), (0, 0), (1, 1), (2, 0), (5, 1)])
+def test_process_uses_the_gpu_that_was_chosen(registry, monkeypatch, index, address):
+    """There are two of them; without a choice it is the one that CUDA is set to."""
+    cupy = fake_cupy(devices=2)
+    cupy.cuda.runtime.setDevice(1)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(backend, "_gpu_index", None)
+    if index is not None:
+        choose_gpu(index)
+    gpu = get_device("gpu")
+    assert gpu.address() == f"0000:0{address}:00.0"
+    assert gpu.description.startswith("NVIDIA Test" + " 2" * address + ",")
 
 
 @pytest.mark.parametrize(("capability", "default"), [(7, "float32"), (8, "tf32"), (12, "tf32")])

@@ -1,11 +1,12 @@
 """Ranks that train one model together: one process, several on one machine, or those of MPI.
 
-`communicator` defines the interface; `single`, `processes` and `mpi` implement it.
+`communicator` defines the interface; `single`, `processes`, `mpi` and `nccl` implement it.
 """
 
 import functools
 import os
 
+from npgpt.backend import choose_gpu
 from npgpt.errors import UserError
 from npgpt.parallel.communicator import Communicator
 from npgpt.parallel.norm import squared_norm
@@ -13,7 +14,7 @@ from npgpt.parallel.processes import SIGNALS, Processes, can_fork, limit_blas
 from npgpt.parallel.single import Single
 
 __all__ = ["LARGE", "SIGNALS", "Communicator", "Processes", "Single", "can_fork", "choose_ranks",
-           "make_communicator", "squared_norm", "world"]
+           "make_communicator", "squared_norm", "world", "world_on"]
 
 LARGE = 20_000_000       # parameters; from this size on BLAS's threads are faster than processes
 
@@ -27,7 +28,8 @@ LAUNCHERS = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD
 @functools.cache
 def world():
     """-> the Communicator of the ranks that a launcher such as mpiexec has started; Single if there
-    is none. Raises UserError if mpi4py is missing or belongs to another launcher."""
+    is none. Raises UserError if mpi4py is missing or belongs to another launcher. Each rank of a
+    machine chooses another GPU, so call it before the first use of a GPU."""
     found = next((names for names in LAUNCHERS if names[0] in os.environ), None)
     if found is None:
         return Single()
@@ -42,10 +44,18 @@ def world():
         problem = ("mpi4py belongs to another MPI library, which sees 1 process; use the mpiexec "
                    "of that library")
     if problem is None:
+        choose_gpu(comm.local_rank)
         return comm
     if rank:
         raise SystemExit(2)                                # the first one says it
     raise UserError(f"a launcher has started {started} processes, but {problem}")
+
+
+def world_on(device):
+    """-> the ranks of a launcher, which exchange arrays of this device. All of them call it. Raises
+    UserError if they cannot train together on their devices."""
+    from npgpt.parallel.nccl import ranks_on
+    return ranks_on(world(), device)
 
 
 def choose_ranks(workers, rows, parameters, device, muon=False):

@@ -13,7 +13,7 @@ the gradients over all ranks, updates that shard of the parameters, and gathers 
 In some implementations `launch` forks the ranks, in others a launcher has started them. Some share
 memory and have one copy of the parameters; in others each rank has its own. The methods are
 collective: every rank calls them in the same order. Sums are in the order of the ranks, so runs
-with the same number of ranks are identical to the last bit.
+with the same number of ranks are identical to the last bit; on several GPUs NCCL chooses the order.
 """
 
 from npgpt.backend import array_module, device_of, to_host

@@ -9,7 +9,7 @@ from npgpt.checkpoints.models import read_model
 from npgpt.errors import UserError
 from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
-from npgpt.parallel import can_fork, choose_ranks, make_communicator, world
+from npgpt.parallel import can_fork, choose_ranks, make_communicator, world, world_on
 from npgpt.text.dataset import Dataset
 from npgpt.text.tokenizer import check_vocabulary, named_tokenizer
 from npgpt.training import estimate
@@ -139,9 +139,10 @@ def build_optimizer(params, config, comm=None):
 def build_communicator(config, architecture, device):
     """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
     if world().launched:
-        needed = estimate.memory_needed(architecture, config, device, world().size, shared=False)
-        estimate.check_memory(needed * (world().local_size if device.name == "cpu" else 1), device)
-        return world()
+        comm = world_on(device)
+        needed = estimate.memory_needed(architecture, config, device, comm.size, shared=False)
+        estimate.check_memory(needed * (comm.local_size if device.name == "cpu" else 1), device)
+        return comm
     size, computing = choose_ranks(config.workers, config.batch_size,
                                    count(architecture.architecture()), device,
                                    config.optimizer == "muon")

@@ -3,13 +3,16 @@
 import importlib.util
 import inspect
 import os
+import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
 from tests import double
-from tests.double import HiddenWait, OutOfMemoryError, array, cupy, no_waiting, waits
+from tests.double import HiddenWait, OutOfMemoryError, array, cupy, nccl, no_waiting, waits
+from tests.double.stream import DEFAULT, Race, Stream
 
 X = cupy.asarray(np.arange(6.0).reshape(2, 3))
 
@@ -125,6 +128,34 @@ def test_uninstalling_the_double_restores_everything():
     assert sys.modules.get("cupy") is before
 
 
+def test_work_on_another_stream_is_done_when_the_default_stream_waits_for_it():
+    stream, event, done = Stream(non_blocking=True), cupy.cuda.Event(), []
+    DEFAULT.wait_event(event)                      # it has not been recorded
+    stream.wait_event(DEFAULT.record())
+    stream.enqueue(lambda: done.append("first"))
+    stream.record(event)
+    stream.enqueue(lambda: done.append("second"))
+    with no_waiting():
+        assert done == []
+        DEFAULT.wait_event(event)
+        assert done == ["first"]
+        DEFAULT.wait_event(stream.record())
+    assert done == ["first", "second"]
+    DEFAULT.enqueue(lambda: done.append("third"))
+    assert done[-1] == "third"
+
+
+@pytest.mark.parametrize("work", [
+    lambda: X + 1, lambda: X.__setitem__(0, 5.0), lambda: cupy.exp(X, out=X.copy())])
+def test_stream_must_wait_for_what_the_default_stream_was_given(work):
+    stream = Stream(non_blocking=True)
+    stream.wait_event(DEFAULT.record())
+    stream.enqueue(lambda: None)
+    work()
+    with pytest.raises(Race):
+        stream.enqueue(lambda: None)
+
+
 @pytest.fixture(scope="module")
 def real_cupy():
     if sys.modules.get("cupy") is cupy or importlib.util.find_spec("cupy") is None:
@@ -144,6 +175,35 @@ def test_functions_of_the_double_exist_in_cupy_with_the_same_arguments(real_cupy
     for name, accepted in array.METHODS.items():
         signature = getattr(real_cupy.ndarray, name).__doc__.partition("\n")[0]
         assert all(argument in signature for argument in accepted.split()), (name, signature)
+
+
+def test_streams_events_and_the_choice_of_a_gpu_exist_in_cupy(real_cupy):
+    for name in ("record", "wait_event", "synchronize"):
+        theirs = getattr(real_cupy.cuda.Stream, name)
+        assert [*inspect.signature(theirs).parameters] == [
+            *inspect.signature(getattr(Stream, name)).parameters], name
+    assert "disable_timing" in real_cupy.cuda.Event.__doc__
+    for name in vars(cupy.cuda.runtime):
+        assert hasattr(real_cupy.cuda.runtime, name), name
+
+
+def test_calls_of_nccl_exist_in_cupy_with_the_same_arguments(real_cupy):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = importlib.import_module("cupy.cuda.nccl")
+    if not theirs.available:
+        pytest.skip('NCCL is not installed: pip install -e ".[nccl12]"')
+    for name, arguments in nccl.METHODS.items():
+        signature = getattr(theirs.NcclCommunicator, name).__doc__.partition("\n")[0]
+        found = re.findall(r"(\w+)(?=[,)])", signature.partition("(self")[2])
+        assert found == arguments.split(), signature
+        ours = inspect.signature(getattr(nccl.NcclCommunicator, name))
+        assert list(ours.parameters)[1:] == arguments.split()
+    for name in ("NCCL_SUM", "NCCL_PROD", "NCCL_FLOAT32", "NCCL_FLOAT64"):
+        assert getattr(theirs, name) == getattr(nccl, name), name
+    assert len(theirs.get_unique_id()) == 128 and theirs.get_version() > 21801
+    for name in ("groupStart", "groupEnd", "NcclError"):
+        assert hasattr(theirs, name), name
 
 
 def test_names_missing_in_the_double_are_missing_in_cupy(real_cupy):

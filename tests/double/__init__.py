@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from npgpt import backend
-from tests.double import cupy
+from tests.double import cupy, nccl
 from tests.double.array import HiddenWait, OutOfMemoryError, Work, no_waiting, waits
 
-__all__ = ["HiddenWait", "OutOfMemoryError", "Work", "cupy", "install", "installed", "no_waiting",
-           "waits"]
+__all__ = ["HiddenWait", "OutOfMemoryError", "Work", "cupy", "install", "installed", "nccl",
+           "no_waiting", "waits"]
+MODULES = {"cupy": cupy, "cupy.cuda.nccl": nccl}
 
 
 def install():
     """Let `import cupy` import the double -> function that undoes this."""
     registry = backend._makers, backend._devices, backend._modules
     saved = [dict(part) for part in registry]
-    module = sys.modules.get("cupy")
-    sys.modules["cupy"] = cupy
+    modules = {name: sys.modules.get(name) for name in MODULES}
+    sys.modules.update(MODULES)
     backend._devices.pop("gpu", None)
     # The fused kernels need a compiler here.
     backend._makers["gpu"] = lambda: replace(backend._gpu(), fuses=False)
@@ -29,9 +30,10 @@ def install():
         for part, before in zip(registry, saved):
             part.clear()
             part.update(before)
-        del sys.modules["cupy"]
-        if module is not None:
-            sys.modules["cupy"] = module
+        for name, module in modules.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
     return restore
 
 

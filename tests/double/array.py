@@ -35,6 +35,7 @@ class Work:
     """The work of the device so far, which is the same on every machine."""
 
     operations = 0      # on arrays
+    assignments = 0     # x[...] = y
     bytes = 0           # of new memory that their results took
 
 
@@ -83,6 +84,17 @@ def wrap(result):
     return result
 
 
+addressed = {}         # address, number of elements -> an array of which code has the address
+
+
+class Pointer:
+    """The address of an array."""
+
+    def __init__(self, host):
+        self.ptr = host.ctypes.data
+        addressed[self.ptr, host.size] = host
+
+
 class ndarray:
     """An array on the device. Only the functions of tests.double.cupy create it."""
 
@@ -111,6 +123,7 @@ class ndarray:
     def __setitem__(self, index, value):
         if isinstance(value, (list, tuple)):
             raise TypeError(f"Unsupported type {type(value)}")
+        Work.assignments += 1
         self._host[self._index(index)] = unwrap(value)
 
     def _index(self, index):
@@ -151,6 +164,10 @@ class ndarray:
     def tolist(self):
         wait("tolist")
         return self._host.tolist()
+
+    @property
+    def data(self):
+        return Pointer(self._host)
 
     @property
     def T(self):

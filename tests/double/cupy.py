@@ -11,6 +11,7 @@ import numpy as np
 from tests.double import array
 from tests.double.array import OutOfMemoryError, check_arguments, ndarray, product, unwrap, wrap
 from tests.double.raw_module import RawModule
+from tests.double.stream import DEFAULT, Event, Stream
 
 __version__ = "14.0.0"
 __all__ = ["RawModule", "asarray", "asnumpy", "cuda", "empty", "matmul", "ndarray"]
@@ -105,6 +106,27 @@ class _CUDARuntimeError(RuntimeError):
     pass
 
 
+class GPUs:
+    """The GPUs of the machine that this process sees, by their place in it."""
+
+    visible = (0,)
+    current = 0          # index in visible
+
+    @classmethod
+    def count(cls):
+        return len(cls.visible)
+
+    @classmethod
+    def choose(cls, index):
+        if index not in range(len(cls.visible)):
+            raise _CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        cls.current = index
+
+    @classmethod
+    def address(cls, index):
+        return f"0000:{cls.visible[index]:02X}:00.0"
+
+
 class MathMode:
     """The current math mode of cuBLAS: 3 is TF32."""
 
@@ -121,15 +143,19 @@ class MathMode:
 
 cuda = SimpleNamespace(
     OutOfMemoryError=OutOfMemoryError,
-    Stream=SimpleNamespace(null=None),
-    get_current_stream=lambda: SimpleNamespace(synchronize=lambda: array.wait("synchronize")),
+    Stream=Stream,
+    Event=Event,
+    get_current_stream=lambda: DEFAULT,
     get_cublas_handle=lambda: 1,
     cublas=SimpleNamespace(setMathMode=MathMode.set, getMathMode=MathMode.get),
     runtime=SimpleNamespace(
         CUDARuntimeError=_CUDARuntimeError,
         driverGetVersion=lambda: 12090,
         runtimeGetVersion=lambda: 12090,
-        getDeviceCount=lambda: 1,
+        getDeviceCount=GPUs.count,
+        getDevice=lambda: GPUs.current,
+        setDevice=GPUs.choose,
+        deviceGetPCIBusId=GPUs.address,
         getDeviceProperties=lambda n: {"name": b"test double", "major": 9, "minor": 0},
         memGetInfo=lambda: (array.MEMORY, array.MEMORY),
     ),
