@@ -69,7 +69,7 @@ def test_signal_to_mpiexec_saves_and_says_how_to_go_on(number, status, home, run
         process.send_signal(number)
         out, err = process.communicate()
         assert process.returncode == status and "Traceback" not in err and "train.py" not in err
-    stopped = re.search(r"\nstopped at step (\d+); to continue: .* --resume --out-dir run\n", out)
+    stopped = re.search(r"(?m)^stopped at step (\d+); to continue: .* --resume --out-dir run$", out)
     assert (home / "run/latest").read_text() == f"checkpoint-{stopped[1]}\n"
     check_saved(home, run)
 
