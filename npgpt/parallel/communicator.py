@@ -3,7 +3,7 @@
 Ranks run the same program. Each computes the gradients of its rows of a batch, sums its shard of
 the gradients over all ranks, updates that shard of the parameters, and gathers the rest:
 
-    comm.begin(grads, passes)
+    comm.begin(grads, optimizer.shards, passes)
     ...                                       each backward adds to grads
     flat = comm.reduce_scatter(grads, optimizer.shards)
     norm = comm.norm(flat, optimizer.shards)
@@ -12,8 +12,8 @@ the gradients over all ranks, updates that shard of the parameters, and gathers 
 
 In some implementations `launch` forks the ranks, in others a launcher has started them. Some share
 memory and have one copy of the parameters; in others each rank has its own. The methods are
-collective: every rank calls them in the same order. Sums are in the order of the ranks, so runs
-with the same number of ranks are identical to the last bit; on several GPUs NCCL chooses the order.
+collective: every rank calls them in the same order. A sum over the ranks has the same order in
+every run with an implementation and a number of ranks, so these runs are identical to the last bit.
 """
 
 from npgpt.backend import array_module, device_of, to_host

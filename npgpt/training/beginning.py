@@ -36,14 +36,14 @@ def in_first_rank(read):
 
 def check_same(request):
     """Raise UserError if the ranks of a launcher have different requests or versions of npgpt."""
-    asked = {"out_dir": request.out_dir, "resume": request.resume, "overwrite": request.overwrite,
-             "init_from": request.init_from, **request.values}
+    asked = {"config": request.config_name, "out_dir": request.out_dir, "resume": request.resume,
+             "overwrite": request.overwrite, "init_from": request.init_from, **request.values}
     (this, ours), *others = world().exchange((version(), asked))
     for rank, (theirs, values) in enumerate(others, 1):
         if theirs != this:
             raise UserError(f"rank {rank} has {theirs}, and rank 0 has {this}; install the same "
                             "version on every host")
-        for name in sorted(ours.keys() | values.keys()):
+        for name in {**ours, **values}:
             found, expected = (v.get(name, getattr(FIELDS.get(name), "default", None))
                                for v in (values, ours))
             if found != expected:
