@@ -31,8 +31,8 @@ class Optimizer:
         the buffer, each of which is divided among the ranks; None: the whole buffer. `shards` has
         the slices of every rank, `shard` those of this one, in the order of the buffer."""
         ranges = [self.part] if ranges is None else ranges
-        self.shards = [sorted(self._slices(r, size, ranges), key=lambda s: s.start)
-                       for r in range(size)]
+        self.shards = [[slice(*ends) for ends in sorted(
+            (s.start, s.stop) for s in self._slices(r, size, ranges))] for r in range(size)]
         self.shard = self.shards[rank]
         self._in_state, at = {}, 0       # start of a slice of the shard -> where it is in the state
         for part in self.shard:

@@ -332,6 +332,71 @@ def test_shards_of_the_state_are_what_a_step_of_that_rank_changes(name, size):
         assert optimizer.whole_state.keys() == optimizer.state.keys()
 
 
+class OneOf(Single):
+    """A rank with memory of its own. An optimiser divides each of three ranges among the ranks."""
+
+    shares_memory = False
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+    def ranges(self, params):
+        n = params.n_matrices
+        return [slice(params.n_decayed, params.n_trainable), slice(0, n),
+                slice(n, params.n_decayed)]
+
+    def scatter(self, whole, array, slices):
+        at = 0
+        for part in slices[self.rank]:
+            array[at:at + part.stop - part.start] = whole[part]
+            at += part.stop - part.start
+        assert at == array.size
+
+
+KINDS = {
+    "adamw": lambda p, comm: AdamW(p, comm=comm),
+    "muon": lambda p, comm: OptimizerGroup([Muon(p, comm=comm),
+                                            AdamW(p, start=p.n_matrices, comm=comm)]),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("name", KINDS)
+def test_ranks_with_memory_of_their_own_keep_the_state_of_their_shards(name, size):
+    """Together they do the whole step, and a whole state is divided among them."""
+    alone, grads = state("float64")
+    whole = KINDS[name](alone, None)
+    together, _ = state("float64")
+    ranks = [KINDS[name](together, OneOf(rank, size)) for rank in range(size)]
+    lengths = [sum(array.size for array in optimizer.state.values()) for optimizer in ranks]
+    assert sum(lengths) == sum(array.size for array in whole.state.values())
+    assert max(lengths) < 1.5 * sum(lengths) / size
+    for _ in range(3):
+        whole.step(grads.flat, 1e-2)
+        for optimizer in ranks:
+            optimizer.step(grads.flat, 1e-2)
+    np.testing.assert_array_equal(together.flat, alone.flat)
+    for rank, optimizer in enumerate(ranks):
+        assert optimizer.shard == optimizer.shards[rank]
+        loaded = {key: array + 7 for key, array in whole.state.items()}
+        for key, (shape, array, slices) in optimizer.whole_state.items():
+            assert shape == whole.state[key].shape
+            own = [whole.state[key][part] for part in slices[rank]]
+            np.testing.assert_array_equal(array, np.concatenate([[], *own]))
+        optimizer.load_state(loaded, 9)
+        for key, (_, array, slices) in optimizer.whole_state.items():
+            own = [loaded[key][part] for part in slices[rank]]
+            np.testing.assert_array_equal(array, np.concatenate([[], *own]))
+
+
+def test_group_has_the_shards_of_its_optimisers_from_the_start():
+    p, _ = state()
+    group = KINDS["muon"](p, None)
+    assert sorted((s.start, s.stop) for s in group.shard) == sorted(
+        (s.start, s.stop) for o in group.optimizers for s in o.shard)
+    assert group.shards == [group.shard] and len(group.shard) > 2
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_loaded_state_continues_identically(name):
     p, grads = state()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from npgpt.layers import Key
+from npgpt.models.parameters import Param, Parameters
 from npgpt.models.transformer import PAD, Transformer, TransformerConfig
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import buckets
@@ -78,10 +79,34 @@ def test_buckets_cover_every_gradient_once_with_whole_parameters_of_one_group(na
         assert len(found) == 3                       # one for each group
 
 
+def parameters(*widths, frozen=()):
+    """-> Parameters of vectors of these widths, which the model uses in this order."""
+    architecture = {f"a{n}.bias": Param((width,), "vector", trainable=n not in frozen)
+                    for n, width in enumerate(widths)}
+    return Parameters(architecture, np.zeros(sum(widths)))
+
+
+@pytest.mark.parametrize(("widths", "size", "expected"), [
+    ((2, 2, 2, 2), 4, [(4, 8), (0, 4)]), ((2, 2, 2, 2), 3, [(4, 8), (0, 4)]),
+    ((2, 2, 2, 2), 5, [(6, 8), (0, 6)]), ((3, 9, 1, 1, 1), 3, [(12, 15), (3, 12), (0, 3)]),
+    ((5, 4), 1, [(5, 9), (0, 5)]), ((1, 1), None, [(0, 2)]),
+])
+def test_bucket_is_full_from_a_size_on(widths, size, expected):
+    found = buckets.buckets(parameters(*widths), size)
+    assert [(bucket.start, bucket.stop) for bucket in found] == expected
+
+
 def test_frozen_parameters_are_in_no_bucket():
-    model = Transformer(TransformerConfig(9, 9, n_layer=1, n_head=2, n_embd=8))
-    names = {name for bucket in buckets.buckets(model.params) for name in bucket.names}
-    assert names == set(model.gradients())
+    found = buckets.buckets(parameters(3, 4, 5, frozen=[1]), 100)
+    assert [bucket.names for bucket in found] == [("a0.bias", "a2.bias")]
+
+
+def test_runs_of_the_whole_buffer_begin_at_its_start():
+    shards = [[slice(0, 2), slice(6, 7)], [slice(2, 5)], [slice(5, 6), slice(7, 9)]]
+    assert buckets.runs(shards) == [
+        [(0, slice(0, 2)), (1, slice(2, 5)), (2, slice(5, 6))],
+        [(0, slice(6, 7)), (2, slice(7, 9))]]
+    assert buckets.runs(shards, 5, 7) == [[(2, slice(5, 6))], [(0, slice(6, 7))]]
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -103,19 +128,26 @@ def started(name, passes, monkeypatch, **options):
     """-> the starts of the runs whose sums have been started, after each gradient that a backward
     adds, and at the end."""
     monkeypatch.setattr(buckets, "SIZE", SMALL)
-    model, seen, now = tiny(name, **options), [], []
+    model, seen, now, summed = tiny(name, **options), [], [], []
     grads = model.gradients()
     ranges = [slice(b.start, b.stop) for b in buckets.buckets(grads)]
     optimizer = AdamW(model.params)
     optimizer.set_rank(0, 2, ranges)
-    reduction = buckets.Reduction(grads, optimizer.shards,
-                                  lambda pieces: now.append(pieces[0][1].start))
+
+    def start(pieces):
+        now.append(pieces[0][1].start)
+        where = slice(now[-1], pieces[-1][1].stop)
+        summed.append((where, reduction.flat[where].copy()))
+
+    reduction = buckets.Reduction(grads, optimizer.shards, start)
     add = grads.add
     monkeypatch.setattr(grads, "add", lambda *given: (add(*given), seen.append(list(now))))
     reduction.begin(passes)
     for _ in range(passes):
         parts(model, grads)
     reduction.finish()
+    for where, gradients in summed:                  # what was added to later is not in the sum
+        np.testing.assert_array_equal(gradients, grads.flat[where])
     return seen, now, ranges
 
 
