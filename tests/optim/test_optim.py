@@ -368,6 +368,10 @@ def test_ranks_with_memory_of_their_own_keep_the_state_of_their_shards(name, siz
     whole = KINDS[name](alone, None)
     together, _ = state("float64")
     ranks = [KINDS[name](together, OneOf(rank, size)) for rank in range(size)]
+    divided = KINDS[name](alone, None)
+    divided.set_rank(0, size, OneOf(0, size).ranges(alone))
+    assert all(optimizer.shards == divided.shards for optimizer in ranks)
+    assert name == "muon" or len(divided.shard) == 3             # a part of each range
     lengths = [sum(array.size for array in optimizer.state.values()) for optimizer in ranks]
     assert sum(lengths) == sum(array.size for array in whole.state.values())
     assert max(lengths) < 1.5 * sum(lengths) / size
@@ -421,6 +425,8 @@ def test_state_can_be_in_shared_memory():
     p, shared = state()[0], []
 
     class Sharing(Single):
+        size = 2
+
         def share(self, array):
             shared.append(array.copy())
             return shared[-1]
@@ -428,6 +434,8 @@ def test_state_can_be_in_shared_memory():
     comm = Sharing()
     optimizer = OptimizerGroup([Muon(p, comm=comm), AdamW(p, start=p.n_matrices, comm=comm)])
     assert {id(array) for array in optimizer.state.values()} == set(map(id, shared))
+    n = p.n_trainable - p.n_matrices
+    assert [array.size for array in shared] == [p.n_matrices, n, n]         # of both ranks
 
 
 @pytest.mark.parametrize(("decay", "hold", "expected"), [
