@@ -38,11 +38,9 @@ while [ "${1#-}" != "$1" ]; do shift; done
 host=NAME-$((${1##*.} - 1)); shift
 exec ip netns exec "$host" unshare --uts sh -c "hostname $host; exec $*"
 """
-# TCP also between the ranks of one machine; ranks that wait sleep now and then, so that they leave
-# the cores to the others.
-ENVIRONMENT = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "eth0",
-               "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
-               "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "32"}
+# Ranks that wait sleep now and then, so that they leave the cores to others.
+THROTTLE = {"MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
+            "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "32"}
 
 
 def missing():
@@ -56,6 +54,10 @@ def missing():
 
 class Hosts:
     """A context manager: the hosts exist inside, whatever ends it."""
+
+    # MPICH communicates by TCP, also with ranks on the same machine.
+    environment = THROTTLE | {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp",
+                              "FI_TCP_IFACE": "eth0"}
 
     def __init__(self, count, bandwidth, latency):
         """count: of hosts. bandwidth: bytes per second in each direction of each link. latency:
@@ -82,13 +84,13 @@ class Hosts:
     def __exit__(self, *error):
         self._stack.close()
 
-    def command(self, words):
-        """-> the words of a command that runs `words` once on every host, by mpiexec on the first
-        of them; and its environment."""
-        hosts = ",".join(map(_address, range(self.count)))
-        return (["ip", "netns", "exec", f"{self.name}-0", "mpiexec", "-launcher", "ssh",
-                 "-launcher-exec", str(self._launcher), "-iface", "eth0", "-hosts", hosts,
-                 "-ppn", "1", "-n", str(self.count), *words], ENVIRONMENT)
+    def command(self, mpiexec, words):
+        """-> the words of a command that runs `words` once on every host, by MPICH's mpiexec on the
+        first of them, with `environment`."""
+        return ["ip", "netns", "exec", f"{self.name}-0", mpiexec, "-launcher", "ssh",
+                "-launcher-exec", str(self._launcher), "-iface", "eth0",
+                "-hosts", ",".join(map(_address, range(self.count))), "-ppn", "1",
+                "-n", str(self.count), *words]
 
     def _host(self, number, stack):
         """Create a host -> the file of its TUN device."""

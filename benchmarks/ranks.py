@@ -45,7 +45,7 @@ class Sleeper(GPT):
         return np.float64(0), into
 
 
-def collectives(sizes, parts=1, repeats=5):
+def collectives(sizes, parts=1, repeats=3):
     """sizes: bytes of float32. parts: the number of buckets. -> for each size, the bytes, and the
     median seconds of the sum of the gradients and of gathering the parameters."""
     comm, found = world(), []
@@ -75,24 +75,24 @@ def collectives(sizes, parts=1, repeats=5):
 def step(model, rows=1, sleep=None, steps=5):
     """model: options of GPTConfig. rows: of a rank's batch. sleep: seconds in place of computing;
     None: compute. -> the number of parameters and of buckets, the median seconds of a step, and of
-    that the seconds that rank 0 waits for sums and parameters."""
+    that the seconds that rank 0 spends in communication."""
     comm, config = world(), GPTConfig(**model)
     training = TrainingConfig(batch_size=rows * comm.size, device="cpu")
     gpt = GPT(config) if sleep is None else Sleeper(config, sleep)
     optimizer, ranks = distribute(gpt, training, comm)
     grads, data = gpt.gradients(ranks[comm.rank]), Tokens(config)
-    waited = []
-    for name in ("reduce_scatter", "all_gather"):
-        setattr(comm, name, _timed(getattr(comm, name), waited))
-    seconds, waits = [], []
+    communicated = []
+    for name in ("all_reduce", "reduce_scatter", "all_gather"):
+        setattr(comm, name, _timed(getattr(comm, name), communicated))
+    seconds, spent = [], []
     for number in range(WARM_UP + steps):
         batches = list(batches_of_step(data, training, number, comm))
-        waited.clear()
+        communicated.clear()
         seconds.append(_slowest(lambda batches=batches: train_step(
             gpt, optimizer, batches, grads, comm, lr=1e-4, grad_clip=1.0), comm))
-        waits.append(sum(waited))
+        spent.append(sum(communicated))
     return [gpt.params.n_trainable, len(buckets.buckets(gpt.params)),
-            statistics.median(seconds[WARM_UP:]), statistics.median(waits[WARM_UP:])]
+            statistics.median(seconds[WARM_UP:]), statistics.median(spent[WARM_UP:])]
 
 
 class _Holder:
