@@ -52,6 +52,20 @@ def test_fit_without_latencies_leaves_their_term_at_zero():
     assert found.base == pytest.approx(2e-3)
 
 
+def test_fit_with_one_number_of_buckets_gives_one_of_latency_and_overhead():
+    true = Fit(base=2e-3, trips=0.0, overhead=1e-3, share=0.9)
+    found = fit([p for p in points(true) if p.buckets == 1])
+    assert min(found.base, found.overhead) == 0
+    assert found.base + found.overhead == pytest.approx(3e-3)
+
+
+def test_times_that_grow_faster_than_the_bytes_have_no_latency():
+    found = fit([Point(2, 0.0, 1e6, size, 1, seconds) for size, seconds in
+                 ((10**6, 0.5), (2 * 10**6, 1.1))])
+    assert (found.base, found.trips, found.overhead) == (0, 0, 0)
+    assert 0.9 < found.share < 1
+
+
 def test_fit_predicts_a_number_of_ranks_and_a_network_that_it_has_not_seen():
     true = Fit(base=1e-3, trips=3.0, overhead=5e-5, share=0.9)
     found = fit(list(points(true)))
