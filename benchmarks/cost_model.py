@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ROUNDING = 1e-12             # further terms must explain more than this
+
 
 @dataclass(frozen=True)
 class Network:
@@ -119,11 +121,9 @@ def fit(points):
     for chosen in itertools.chain.from_iterable(
             itertools.combinations(range(4), terms) for terms in (1, 2, 3, 4)):
         part = rows[:, chosen]
-        if np.linalg.matrix_rank(part) < len(chosen):
-            continue
         values = np.linalg.lstsq(part, np.ones(len(points)), rcond=None)[0]
         error = ((part @ values - 1)**2).sum()
-        if (values >= 0).all() and error < least:
+        if (values >= 0).all() and error < least - ROUNDING:
             best, least = dict(zip(chosen, values.tolist())), error
     base, trips, overhead, slowness = (best.get(term, 0.0) for term in range(4))
     return Fit(base, trips, overhead, 1 / slowness if slowness else math.inf)
