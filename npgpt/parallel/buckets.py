@@ -55,12 +55,13 @@ def runs(shards, start=0, stop=None):
 class Reduction:
     """Starts the sums of the buckets of Gradients during the last backward pass of a step."""
 
-    def __init__(self, grads, shards, start):
+    def __init__(self, grads, shards, start, drive=lambda: None):
         """shards: rank -> slices of the buffer. start(pieces): starts the sum over all ranks of
-        such a list as `runs` returns, without waiting for it."""
+        such a list as `runs` returns, without waiting for it. drive(): called now and then, if
+        sums need it to go on."""
         self.grads = grads
         self.flat = grads.flat               # the buffer
-        self._start = start
+        self._start, self._drive = start, drive
         self._buckets = buckets(grads)
         self._runs = {b: runs(shards, b.start, b.stop) for b in self._buckets}
         self._of = {name: bucket for bucket in self._buckets for name in bucket.names}
@@ -81,6 +82,7 @@ class Reduction:
         self._missing[self._of[name]] -= 1
         while self._waiting and not self._missing[self._waiting[-1]]:
             self._start_next()
+        self._drive()
 
     def _start_next(self):
         for pieces in self._runs[self._waiting.pop()]:

@@ -129,7 +129,7 @@ class Mpi(Communicator):
 
     def begin(self, grads, shards, passes):
         if self._reduction is None or self._reduction.grads is not grads:
-            self._reduction = Reduction(grads, shards, self._start)
+            self._reduction = Reduction(grads, shards, self._start, self._drive)
         self._reduction.begin(passes)
 
     def _start(self, pieces):
@@ -139,6 +139,10 @@ class Mpi(Communicator):
         self._requests.append(self._sums.Ireduce_scatter(
             self._reduction.flat[start:stop], own, counts))
         self._received += [(part, own) for rank, part in pieces if rank == self.rank]
+
+    def _drive(self):
+        """Most MPI libraries move data only while they are called."""
+        MPI.Request.Testall(self._requests)
 
     def reduce_scatter(self, grads, shards):
         self._reduction.finish()
