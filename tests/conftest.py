@@ -2,12 +2,13 @@
 
 The yardsticks, torch and transformers, and matplotlib are optional. Tests that need them are
 skipped if they are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The
-same applies to g++, which runs the CUDA kernels on the host.
+same applies to g++, which runs the CUDA kernels on the host, and to mpi4py with its mpiexec.
 """
 
 import importlib
 import os
 import shutil
+import sysconfig
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -103,6 +104,14 @@ def transformers(torch):
 @pytest.fixture(scope="session")
 def matplotlib():
     return _from_extra("matplotlib", "plot")
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    """-> the path of the mpiexec that belongs to mpi4py."""
+    _from_extra("mpi4py", "mpi")
+    folders = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    return shutil.which("mpiexec", path=folders)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def main(arguments=None):
 
 
 def _ranks(arguments):
-    parser = Parser(prog="npgpt ranks", usage="mpiexec -n N npgpt ranks [--data PATH] ...",
+    parser = Parser(prog="npgpt ranks", usage="npgpt ranks ..., after a launcher, as in mpiexec -n N npgpt ranks",
                     description="Show every rank that a launcher has started: its host, its "
                                 "device, its versions and the data it finds; whether they can "
                                 "train together; and how fast they exchange gradients. The exit "
