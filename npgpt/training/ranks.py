@@ -169,7 +169,6 @@ def exchange_seconds(comm, device, numbers):
         for name in names:
             grads[name] = comm.rank + 1
         first, flat = _timed(comm, device, lambda: comm.reduce_scatter(grads, optimizer.shards))
-        params.flat[:] = 0
         for part in optimizer.shard:
             params.flat[part] = flat[part]
         second, _ = _timed(comm, device, lambda: comm.all_gather(params.flat, optimizer.shards))

@@ -126,7 +126,7 @@ def test_ranks_with_the_same_problem_have_one_line():
     ({}, []),
     ({"python": "3.13.1", "numpy": "2.3.1"}, ["rank 2 has Python 3.13.1, the others 3.11.7",
                                               "rank 2 has NumPy 2.3.1, the others 2.4.6"]),
-    ({"kind": "gpu"}, []),
+    ({"kind": "gpu", "device": "H200"}, []),                        # a problem
     ({"device": "Other"}, ["rank 2 has the device Other, the others CPU"]),
 ])
 def test_differences_that_do_not_matter_are_noted(changes, expected):
@@ -142,6 +142,10 @@ def test_more_ranks_than_cores_are_noted(cores, allowed, expected):
     ranks = [dataclasses.replace(RANK, cores=cores, allowed=which) for which in allowed]
     assert notes(ranks) == ([] if expected is None else [
         f"3 ranks on alpha share {expected} cores, and are slower than {expected}"])
+
+
+def test_ranks_with_gpus_may_be_more_than_cores():
+    assert notes([dataclasses.replace(RANK, kind="gpu")] * 3) == []
 
 
 @pytest.mark.parametrize(("first", "last", "expected"), [
@@ -204,6 +208,18 @@ def test_every_rank_needs_the_token_file_of_rank_0(mpiexec, run, home):
     status, out = two()
     assert status == 2
     assert "problem     rank 1: tokens has other tokens than rank 0's; copy the directory" in out
+
+
+def test_text_that_is_encoded_is_needed_by_rank_0_alone(mpiexec, home):
+    (home / "texts").mkdir()
+    (home / "texts/fox.txt").write_text(TEXT)
+    load_source("texts")
+    shutil.copytree(home / "data/cache", home / "there/data/cache")
+    words = ("npgpt", "ranks", "--data=texts", "--mb=1")
+    result = mpiexec("-n", "1", *words, ":", "-n", "1", "-wdir", str(home / "there"), *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    digits = [line.split()[-1] for line in result.stdout.splitlines()[1:3]]
+    assert digits[0] == digits[1] != "none" and "note" not in result.stdout
 
 
 def test_mistyped_option_is_answered_once(mpiexec):
