@@ -16,8 +16,7 @@ from npgpt.errors import with_flags
 from npgpt.parallel import world
 from npgpt.training.ranks import TIMES, exchange_seconds, notes, problems, this_rank
 
-HEAD = ("rank", "host", "process", "device", "cores", "BLAS threads", "Python", "NumPy", "npgpt",
-        "data")
+HEAD = ("rank", "host", "process", "device", "cores", "threads", "Python", "NumPy", "npgpt", "data")
 LABEL = 12               # columns
 
 
@@ -39,9 +38,10 @@ def main(arguments=None):
 
 
 def _ranks(arguments):
-    parser = Parser(prog="npgpt ranks", usage="npgpt ranks ..., after a launcher, as in mpiexec -n N npgpt ranks",
+    parser = Parser(prog="npgpt ranks", usage="npgpt ranks ..., or mpiexec -n N npgpt ranks ...",
                     description="Show every rank that a launcher has started: its host, its "
-                                "device, its versions and the data it finds; whether they can "
+                                "device, its cores and threads of BLAS, its versions and the data "
+                                "it finds; whether they can "
                                 "train together; and how fast they exchange gradients. The exit "
                                 "status is 0 if training can start, else 2.")
     fields = dataclasses.fields(RanksConfig)

@@ -31,8 +31,8 @@ def test_one_process_is_told_how_to_start_several(run):
     result = run(main, "ranks", "--data=fox.txt", "--device=cpu")
     assert (result.status, result.err) == (0, "")
     head, rank, *lines = joined(result.out).splitlines()
-    assert head.split() == ["rank", "host", "process", "device", "cores", "BLAS", "threads",
-                            "Python", "NumPy", "npgpt", "data"]
+    assert head.split() == ["rank", "host", "process", "device", "cores", "threads", "Python",
+                            "NumPy", "npgpt", "data"]
     me = this_rank("cpu", "fox.txt", Single())
     assert rank.split() == ["0", me.host, str(me.process), "CPU", str(me.cores), str(me.blas),
                             me.python, me.numpy, me.npgpt, DIGITS]
@@ -46,7 +46,7 @@ def test_narrow_terminal_gets_a_paragraph_for_each_rank(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     out = run(main, "ranks", "--data=fox.txt").out
     assert max(map(len, out.splitlines())) <= 40
-    assert re.search(rf"^rank 0, host \S+, .*BLAS threads \d+, .*data {DIGITS}$", joined(out), re.M)
+    assert re.search(rf"^rank 0, host \S+, .*threads \d+, .*data {DIGITS}$", joined(out), re.M)
 
 
 @pytest.mark.parametrize(("words", "status", "message"), [
