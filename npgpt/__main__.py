@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": "run a layer on small numbers, line by line, forward and backward",
     "tokenizer": "train a byte-level BPE; encode texts into a token file; verify one",
     "eval": "measure the loss of a model on a text: perplexity, bits per byte",
+    "ranks": "under mpiexec: whether its processes can train together, and how fast",
     "report": "plot the losses of a run: npgpt report RUN PICTURE",
 }
 
@@ -55,6 +56,10 @@ def _run(arguments):
         from npgpt.training import perplexity_command
 
         return perplexity_command.main(rest)
+    if command == "ranks":
+        from npgpt.training import ranks_command
+
+        return ranks_command.main(rest)
     return runpy.run_path(str(bundled(f"{command}.py")))["main"](rest)
 
 

@@ -2,7 +2,7 @@
 
 The yardsticks, torch and transformers, matplotlib and MPI are optional. Tests that need them are
 skipped if they are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The
-same applies to g++, which runs the CUDA kernels on the host.
+same applies to g++, which runs the CUDA kernels on the host, and to mpi4py with its mpiexec.
 """
 
 import importlib
@@ -109,6 +109,13 @@ def matplotlib():
 def mpi():
     """mpi4py and mpiexec are there."""
     _from_extra("mpi4py", "mpi")
+
+
+@pytest.fixture(scope="session")
+def launcher(mpi):
+    """-> the path of the mpiexec that belongs to mpi4py."""
+    from tests.parallel.launcher import MPIEXEC
+    return MPIEXEC
 
 
 @pytest.fixture(scope="session")

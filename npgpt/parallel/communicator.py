@@ -27,6 +27,7 @@ class Communicator:
     local_rank, local_size = 0, 1      # among the ranks of this machine
     computing = 1            # the number of ranks that compute gradients: the first ones
     description = ""         # shown to the user, may be empty
+    library = ""             # the MPI library and its version
     launched = False         # whether a launcher such as mpiexec started the ranks
     shares_memory = True     # whether there is one copy of parameters and state for all ranks
 

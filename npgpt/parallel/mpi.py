@@ -36,6 +36,8 @@ class Mpi(Communicator):
         self._sums = ranks.Dup()             # for buckets, whose sums go on meanwhile
         self.rank, self.size = ranks.rank, ranks.size
         self.computing = self.size
+        line = MPI.Get_library_version().splitlines()[0].split(",")[0]
+        self.library = " ".join(line.replace("Version:", "").split())
         self.here = ranks.Split_type(MPI.COMM_TYPE_SHARED)        # those of this machine
         self.local_rank, self.local_size = self.here.rank, self.here.size
         if self.local_size > 1:

@@ -11,12 +11,15 @@ import socket
 import sys
 import threading
 
+from mpi4py import MPI
+
 from npgpt.parallel.ending import abort
 
 PERIOD = 1.0                         # most seconds between two signs of life
 SILENCE = "NPGPT_RANK_TIMEOUT"       # environment variable: seconds of silence that end a job
 DEFAULT = 60
 STATUS = 3
+ALIVE, LAST = range(2)               # tags of messages
 
 
 class Watch:
@@ -40,19 +43,28 @@ class Watch:
             self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, *error):
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
+            if kind is None:
+                self._receive_the_rest()
+
+    def _receive_the_rest(self):
+        """MPI libraries may warn of messages that nobody has received."""
+        last, found = self._ranks.isend(None, self._next, LAST), MPI.Status()
+        while found.tag != LAST:
+            self._ranks.recv(source=self._before, status=found)
+        last.wait()
 
     def _watch(self):
         silent, sent = 0, None
         while not self._ended.wait(self._period):
             if sent is None or sent.test()[0]:
-                sent = self._ranks.isend(None, self._next)
+                sent = self._ranks.isend(None, self._next, ALIVE)
             silent += self._period
-            while self._ranks.iprobe(self._before):
-                self._ranks.recv(source=self._before)
+            while self._ranks.iprobe(self._before, ALIVE):
+                self._ranks.recv(source=self._before, tag=ALIVE)
                 silent = 0
             if silent >= self._most:
                 self._end()

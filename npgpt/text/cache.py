@@ -29,6 +29,14 @@ def cached_tokens(name, tokenizer, folder, progress):
     return _existing(target, sources) or encode_files(paths, tokenizer, target, progress)
 
 
+def existing_tokens(name, folder):
+    """-> the TokenFile of these texts in the directory `folder`, encoded as characters; None: there
+    is none."""
+    paths = find(name)
+    sources = [signature(path) for path in paths]
+    return _existing(_place(folder, paths, sources, CHARACTERS), sources)
+
+
 def _place(folder, paths, sources, digest):
     """-> the path of a token file."""
     key = hashlib.sha256(json.dumps([FORMAT, sources, digest]).encode()).hexdigest()[:16]

@@ -8,9 +8,9 @@ import numpy as np
 
 from npgpt.cli.fields import DATA_CACHE
 from npgpt.errors import UserError
-from npgpt.text.cache import cached_tokens
+from npgpt.text.cache import cached_tokens, existing_tokens
 from npgpt.text.characters import CharTokenizer
-from npgpt.text.load import load_text, sha256
+from npgpt.text.load import SHAKESPEARE, load_text, sha256
 from npgpt.text.token_file import is_token_file, open_tokens, smallest_type
 
 TRAIN_FRACTION = 0.9      # the first tokens; the rest is the validation split, as in the lecture
@@ -106,6 +106,32 @@ def load_source(name=None, tokenizer=None, cache=DATA_CACHE,
         raise UserError(f"the text {source.name} contains no character but "
                         f"{source.tokenizer.decode([0])!r}; there is nothing to learn")
     return source
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of a text before training."""
+
+    fingerprint: str = ""         # of the TokenSource; empty: it has to be downloaded or encoded
+    digest: str = ""              # of the tokenizer of a token file
+    path: Path | None = None      # of the token file, which every rank maps; None: the first rank
+                                  # reads the text
+
+
+def look_for(name=None, cache=DATA_CACHE):
+    """The value of `data` -> Found. Nothing is downloaded or encoded. Raises UserError if the text
+    is not there, and training would not download it."""
+    if name and is_token_file(name):
+        tokens = open_tokens(name)
+    elif name and _is_large(name):
+        tokens = existing_tokens(name, cache)
+        if tokens is None:
+            return Found(path=Path(cache))
+    elif name in (None, "shakespeare") and not SHAKESPEARE.exists():
+        return Found()
+    else:
+        return Found(sha256(load_text(name).text))
+    return Found(tokens.facts["sha256"], tokens.tokenizer.digest, tokens.path)
 
 
 def summary(tokenizer, facts):

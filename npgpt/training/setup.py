@@ -2,14 +2,16 @@
 written."""
 
 import errno
+import importlib.util
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
 from npgpt.checkpoints.models import read_model
+from npgpt.cli.bundle import command_line
 from npgpt.errors import UserError
 from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
-from npgpt.parallel import can_fork, choose_ranks, make_communicator, world, world_on
+from npgpt.parallel import LARGE, can_fork, choose_ranks, make_communicator, world, world_on
 from npgpt.text.dataset import Dataset
 from npgpt.text.tokenizer import check_vocabulary, named_tokenizer
 from npgpt.training import estimate
@@ -107,7 +109,7 @@ def precision(config, device):
 def assemble(request, config, directory, source, data, model, comm):
     """-> the Run of a model, new or loaded."""
     optimizer, buffers = distribute(model, config, comm)
-    notes = [*request.notes, *notes_on_workers(request, config, model.device)]
+    notes = [*request.notes, *notes_on_workers(request, config, model)]
     if config.device == "auto" and model.device.name == "cpu" and (why := problem_with_gpu()):
         notes.append(f"on the CPU, since there is {why}")
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
@@ -151,14 +153,18 @@ def build_communicator(config, architecture, device):
     return make_communicator(size, computing)
 
 
-def notes_on_workers(request, config, device):
-    """What to tell the user about the number of workers that the request asks for, a list."""
-    if config.workers and request.asks_for("workers"):
-        if config.workers > 1 and not can_fork():
-            return ["1 process: several need Linux"]
-        if config.workers > device.cores:
-            return [f"{config.workers} processes share {device.cores} cores, and are slower than "
-                    f"{device.cores}"]
+def notes_on_workers(request, config, model):
+    """What to tell the user about the number of processes, a list."""
+    cores, asked = model.device.cores, request.asks_for("workers") and config.workers
+    if not can_fork():
+        size = config.workers or min(cores, config.batch_size)
+        alone = model.device.name == "cpu" and not world().launched
+        if alone and size > 1 and (asked or model.params.flat.size < LARGE):
+            install = "" if importlib.util.find_spec("mpi4py") else 'pip install "npgpt[mpi]" and '
+            return [f"1 process, because others are forked on Linux only; to start {size}: "
+                    f"{install}mpiexec -n {size} {command_line('train')}"]
+    elif asked and asked > cores:
+        return [f"{asked} processes share {cores} cores, and are slower than {cores}"]
     return []
 
 

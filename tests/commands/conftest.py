@@ -1,6 +1,8 @@
 """The commands in this process: `main(arguments)` in a working directory with a small text."""
 
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from typing import NamedTuple
@@ -9,7 +11,7 @@ import pytest
 
 import train as train_script
 from npgpt.training import evaluation
-from tests.commands.tiny import SAMPLED, TEXT, TINY
+from tests.commands.tiny import ENVIRONMENT, ROOT, SAMPLED, TEXT, TINY
 
 
 class Result(NamedTuple):
@@ -45,6 +47,20 @@ def signals_arrive():
 def short_samples(monkeypatch):
     """Whole ones, which tests/training/test_evaluation.py has, take most of a tiny run's time."""
     monkeypatch.setattr(evaluation, "SAMPLE_TOKENS", SAMPLED)
+
+
+@pytest.fixture
+def mpiexec(launcher):
+    """-> function: words after mpiexec -> the ended process, in the working directory. `npgpt`,
+    `python` and the scripts are those that are tested."""
+    programs = {"npgpt": [sys.executable, "-m", "npgpt"], "python": [sys.executable],
+                "train.py": [str(ROOT / "train.py")]}
+
+    def call(*words):
+        words = [part for word in words for part in programs.get(word, [word])]
+        return subprocess.run([launcher, *words], env=ENVIRONMENT, capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL)
+    return call
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ import train as train_script
 from npgpt import __main__ as module
 from npgpt.explain import command as explain
 from npgpt.report import losses as report
+from npgpt.training import ranks_command as ranks
 from tests.commands.tiny import TINY
 
 MAINS = {"train.py": train_script.main, "sample.py": sample_script.main,
-         "npgpt explain": explain.main, "npgpt report": report.main, "npgpt": module.main}
+         "npgpt explain": explain.main, "npgpt report": report.main, "npgpt ranks": ranks.main,
+         "npgpt": module.main}
 NAMES = [*MAINS]
 
 
@@ -48,6 +50,8 @@ def surroundings():
     (2, "sample.py", ["--out-dir=run", "--prompt=é"]),
     (0, "npgpt explain", ["relu"]),
     (2, "npgpt explain", ["rleu"]),
+    (0, "npgpt ranks", ["--data=fox.txt"]),
+    (2, "npgpt ranks", ["--mb=-1"]),
     (2, "npgpt report", ["run", "loss.xyz"]),
     *((0, name, ["--help"]) for name in NAMES),
 ])

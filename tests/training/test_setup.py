@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from npgpt.backend import get_device, register
 from npgpt.errors import RunError
 from npgpt.layers import LAYERS
 from npgpt.parallel import Single, can_fork
-from npgpt.training import beginning, estimate
+from npgpt.training import beginning, estimate, setup
 from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS
 from npgpt.training.request import read_command_line
 from npgpt.training.run import ADDED, check_state, save
@@ -28,6 +29,7 @@ SIZES = ["--data=fox.txt", "--n-layer=1", "--n-head=2", "--n-embd=8", "--block-s
 def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fox.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    return tmp_path
 
 
 def build(*words):
@@ -164,9 +166,55 @@ def test_number_of_processes_is_refused_or_noted_only_if_it_is_asked_for(monkeyp
         run = build("--resume", "--out-dir=run", *more)
         run.directory.close()
         assert run.notes == expected
-    monkeypatch.setattr("npgpt.training.setup.can_fork", lambda: False)
-    assert build(*SIZES[:-1], "--workers=2").notes == ["1 process: several need Linux"]
-    assert build(*SIZES[:-1], "--workers=1").notes == []
+
+
+@pytest.fixture
+def no_fork(monkeypatch):
+    """-> function: as on macOS, with this number of cores, and with mpi4py or without."""
+    def change(cores, mpi4py=True):
+        find = importlib.util.find_spec
+        cpu = dataclasses.replace(get_device("cpu"), cores=cores)
+        for module in ("npgpt.training.setup", "npgpt.parallel"):
+            monkeypatch.setattr(f"{module}.can_fork", lambda: False)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: (
+            mpi4py if name == "mpi4py" else find(name)))
+        monkeypatch.setattr(setup, "get_device", lambda name: cpu)
+        register(cpu)
+    yield change
+    register(CPU)
+
+
+CPU = get_device("cpu")
+ALONE = [word for word in SIZES if not word.startswith("--workers")] + ["--device=cpu"]
+NOTE = "1 process, because others are forked on Linux only; to start "
+
+
+@pytest.mark.parametrize(("cores", "words", "size"), [
+    (4, [], 3), (2, [], 2), (1, ["--workers=2"], 2),               # three sequences in a batch
+    (1, [], 0), (4, ["--workers=1"], 0), (4, ["--batch-size=1"], 0),
+])
+def test_where_processes_are_not_forked_a_note_names_mpiexec(cores, words, size, no_fork):
+    no_fork(cores)
+    expected = [f"{NOTE}{size}: mpiexec -n {size} npgpt train"] if size else []
+    assert build(*ALONE, *words).notes == expected
+
+
+def test_note_on_mpiexec_names_the_script_and_what_is_not_installed(no_fork, home):
+    no_fork(2, mpi4py=None)
+    (home / "train.py").touch()
+    assert build(*ALONE).notes == [
+        f'{NOTE}2: pip install "npgpt[mpi]" and mpiexec -n 2 python train.py']
+
+
+def test_no_note_on_mpiexec_if_one_process_is_best_or_there_is_a_launcher(no_fork, monkeypatch):
+    no_fork(2)
+    launched = Single()
+    launched.launched = True
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "world", lambda: launched)
+        assert build(*ALONE, "--out-dir=other").notes == []
+    monkeypatch.setattr(setup, "LARGE", 100)
+    assert build(*ALONE).notes == []                # BLAS's threads use the cores
 
 
 def test_file_that_cannot_be_read_is_named(monkeypatch):
