@@ -1,4 +1,4 @@
-"""The watch over the ranks of mpiexec. tests/reliability/test_ranks.py has ranks that are silent."""
+"""The watch over the ranks of mpiexec. tests/reliability/test_ranks.py has silent ranks."""
 
 import sys
 
