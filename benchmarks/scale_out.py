@@ -237,7 +237,7 @@ def print_checks(measured, place, found):
         n, buckets, seconds, _ = measured.step(where, link, name, ranks, how)
         # One rank's step: it sleeps, and updates all parameters; here each updates its shard.
         update = measured.step("local", LOCAL, name, 1, PLAIN)[2] - SLEEP
-        job = Job(4 * n, buckets, SLEEP + update / min(ranks, CORES), overlap=how == DRIVEN)
+        job = Job(4 * n, buckets, SLEEP + update / min(ranks, CORES), overlap=True)
         predicted = step_time(found.network("", link[1], link[0]), ranks, job)
         off = predicted / seconds - 1
         rest = (predicted - job.compute) / (seconds - job.compute) - 1

@@ -11,7 +11,7 @@ from npgpt import GPT, GPTConfig
 from npgpt.durable import SUMS
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.tokenizer import load_tokenizer
-from npgpt.training import setup
+from npgpt.training import beginning
 from tests.commands.tiny import TEXT, everything, metrics, weights
 
 SMALL = ["--data=fox.txt", "--eval-iters=2", "--batch-size=4", "--grad-accum=1", "--max-iters=2"]
@@ -125,7 +125,7 @@ def test_invalid_request_gives_one_line_and_status_2_and_writes_nothing(words, m
 
 def test_tokenizer_that_does_not_fit_is_refused_before_a_text_is_read(gpt2, tune, home,
                                                                      monkeypatch):
-    monkeypatch.setattr(setup, "load_source", lambda *given: pytest.fail("it is read"))
+    monkeypatch.setattr(beginning, "load_source", lambda *given: pytest.fail("it is read"))
     BPETokenizer.train([TEXT], 260).save(home / "gpt2")
     assert tune("--out-dir=run").err == (
         "train.py: the tokenizer and the model in gpt2 do not fit each other: 260 and 270 tokens\n")
@@ -147,6 +147,6 @@ def test_data_and_tokenizer_that_do_not_fit_are_refused(words, message, gpt2, ru
 
 
 def test_flag_is_refused_before_a_text_is_read(run, home, monkeypatch):
-    monkeypatch.setattr(setup, "load_source", lambda *given: pytest.fail("it is read"))
+    monkeypatch.setattr(beginning, "load_source", lambda *given: pytest.fail("it is read"))
     for words in (["--n-head=3"], ["--workers=99"], ["--fused"], ["--dtype=tf32"]):
         assert run(train_script.main, "--data=fox.txt", "--device=cpu", *words).status == 2
