@@ -35,6 +35,7 @@ from tests.reliability.tiny_runs import (
 )
 
 LONG = 20                       # steps of a run that is killed at a random moment
+PATIENCE = 30                   # seconds after which a job with a stopped rank has ended
 
 
 class Table:
@@ -146,7 +147,7 @@ def try_ranks(table, tries, number, n=2):
                     os.kill(random.choice(pids), number)
                 else:
                     running.send_signal(number)
-            _, errors = running.communicate()
+            errors = _rest(running, pids)
         found = [] if gone(pids) else ["a rank is alive"]
         if running.returncode not in SIGNALS[number] | {0}:
             found.append(f"status {running.returncode}: {errors}")
@@ -159,6 +160,20 @@ def try_ranks(table, tries, number, n=2):
                   if after.left[name] != whole.left[name]]
         table.record(f"{n} ranks: {signal.Signals(number).name} at a random moment", found,
                      f"try {attempt}")
+
+
+def _rest(running, pids):
+    """Wait for a job to end -> its stderr. A rank that is stopped while it ends, when others have
+    ended already, goes on."""
+    try:
+        return running.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        alive = [pid for pid in pids if Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"]
+        if len(alive) == len(pids):
+            raise
+        for pid in alive:
+            os.kill(pid, signal.SIGCONT)
+        return running.communicate()[1]
 
 
 def _job(n, folder, *words):
