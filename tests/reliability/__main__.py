@@ -124,7 +124,8 @@ def try_pairs(table, tries):
 
 
 # -> exit status of mpiexec; 0 if the job had just ended, 15 if SIGTERM came before it or after it.
-SIGNALS = {signal.SIGKILL: {9}, signal.SIGSTOP: {3}, signal.SIGINT: {130}, signal.SIGTERM: {143, 15}}
+SIGNALS = {signal.SIGKILL: {9}, signal.SIGSTOP: {3}, signal.SIGINT: {130},
+           signal.SIGTERM: {143, 15}}
 
 
 def try_ranks(table, tries, number, n=2):
