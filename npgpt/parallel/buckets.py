@@ -55,10 +55,10 @@ def runs(shards, start=0, stop=None):
 class Reduction:
     """Starts the sums of the buckets of Gradients during the last backward pass of a step."""
 
-    def __init__(self, grads, shards, start, drive=lambda: None):
+    def __init__(self, grads, shards, start, drive):
         """shards: rank -> slices of the buffer. start(pieces): starts the sum over all ranks of
-        such a list as `runs` returns, without waiting for it. drive(): called now and then, if
-        sums need it to go on."""
+        such a list as `runs` returns, without waiting for it. drive(): called with every gradient
+        that is complete, for sums that need it to go on."""
         self.grads = grads
         self.flat = grads.flat               # the buffer
         self._start, self._drive = start, drive

@@ -44,9 +44,8 @@ GROUPS = [
     Group(
         "mathematics",
         ("npgpt/layers/[!rs]*.py", "npgpt/models/blocks.py", "npgpt/models/gpt.py",
-         "npgpt/optim/*.py", "npgpt/parallel/norm.py", "npgpt/parallel/buckets.py"),
-        ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim",
-         "tests/parallel/test_buckets.py"),
+         "npgpt/optim/*.py", "npgpt/parallel/norm.py"),
+        ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"),
         # What is composed of blocks adds nothing to the checks of the blocks. With mutmut,
         # functions keep their arguments alive.
         left_out="transformer or coder_block or every_element or is_alive",
@@ -55,6 +54,7 @@ GROUPS = [
     Group("llama", ("npgpt/layers/[rs]*.py", "npgpt/models/llama*.py"),
           ("tests/test_gradients.py", "tests/layers", "tests/models"), share=0.3,
           left_out="transformer or coder_block or every_element or is_alive", constants=True),
+    Group("buckets", ("npgpt/parallel/buckets.py",), ("tests/parallel/test_buckets.py",)),
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
     Group("text", ("npgpt/text/[!c]*.py", "npgpt/text/c[ah]*.py"),           # but command.py
           ("tests/text",), share=0.1, left_out=LEFT_OUT),

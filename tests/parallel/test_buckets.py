@@ -128,7 +128,7 @@ def started(name, passes, monkeypatch, **options):
     """-> the starts of the runs whose sums have been started, after each gradient that a backward
     adds, and at the end."""
     monkeypatch.setattr(buckets, "SIZE", SMALL)
-    model, seen, now, summed = tiny(name, **options), [], [], []
+    model, seen, now, summed, driven = tiny(name, **options), [], [], [], []
     grads = model.gradients()
     ranges = [slice(b.start, b.stop) for b in buckets.buckets(grads)]
     optimizer = AdamW(model.params)
@@ -139,13 +139,14 @@ def started(name, passes, monkeypatch, **options):
         where = slice(now[-1], pieces[-1][1].stop)
         summed.append((where, reduction.flat[where].copy()))
 
-    reduction = buckets.Reduction(grads, optimizer.shards, start)
+    reduction = buckets.Reduction(grads, optimizer.shards, start, lambda: driven.append(1))
     add = grads.add
     monkeypatch.setattr(grads, "add", lambda *given: (add(*given), seen.append(list(now))))
     reduction.begin(passes)
     for _ in range(passes):
         parts(model, grads)
     reduction.finish()
+    assert len(driven) == (len(grads) if passes else 0)
     for where, gradients in summed:                  # what was added to later is not in the sum
         np.testing.assert_array_equal(gradients, grads.flat[where])
     return seen, now, ranges
@@ -174,7 +175,8 @@ def test_sums_of_gradients_that_nothing_was_added_to_are_of_zeros(monkeypatch):
     grads.flat[...] = 7
     found = []
     reduction = buckets.Reduction(grads, [[slice(0, grads.flat.size)]],
-                                  lambda pieces: found.append(reduction.flat[pieces[0][1]].copy()))
+                                  lambda pieces: found.append(reduction.flat[pieces[0][1]].copy()),
+                                  lambda: None)
     reduction.begin(0)
     reduction.finish()
     assert found and not any(values.any() for values in found)
