@@ -5,7 +5,6 @@ import pytest
 
 from npgpt.layers import Key
 from npgpt.models.parameters import Param, Parameters
-from npgpt.models.transformer import PAD, Transformer, TransformerConfig
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import buckets
 from tests.models.families import VARIANTS, config_of, tiny
@@ -23,43 +22,6 @@ def optimizer_of(params, size, ranges):
     found = OptimizerGroup([Muon(params), AdamW(params, start=params.n_matrices)])
     found.set_rank(0, size, ranges)
     return found
-
-
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-@pytest.mark.parametrize("passes", [1, 3])
-def test_every_gradient_is_complete_exactly_once_in_the_last_backward(name, options, passes):
-    model, completed = tiny(name, "float64", **options), []
-    grads = model.gradients()
-    grads.zero(passes, completed.append)
-    for _ in range(passes - 1):
-        parts(model, grads)
-    assert completed == []
-    parts(model, grads)
-    assert sorted(completed) == sorted(grads)
-    alone = model.gradients()
-    for _ in range(passes):
-        parts(model, alone)
-    np.testing.assert_array_equal(grads.flat, alone.flat)
-
-
-def test_gradients_of_a_transformer_are_complete_once():
-    for tied in (True, False):
-        model, completed = Transformer(TransformerConfig(
-            9, 9, n_layer=2, n_head=2, n_embd=8, tie_weights=tied)), []
-        grads = model.gradients()
-        grads.zero(1, completed.append)
-        ids = np.full((2, 5), PAD + 1)
-        model.loss_and_grads(ids, ids, ids, into=grads)
-        assert sorted(completed) == sorted(grads)
-
-
-def test_gradient_with_more_parts_than_it_has_uses_is_refused():
-    model = tiny("gpt")
-    grads = model.gradients()
-    grads.zero(1, lambda name: None)
-    parts(model, grads)
-    with pytest.raises(ValueError, match="has more parts than"):
-        parts(model, grads)
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
