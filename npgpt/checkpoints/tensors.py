@@ -3,7 +3,6 @@ code."""
 
 import json
 import math
-import struct
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ class Parts(NamedTuple):
     parts: Iterable[np.ndarray]      # one after the other they are the array
 
 
-NAMES = {np.dtype(kind).name: name for name, kind in DTYPES.items() if name != "BF16"}
+NAMES = {"float64": "F64", "float32": "F32", "float16": "F16"}
 
 
 def write_tensors(path, arrays):
@@ -41,11 +40,11 @@ def write_tensors(path, arrays):
         end += math.prod(array.shape) * array.dtype.itemsize
         header[name] = {"dtype": NAMES[array.dtype.name], "shape": list(array.shape),
                         "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     try:
         with open(path, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
+            file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 array = arrays[name]
                 for part in array.parts if isinstance(array, Parts) else [array]:
