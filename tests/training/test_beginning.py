@@ -1,18 +1,20 @@
 """What a run begins with, in the ranks of a launcher: each rank in turn, in this process."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from npgpt import UserError
+from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.cli import options
 from npgpt.parallel import Single
 from npgpt.text import command as tokenizer_command
 from npgpt.text.source import TokenSource, load_source
-from npgpt.training import beginning, setup
+from npgpt.training import beginning, estimate, setup
 from npgpt.training.request import read_command_line
+from npgpt.training.run import restore
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 WORDS = ["--data=fox.txt", "--out-dir=run"]
@@ -205,3 +207,51 @@ def test_workers_are_refused_under_a_launcher_unless_a_checkpoint_names_them(wor
                                    "mpiexec has started the ranks; leave it out")
     resumed = dataclasses.replace(asking, resume=True, flags={})
     assert setup.supported(asking.training(), setup.get_device("cpu"), resumed).workers == 2
+
+
+def test_token_file_of_characters_fits_a_request_for_characters(tokens):
+    found = beginning.load_data(request("--data=tokens", "--tokenizer=chars").training(),
+                                lambda: None)
+    assert found.fingerprint == tokens.fingerprint
+
+
+def test_model_to_start_from_that_is_damaged_is_refused(tmp_path):
+    model = GPT(GPTConfig(28, 8, n_layer=1, n_head=1, n_embd=8))
+    model.save_pretrained("m")
+    path = tmp_path / "m/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        beginning.fine_tuned(tmp_path / "m", request())
+
+
+def test_ranks_begin_with_the_parameters_of_the_first_one(world):
+    seen = []
+    rank = world()
+    rank.same = seen.append
+    rank.ranges = lambda params: [slice(0, params.n_trainable)]
+    model = GPT(GPTConfig(28, 8, n_layer=1, n_head=1, n_embd=8))
+    setup.distribute(model, request().training(), rank)
+    assert len(seen) == 1 and seen[0] is model.params.flat
+
+
+@pytest.mark.parametrize(("name", "times"), [("cpu", 2), ("other", 1)])
+def test_memory_is_that_of_the_ranks_of_this_machine(name, times, world, monkeypatch):
+    rank, seen = world(0, 3, others=[None, None]), []
+    rank.local_size = 2
+    monkeypatch.setattr(setup, "world_on", lambda device: rank)
+    monkeypatch.setattr(estimate, "check_memory", lambda needed, device: seen.append(needed))
+    config, training = GPTConfig(28, 8, n_layer=1, n_head=1, n_embd=8), request().training()
+    device = dataclasses.replace(setup.get_device("cpu"), name=name)
+    assert setup.build_communicator(training, config, device) is rank
+    assert seen == [times * estimate.memory_needed(config, training, device, 3, shared=False)]
+
+
+def test_only_the_first_rank_reads_the_state_of_a_checkpoint(tmp_path):
+    loaded = []
+    optimizer = SimpleNamespace(whole_state={}, load_state=lambda *given: loaded.append(given))
+    run = SimpleNamespace(optimizer=optimizer, comm=Rank(1))
+    state = {"step": 5, "seconds": 1.0, "best_val_loss": 2.0}
+    assert restore(run, state, tmp_path / "not here") is run
+    assert loaded == [(None, 5)] and run.step == 5

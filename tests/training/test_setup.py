@@ -214,7 +214,9 @@ def test_no_note_on_mpiexec_if_one_process_is_best_or_there_is_a_launcher(no_for
         patch.setattr(setup, "world", lambda: launched)
         patch.setattr(setup, "world_on", lambda device: launched)
         assert build(*ALONE, "--out-dir=other").notes == []
-    monkeypatch.setattr(setup, "LARGE", 100)
+    run = build(*ALONE, "--out-dir=small")
+    assert run.notes
+    monkeypatch.setattr(setup, "LARGE", run.model.params.flat.size)
     assert build(*ALONE).notes == []                # BLAS's threads use the cores
 
 
