@@ -74,7 +74,7 @@ GROUPS = [
           ("tests/training", "tests/commands", "tests/cli", "tests/text",
            *(f"tests/reliability/test_{name}.py" for name in (
                "evaluation", "reading", "signals", "unusable", "writing"))),
-          share=0.1, left_out=LEFT_OUT),
+          share=0.05, left_out=LEFT_OUT),
     Group("explain", ("npgpt/explain/measure.py",), ("tests/explain/test_measure.py",)),
 ]
 MODULES = [module for group in GROUPS for module in group.modules]
