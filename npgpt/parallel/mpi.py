@@ -195,7 +195,6 @@ class Mpi(Communicator):
         self._vote = self._ranks.Iallreduce(MPI.IN_PLACE, votes, MPI.MAX), votes
         return before
 
-
     def _end_vote(self):
         """MPI ends only when nothing goes on. If a rank has failed, others may not have voted."""
         until = time.monotonic() + PATIENCE
