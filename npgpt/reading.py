@@ -67,7 +67,11 @@ def read_bytes(path, most=LARGEST):
 
 def read_json(path):
     """Read a JSON object. Raises UserError if there is none."""
-    content = read_bytes(path)
+    return json_object(read_bytes(path), path)
+
+
+def json_object(content, path):
+    """The bytes of a file -> the JSON object that they are. Raises UserError if they are none."""
     try:
         value = parse_json(content)
     except ValueError as error:

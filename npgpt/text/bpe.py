@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.errors import UserError
-from npgpt.reading import parse_json, read_bytes
+from npgpt.reading import json_object, parse_json, read_bytes
 from npgpt.text.characters import CONFIG, FILE, SETTINGS
 from npgpt.text.tokenizer_json import (
     alphabet,
     check_tokens,
     finds,
     named_token,
-    parsed_settings,
     reaches_out,
     types,
 )
@@ -77,7 +76,7 @@ class BPETokenizer:
                             "characters that stand for bytes") from None
         self._special = {i for i, token in added.items() if token.special}
         self.settings = (SETTINGS if settings is None else
-                         parsed_settings(settings, Path(path).with_name(CONFIG)))
+                         json_object(settings, Path(path).with_name(CONFIG)))
         names = named_token(self.settings, "eos_token"), *ENDS
         self.end = next((vocab[name] for name in names if name in vocab), None)
         self.ends = () if self.end is None else (self.end,)

@@ -1,7 +1,5 @@
 """What tokenizer.json and tokenizer_config.json say about a byte-level BPE."""
 
-from npgpt.errors import UserError
-from npgpt.reading import parse_json
 
 MOST_TOKENS = 10**7       # in a vocabulary
 
@@ -48,17 +46,6 @@ def reaches_out(token):
     """Whether an added token contains white space, or depends on what is beside it."""
     return (any(map(str.isspace, token.content)) or token.lstrip or token.rstrip
             or token.single_word)
-
-
-def parsed_settings(content, path):
-    """The bytes of a tokenizer_config.json -> its contents. Raises UserError if it is damaged."""
-    try:
-        settings = parse_json(content)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} must contain an object, not {settings!r}")
-    return settings
 
 
 def named_token(settings, name):
