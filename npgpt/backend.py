@@ -36,6 +36,8 @@ class Device:
     cores: int = 1                             # CPU cores to compute on
     description: str = ""                      # shown to the user
     chunk: int = 2**24                         # elements of a flat array processed at a time
+    tile: int = 2**26                          # scores of tiled attention processed at a time
+    longest_plain: float = math.inf            # the longest context with plain attention by default
     splits_sums: bool = False                  # sums over rows are faster in two steps
     fuses: bool = False                        # training uses the fused kernels by default
     dtypes: tuple[str, ...] = ("float32", "float64")      # supported precisions
@@ -63,6 +65,8 @@ def _cpu():
         peak_memory=host.peak_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
         chunk=32_768,
+        tile=131_072,
+        longest_plain=511,
     )
 
 

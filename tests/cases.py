@@ -147,6 +147,23 @@ def attention(draw):
 
 
 @st.composite
+def tiled_attention(draw):
+    case = draw(attention())
+    return _pair("tiled_attention", case.inputs, causal=draw(st.booleans()),
+                 tile=draw(st.integers(1, 3)))
+
+
+@st.composite
+def linear_cross_entropy(draw):
+    s, seed = draw(sizes("BTCV")), draw(SEEDS)
+    n, rng = normal(seed), np.random.default_rng(seed)
+    targets = rng.integers(-1 if draw(st.booleans()) else 0, s["V"], (s["B"], s["T"]))
+    b = n(s["V"]) if draw(st.booleans()) else None
+    return _pair("linear_cross_entropy", [n(s["B"], s["T"], s["C"]), n(s["C"], s["V"]), b, targets,
+                                          draw(st.sampled_from([None, 3]))])
+
+
+@st.composite
 def cross_entropy(draw):
     s, seed = draw(sizes("BTV")), draw(SEEDS)
     rng = np.random.default_rng(seed)
@@ -441,5 +458,6 @@ CASES = {case.__name__: case for case in (
     linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
     mlp, self_attention, block, gpt, cross_attention, encoder_block, decoder_block, transformer,
     rmsnorm, rope, swiglu, gated_mlp, grouped_attention, llama_block, llama,
+    tiled_attention, linear_cross_entropy,
 )}
 USED_UP = ("gpt", "transformer", "llama")     # a model's backward consumes its cache

@@ -9,6 +9,7 @@ The versions are a property of a model: `layers_for` selects them once, by devic
 the model passes them to its blocks. Launches are asynchronous, and nothing here waits for them.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 from npgpt import layers
@@ -20,9 +21,10 @@ from npgpt.kernels.launch import compile_kernels
 from npgpt.kernels.layernorm import fused_layernorm
 
 
-def layers_for(device, dtype, fused=False):
+def layers_for(device, dtype, fused=False, tiled=False):
     """-> the layers of a model with this precision on this device: npgpt.layers, or an object with
-    the same names. Raises UserError if the device does not support the precision or CUDA."""
+    the same names. tiled: its attention is computed in tiles. Raises UserError if the device does
+    not support the precision or CUDA."""
     if dtype not in device.dtypes:
         raise UserError(f"`dtype` must be one of {', '.join(device.dtypes)} on {device.description}"
                         f", got {dtype!r}")
@@ -31,9 +33,15 @@ def layers_for(device, dtype, fused=False):
     faster = {}
     if dtype == "bfloat16":
         from npgpt.kernels import bfloat16  # needs ml_dtypes
-        faster["linear"] = layers.Layer(bfloat16.linear_forward, bfloat16.linear_backward)
+        linear = bfloat16.linear_forward, bfloat16.linear_backward
+        faster["linear"] = layers.Layer(*linear)
+        faster["linear_cross_entropy"] = layers.Layer(
+            partial(layers.linear_cross_entropy_forward, linear=linear),
+            layers.linear_cross_entropy_backward)
     if fused:
         faster |= fused_layers(device)
+    if tiled:
+        faster["attention"] = layers.LAYERS["tiled_attention"]
     return with_versions(faster) if faster else layers
 
 

@@ -30,10 +30,15 @@ from npgpt.layers.dropout import Key, dropout_backward, dropout_forward
 from npgpt.layers.embedding import embedding_backward, embedding_forward
 from npgpt.layers.layernorm import layernorm_backward, layernorm_forward
 from npgpt.layers.linear import linear_backward, linear_forward
+from npgpt.layers.linear_cross_entropy import (
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+)
 from npgpt.layers.positional import positional_backward, positional_forward
 from npgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from npgpt.layers.rope import rope_backward, rope_forward, rotation
 from npgpt.layers.swiglu import swiglu_backward, swiglu_forward
+from npgpt.layers.tiled_attention import tiled_attention_backward, tiled_attention_forward
 
 
 class Layer(NamedTuple):
@@ -57,6 +62,8 @@ LAYERS = {     # in reading order
     "rmsnorm": Layer(rmsnorm_forward, rmsnorm_backward),          # of Llama, from here on
     "rope": Layer(rope_forward, rope_backward),
     "swiglu": Layer(swiglu_forward, swiglu_backward),
+    "tiled_attention": Layer(tiled_attention_forward, tiled_attention_backward),   # less memory
+    "linear_cross_entropy": Layer(linear_cross_entropy_forward, linear_cross_entropy_backward),
 }
 
 __all__ = [

@@ -37,15 +37,24 @@ def causal_mask(xp, Tq, Tk):
     return xp.arange(Tk) <= xp.arange(Tk - Tq, Tk)[:, None]
 
 
-def attention_forward(q, k, v, mask=None, p=0.0, key=None):
+def and_past(mask, causal, xp, Tq, Tk):
+    """-> the mask, or None; if attention is causal, without the future. The last query has none."""
+    if not causal or Tq == 1:
+        return mask
+    past = causal_mask(xp, Tq, Tk)
+    return past if mask is None else past & mask
+
+
+def attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False):
     """q (B, H, Tq, D), k and v (B, G, Tk, D) -> y (B, H, Tq, D). Query head h attends to the keys
     of head h // (H/G).
 
     mask: bool, broadcast to (B, H, Tq, Tk), True where the query sees the key. None: it sees all.
-    p, key: dropout of att, as in dropout_forward.
+    p, key: dropout of att, as in dropout_forward. causal: hide the future too, as causal_mask.
     """
     xp = array_module(q)
     (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
+    mask = and_past(mask, causal, xp, Tq, Tk)
     heads, groups = (B, H, Tq), (B, G, H // G * Tq)    # the same rows, as of one matrix per group
     scale = 1 / math.sqrt(D)
     q = (q * scale).reshape(*groups, D)                # D numbers per query to scale, not Tk

@@ -58,11 +58,27 @@ def dropout_backward(dy, cache):
 
 def keep_mask(xp, key, p, shape):
     """-> bool array of the shape (B, ...), False with probability p."""
-    first, second, threshold = mask_words(key, p)
-    rows = xp.arange(key.row, key.row + shape[0], dtype=xp.uint32)[:, None]    # (B, 1)
+    rows = xp.arange(key.row, key.row + shape[0], dtype=xp.uint32)             # (B,)
     elements = xp.arange(math.prod(shape[1:]), dtype=xp.uint32)                # (E,)
-    bits = _scramble(elements ^ _scramble(rows ^ first), _scramble(rows ^ second))    # (B, E)
-    return (bits >= threshold).reshape(shape)
+    return _kept(key, p, rows, elements).reshape(shape)
+
+
+def keep_tile(xp, key, p, shape, tile):
+    """-> keep_mask(xp, key, p, shape)[tile]. tile: slices with a start and a stop, one per axis."""
+    rows, *axes = (xp.arange(part.start, part.stop, dtype=xp.uint32) for part in tile)
+    elements = axes[0]                                   # positions in the row
+    for axis, length in zip(axes[1:], shape[2:]):
+        elements = elements[..., None] * length + axis
+    kept = _kept(key, p, rows + key.row, elements.reshape(-1))
+    return kept.reshape(-1, *elements.shape)
+
+
+def _kept(key, p, rows, elements):
+    """rows (B,), elements (E,), uint32 -> (B, E) bool: which elements of these rows are kept."""
+    first, second, threshold = mask_words(key, p)
+    rows = rows[:, None]
+    bits = _scramble(elements ^ _scramble(rows ^ first), _scramble(rows ^ second))
+    return bits >= threshold
 
 
 def mask_words(key, p):

@@ -42,15 +42,16 @@ def mlp_backward(dy, cache):
 
 
 def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=None, layers=layers,
-                           attn_dropout=None):
-    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows.
-    attn_dropout: the rate for the weights of attention; None: that of the output."""
+                           attn_dropout=None, causal=False):
+    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows, and if causal
+    to none after it. attn_dropout: the rate for the weights of attention; None: that of the output.
+    """
     qkv, c_attn = layers.linear_forward(x, p["c_attn.weight"], p.get("c_attn.bias"))
     q, k, v = split_heads(qkv, 3, n_head)                                   # (B, H, T, D) each
     if kv is not None:
         k, v = kv.extend(k, v)                                              # (B, H, Tk, D)
     rate = dropout if attn_dropout is None else attn_dropout
-    heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0))
+    heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0), causal)
     y, c_proj = layers.linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (c_attn, attn, c_proj, drop, n_head, layers)
@@ -128,11 +129,11 @@ def merge_heads(*heads):
 
 
 def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None,
-                  layers=layers, attn_dropout=None, eps=1e-5):
+                  layers=layers, attn_dropout=None, eps=1e-5, causal=False):
     """x (B, T, C) -> y (B, T, C). eps: of the layer norms."""
     h, ln_1 = layers.layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
     h, attn = self_attention_forward(
-        h, p["attn"], n_head, mask, dropout, key and key.at(0), kv, layers, attn_dropout
+        h, p["attn"], n_head, mask, dropout, key and key.at(0), kv, layers, attn_dropout, causal
     )
     x = x + h                                        # residual
     h, ln_2 = layers.layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"], eps)

@@ -14,13 +14,15 @@ import math
 from dataclasses import dataclass
 
 from npgpt import layers
-from npgpt.backend import array_module
 from npgpt.cli.options import option
 from npgpt.errors import UserError
 from npgpt.models.blocks import ACTIVATIONS, block_backward, block_forward
 from npgpt.models.language_model import LanguageModel
 from npgpt.models.model import ModelConfig
 from npgpt.models.parameters import STD, Param, flatten, linear, norm, table
+from npgpt.models.recompute import recomputed
+
+BLOCK = block_forward, block_backward
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class GPTConfig(ModelConfig):
         """The rate for the weights of attention."""
         return self.dropout if self.attn_dropout is None else self.attn_dropout
 
+    @property
+    def head(self):
+        """The name of the head's weight, (V, C)."""
+        return "wte.weight" if self.tie_weights else "lm_head.weight"
+
     def architecture(self):
         """-> name -> Param of every parameter, in the order the model uses them."""
         V, C, F = self.vocab_size, self.n_embd, self.inner
@@ -95,46 +102,52 @@ class GPTConfig(ModelConfig):
         })
 
 
-def gpt_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
+def gpt_forward(idx, p, config, key=None, kv=None, layers=layers, last=False, head=True,
+                recompute=False):
     """idx (B, T) -> logits (B, T, V). kv: a KVCache of the tokens before; then there is no
-    backward. last: logits of the last position only, (B, 1, V)."""
+    backward. last: logits of the last position only, (B, 1, V). head: False: not the logits, but
+    what the head maps to them, (B, T, C). recompute: the backward computes the blocks again."""
     start = kv.length if kv else 0
     x, wte = layers.embedding_forward(idx, p["wte.weight"])                     # (B, T, C)
     x, wpe = layers.positional_forward(x, p["wpe.weight"], start)
     x, drop = layers.dropout_forward(x, config.embedding_dropout, key and key.at(0))
-    mask = layers.causal_mask(array_module(x), idx.shape[1], start + idx.shape[1])
+    forward, backward = recomputed(BLOCK) if recompute else BLOCK
     blocks = []
     for layer in range(config.n_layer):
-        x, block = block_forward(
-            x, p["h"][layer], config.n_head, mask, config.activation, config.dropout,
+        x, block = forward(
+            x, p["h"][layer], config.n_head, None, config.activation, config.dropout,
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
-            config.norm_eps,
+            config.norm_eps, causal=True,
         )
         if kv is None:                               # else there is no backward
             blocks.append(block)
     x = x[:, -1:] if last else x
     x, ln_f = layers.layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.norm_eps)
-    head = p["wte.weight"] if config.tie_weights else p["lm_head.weight"]       # (V, C)
-    logits, lm_head = layers.linear_forward(x, head.T, p.get("lm_head.bias"))   # (B, T, V)
-    return logits, (wte, wpe, drop, blocks, ln_f, lm_head, config, layers)
+    lm_head = None
+    if head:
+        x, lm_head = layers.linear_forward(x, p[config.head].T, p.get("lm_head.bias"))   # (B, T, V)
+    return x, (wte, wpe, drop, blocks, backward, ln_f, lm_head, config, layers)
 
 
-def gpt_backward(dlogits, cache, grads):
-    """dlogits (B, T, V) -> None: adds the gradients to `grads`.
+def gpt_backward(dy, cache, grads):
+    """dy (B, T, V), of the logits, or (B, T, C), without the head -> None: adds the gradients to
+    `grads`.
 
-    Arrays are freed as soon as possible: dlogits, if the caller has no reference to it, and each
-    block's cache, which is removed from its list. So a cache can be used for one backward only.
+    Arrays are freed as soon as possible: dy, if the caller has no reference to it, and each block's
+    cache, which is removed from its list. So a cache can be used for one backward only.
     """
-    wte, wpe, drop, blocks, ln_f, lm_head, config, layers = cache
-    dx, dhead, dbias = layers.linear_backward(dlogits, lm_head)
-    del dlogits
-    grads.add("wte.weight" if config.tie_weights else "lm_head.weight", dhead.T)
-    grads.add("lm_head.bias", dbias)
+    wte, wpe, drop, blocks, backward, ln_f, lm_head, config, layers = cache
+    dx = dy
+    del dy
+    if lm_head:
+        dx, dhead, dbias = layers.linear_backward(dx, lm_head)
+        grads.add(config.head, dhead.T)
+        grads.add("lm_head.bias", dbias)
     dx, dw, db = layers.layernorm_backward(dx, ln_f)
     grads.add("ln_f.weight", dw)
     grads.add("ln_f.bias", db)
     for layer in reversed(range(config.n_layer)):
-        dx, dp = block_backward(dx, blocks.pop())
+        dx, dp = backward(dx, blocks.pop())
         grads.add(f"h.{layer}", dp)
     dx = layers.dropout_backward(dx, drop)
     dx, dw = layers.positional_backward(dx, wpe)

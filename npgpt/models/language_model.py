@@ -29,8 +29,8 @@ class LanguageModel(Model):
         total = 0
         for start in range(0, idx.shape[1], READ):
             part = slice(start, start + READ)
-            logits = self._forward(idx[:, part], kv=kv)[0]
-            total += self.layers.cross_entropy_forward(logits, targets[:, part], count)[0]
+            x = self._forward(idx[:, part], kv=kv, head=False)[0]
+            total += self._loss_of(x, targets[:, part], count)
         return total
 
     def loss_and_grads(self, idx, targets, key=None, count=None, *, into=None):

@@ -22,6 +22,9 @@ from npgpt.models.language_model import LanguageModel
 from npgpt.models.llama_blocks import llama_block_backward, llama_block_forward
 from npgpt.models.model import ModelConfig
 from npgpt.models.parameters import STD, flatten, linear, rms_norm, table
+from npgpt.models.recompute import recomputed
+
+BLOCK = llama_block_forward, llama_block_backward
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class LlamaConfig(ModelConfig):
         """The rate for the weights of attention."""
         return self.dropout if self.attn_dropout is None else self.attn_dropout
 
+    @property
+    def head(self):
+        """The name of the head's weight, (V, C)."""
+        return "embed_tokens.weight" if self.tie_weights else "lm_head.weight"
+
     def architecture(self):
         """-> name -> Param of every parameter, in the order the model uses them."""
         V, C, D, F = self.vocab_size, self.n_embd, self.head_dim, self.n_inner
@@ -106,41 +114,45 @@ class LlamaConfig(ModelConfig):
         })
 
 
-def llama_forward(idx, p, config, key=None, kv=None, layers=layers, last=False):
-    """idx (B, T) -> logits (B, T, V). kv, last: as in gpt_forward."""
+def llama_forward(idx, p, config, key=None, kv=None, layers=layers, last=False, head=True,
+                  recompute=False):
+    """idx (B, T) -> logits (B, T, V). kv, last, head, recompute: as in gpt_forward."""
     start, T = kv.length if kv else 0, idx.shape[1]
     x, embed_tokens = layers.embedding_forward(idx, p["embed_tokens.weight"])      # (B, T, C)
     x, drop = layers.dropout_forward(x, config.dropout, key and key.at(0))
-    xp = array_module(x)
-    mask = layers.causal_mask(xp, T, start + T)
-    rotation = layers.rotation(xp, T, config.head_dim, config.rope_theta, start, x.real.dtype)
+    rotation = layers.rotation(array_module(x), T, config.head_dim, config.rope_theta, start,
+                               x.real.dtype)
+    forward, backward = recomputed(BLOCK) if recompute else BLOCK
     blocks = []
     for layer in range(config.n_layer):
-        x, block = llama_block_forward(
-            x, p["layers"][layer], config.n_head, config.n_kv_head, rotation, mask, config.dropout,
+        x, block = forward(
+            x, p["layers"][layer], config.n_head, config.n_kv_head, rotation, None, config.dropout,
             key and key.at(1 + layer), kv and kv.layers[layer], layers, config.attention_dropout,
-            config.norm_eps,
+            config.norm_eps, causal=True,
         )
         if kv is None:                               # else there is no backward
             blocks.append(block)
     x = x[:, -1:] if last else x
     x, norm = layers.rmsnorm_forward(x, p["norm.weight"], config.norm_eps)
-    head = p["embed_tokens.weight"] if config.tie_weights else p["lm_head.weight"]     # (V, C)
-    logits, lm_head = layers.linear_forward(x, head.T)                             # (B, T, V)
-    return logits, (embed_tokens, drop, blocks, norm, lm_head, config, layers)
+    lm_head = None
+    if head:
+        x, lm_head = layers.linear_forward(x, p[config.head].T)                    # (B, T, V)
+    return x, (embed_tokens, drop, blocks, backward, norm, lm_head, config, layers)
 
 
-def llama_backward(dlogits, cache, grads):
-    """dlogits (B, T, V) -> None: adds the gradients to `grads`. A cache can be used for one
-    backward only, as in gpt_backward."""
-    embed_tokens, drop, blocks, norm, lm_head, config, layers = cache
-    dx, dhead, _ = layers.linear_backward(dlogits, lm_head)
-    del dlogits
-    grads.add("embed_tokens.weight" if config.tie_weights else "lm_head.weight", dhead.T)
+def llama_backward(dy, cache, grads):
+    """dy (B, T, V), of the logits, or (B, T, C), without the head -> None: adds the gradients to
+    `grads`. A cache can be used for one backward only, as in gpt_backward."""
+    embed_tokens, drop, blocks, backward, norm, lm_head, config, layers = cache
+    dx = dy
+    del dy
+    if lm_head:
+        dx, dhead, _ = layers.linear_backward(dx, lm_head)
+        grads.add(config.head, dhead.T)
     dx, dw = layers.rmsnorm_backward(dx, norm)
     grads.add("norm.weight", dw)
     for layer in reversed(range(config.n_layer)):
-        dx, dp = llama_block_backward(dx, blocks.pop())
+        dx, dp = backward(dx, blocks.pop())
         grads.add(f"layers.{layer}", dp)
     dx = layers.dropout_backward(dx, drop)
     dw = layers.embedding_backward(dx, embed_tokens)

@@ -40,8 +40,9 @@ def gated_mlp_backward(dy, cache):
 
 
 def grouped_attention_forward(x, p, n_head, n_kv_head, rotation, mask=None, dropout=0.0, key=None,
-                              kv=None, layers=layers, attn_dropout=None, eps=1e-5):
-    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows.
+                              kv=None, layers=layers, attn_dropout=None, eps=1e-5, causal=False):
+    """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows, and if causal
+    to none after it.
     rotation: the cos and sin of the angles at these T positions. attn_dropout: the rate for the
     weights of attention; None: that of the output. eps: of the norms of q and k."""
     qkv, qkv_proj = layers.linear_forward(x, *linear_of(p, "qkv_proj"))
@@ -56,7 +57,7 @@ def grouped_attention_forward(x, p, n_head, n_kv_head, rotation, mask=None, drop
     if kv is not None:
         k, v = kv.extend(k, v)                             # (B, G, Tk, D)
     rate = dropout if attn_dropout is None else attn_dropout
-    heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0))
+    heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0), causal)
     y, o_proj = layers.linear_forward(merge_heads(heads), *linear_of(p, "o_proj"))
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (qkv_proj, q_norm, k_norm, q_rope, k_rope, attn, o_proj, drop, n_head, layers)
@@ -82,12 +83,12 @@ def grouped_attention_backward(dy, cache):
 
 
 def llama_block_forward(x, p, n_head, n_kv_head, rotation, mask=None, dropout=0.0, key=None,
-                        kv=None, layers=layers, attn_dropout=None, eps=1e-5):
+                        kv=None, layers=layers, attn_dropout=None, eps=1e-5, causal=False):
     """x (B, T, C) -> y (B, T, C). eps: of all norms."""
     h, norm_1 = layers.rmsnorm_forward(x, p["input_layernorm.weight"], eps)
     h, attn = grouped_attention_forward(
         h, p["self_attn"], n_head, n_kv_head, rotation, mask, dropout, key and key.at(0), kv,
-        layers, attn_dropout, eps,
+        layers, attn_dropout, eps, causal,
     )
     x = x + h                                              # residual
     h, norm_2 = layers.rmsnorm_forward(x, p["post_attention_layernorm.weight"], eps)

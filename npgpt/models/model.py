@@ -6,6 +6,9 @@ forward and a backward like those of every layer:
     logits, cache = forward(*tokens, p, config, key, layers=layers)
     backward(dlogits, cache, grads)       adds the gradients to grads, a Gradients
 
+In training the head is left out of both, `head=False`, and is one layer with the loss, so that the
+logits are never in memory all at once.
+
 Precision belongs to the model. float64 and float32 compute in that dtype. tf32 and bfloat16 have
 float32 parameters and round the inputs of matrix products: tf32 to 10 bits of mantissa, by a math
 mode of the device that is set while the model computes; bfloat16 to 8 bits of precision, by other
@@ -20,10 +23,13 @@ from npgpt.errors import UserError
 from npgpt.kernels import layers_for
 from npgpt.models.parameters import Parameters, count
 
+ATTENTION = ("auto", "plain", "tiled")
+
 
 class ModelConfig(Options):
     """Base of the configurations. Each has a method `architecture`, which gives the table of its
-    parameters in the order in which the model uses them."""
+    parameters in the order in which the model uses them, and `head`, the name of the weight (V, C)
+    that maps channels to logits. A head's bias is "lm_head.bias"."""
 
     def shapes(self):
         """-> name -> shape of every parameter."""
@@ -41,15 +47,18 @@ class Model:
     forward = backward = None   # the family's functions
 
     def __init__(self, config, *, seed=1337, device="cpu", dtype="float32", fused=False,
-                 values=None):
+                 attention="auto", recompute=False, values=None):
         """seed: of the initial weights. device: "cpu", "gpu" or "auto". dtype: "float32",
         "float64", "tf32" or "bfloat16", the last two on a GPU. fused: use the GPU's fused kernels.
-        values: pairs of names and NumPy arrays, the parameters; None: random ones.
-        Raises UserError if the device or the precision is not available."""
+        attention: "plain", "tiled", or "auto": tiled for long contexts on a CPU. recompute: the
+        backward computes each block again, and memory has the activations of one block at a time.
+        values: pairs of names and NumPy arrays, the parameters; None: random ones. Raises UserError
+        if the device or the precision is not available."""
         self.config = config
         self.device = get_device(device)
         self.dtype = dtype
-        self.layers = layers_for(self.device, dtype, fused)
+        self.recompute = recompute
+        self.layers = layers_for(self.device, dtype, fused, self._is_tiled(attention))
         architecture = config.architecture()
         self.params = Parameters(architecture, self._zeros(count(architecture)))
         if values is None:
@@ -102,21 +111,30 @@ class Model:
 
     def _loss(self, tokens, targets):
         """-> mean cross-entropy in nats per token, a scalar of the device, without dropout."""
-        logits, _ = self._forward(*tokens)
-        return self.layers.cross_entropy_forward(logits, targets)[0]
+        return self._loss_of(self._forward(*tokens, head=False)[0], targets)
+
+    def _loss_of(self, x, targets, count=None):
+        """x (B, T, C), what the head maps to logits -> the loss, without gradients."""
+        with self.device.math_mode(self.dtype):
+            return self._head_forward(x, targets, count, gradients=False)[0]
+
+    def _head_forward(self, x, targets, count, **options):
+        return self.layers.linear_cross_entropy_forward(
+            x, self.params[self.config.head].T, self.params.get("lm_head.bias"), targets, count,
+            **options)
 
     def _loss_and_grads(self, tokens, targets, key, count, grads):
         """-> loss, grads. key, count: as in loss_and_grads. grads: to add to, or None."""
         layers, grads = self.layers, self.gradients() if grads is None else grads
         with self.device.math_mode(self.dtype):
-            logits, cache = self.forward(*tokens, self.params.tree, self.config, key, layers=layers)
-            loss, ce = layers.cross_entropy_forward(logits, targets, count)
-            del logits
-            dlogits = [layers.cross_entropy_backward(self.device.xp.ones_like(loss), ce)]
-            del ce
-            # Probabilities and dlogits are the largest arrays of a small model. pop() passes on the
-            # only reference to dlogits, so the backward frees it with its first lines.
-            self.backward(dlogits.pop(), cache, grads)
+            x, cache = self.forward(*tokens, self.params.tree, self.config, key, layers=layers,
+                                    head=False, recompute=self.recompute)
+            loss, head = self._head_forward(x, targets, count)
+            dx, dw, db = layers.linear_cross_entropy_backward(None, head)
+            grads.add(self.config.head, dw.T)
+            grads.add("lm_head.bias", db)
+            del x, head, dw                  # dw is large if the vocabulary is
+            self.backward(dx, cache, grads)
         return loss, grads
 
     def _tokens(self, idx, V, lowest=0, name="idx"):
@@ -131,6 +149,13 @@ class Model:
             wrong = idx.max() if idx.max() >= V else idx.min()
             raise UserError(f"{name} must be token ids from {lowest} to {V - 1}, got {wrong}")
         return self.device.to_device(idx)
+
+    def _is_tiled(self, attention):
+        """Whether attention is computed in tiles."""
+        if attention not in ATTENTION:
+            raise UserError(f"`attention` must be one of {', '.join(ATTENTION)}, got {attention!r}")
+        context, longest = getattr(self.config, "block_size", 0), self.device.longest_plain
+        return attention == "tiled" or (attention == "auto" and context > longest)
 
     def _same_shape(self, idx, targets):
         if idx.shape != targets.shape:

@@ -50,10 +50,11 @@ def encoder_block_backward(dy, cache):
 
 
 def decoder_block_forward(x, memory, p, n_head, mask=None, memory_mask=None, dropout=0.0, key=None,
-                          maps=None, layers=layers):
-    """x (B, T, C), memory (B, S, M) -> y (B, T, C). mask: of x; memory_mask: of the memory."""
+                          maps=None, layers=layers, causal=False):
+    """x (B, T, C), memory (B, S, M) -> y (B, T, C). mask, causal: of x; memory_mask: of the
+    memory."""
     h, attn = self_attention_forward(
-        x, p["attn"], n_head, mask, dropout, key and key.at(0), layers=layers
+        x, p["attn"], n_head, mask, dropout, key and key.at(0), layers=layers, causal=causal
     )
     x, ln_1 = layers.layernorm_forward(x + h, p["ln_1.weight"], p["ln_1.bias"])
     h, cross = cross_attention_forward(

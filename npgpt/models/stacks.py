@@ -20,8 +20,11 @@ from npgpt.models.postnorm import (
     encoder_block_backward,
     encoder_block_forward,
 )
+from npgpt.models.recompute import recomputed
 
 PAD = 0
+ENCODER_BLOCK = encoder_block_forward, encoder_block_backward
+DECODER_BLOCK = decoder_block_forward, decoder_block_backward
 
 
 def sinusoid(xp, T, C):
@@ -61,50 +64,51 @@ def seen(idx):
     return (idx != PAD)[:, None, None]
 
 
-def encoder_forward(source, p, config, key=None, layers=layers):
-    """source (B, S) -> memory (B, S, C)."""
+def encoder_forward(source, p, config, key=None, layers=layers, recompute=False):
+    """source (B, S) -> memory (B, S, C). recompute: the backward computes the blocks again."""
     x, embed = embed_forward(source, p["wte.weight"], config.dropout, key and key.at(0), layers)
+    forward, backward = recomputed(ENCODER_BLOCK) if recompute else ENCODER_BLOCK
     blocks = []
     for layer in range(config.n_layer):
-        x, block = encoder_block_forward(
+        x, block = forward(
             x, p["h"][layer], config.n_head, seen(source), config.dropout,
             key and key.at(1 + layer), layers,
         )
         blocks.append(block)
-    return x, (embed, blocks)
+    return x, (embed, blocks, backward)
 
 
 def encoder_backward(dmemory, cache, grads):
     """dmemory (B, S, C) -> None."""
-    embed, blocks = cache
+    embed, blocks, backward = cache
     dx = dmemory
     for layer in reversed(range(len(blocks))):
-        dx, dp = encoder_block_backward(dx, blocks.pop())
+        dx, dp = backward(dx, blocks.pop())
         grads.add(f"encoder.h.{layer}", dp)
     grads.add("encoder.wte.weight", embed_backward(dx, embed))
 
 
-def decoder_forward(idx, memory, memory_mask, p, config, key=None, maps=None, layers=layers):
-    """idx (B, T), memory (B, S, C) -> x (B, T, C)."""
+def decoder_forward(idx, memory, memory_mask, p, config, key=None, maps=None, layers=layers,
+                    recompute=False):
+    """idx (B, T), memory (B, S, C) -> x (B, T, C). recompute: as in encoder_forward."""
     x, embed = embed_forward(idx, p["wte.weight"], config.dropout, key and key.at(0), layers)
-    T = idx.shape[1]
-    mask = layers.causal_mask(array_module(x), T, T) & seen(idx)            # (B, 1, T, T)
+    forward, backward = recomputed(DECODER_BLOCK) if recompute else DECODER_BLOCK
     blocks = []
     for layer in range(config.n_layer):
-        x, block = decoder_block_forward(
-            x, memory, p["h"][layer], config.n_head, mask, memory_mask, config.dropout,
-            key and key.at(1 + layer), maps, layers,
+        x, block = forward(
+            x, memory, p["h"][layer], config.n_head, seen(idx), memory_mask, config.dropout,
+            key and key.at(1 + layer), maps, layers, causal=True,
         )
         blocks.append(block)
-    return x, (embed, blocks)
+    return x, (embed, blocks, backward)
 
 
 def decoder_backward(dx, cache, grads):
     """dx (B, T, C) -> dmemory (B, S, C)."""
-    embed, blocks = cache
+    embed, blocks, backward = cache
     dmemory = 0
     for layer in reversed(range(len(blocks))):
-        dx, dread, dp = decoder_block_backward(dx, blocks.pop())
+        dx, dread, dp = backward(dx, blocks.pop())
         dmemory = dmemory + dread                    # every block reads it: gradients are added
         grads.add(f"decoder.h.{layer}", dp)
     grads.add("decoder.wte.weight", embed_backward(dx, embed))

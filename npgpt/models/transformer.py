@@ -67,6 +67,11 @@ class TransformerConfig(ModelConfig):
             raise UserError(f"`n_embd` must be a multiple of `n_head`, got {self.n_embd} and "
                             f"{self.n_head}")
 
+    @property
+    def head(self):
+        """The name of the head's weight, (V, C)."""
+        return "decoder.wte.weight" if self.tie_weights else "lm_head.weight"
+
     def architecture(self):
         """-> name -> Param of every parameter, in the order the model uses them.
 
@@ -96,29 +101,36 @@ class TransformerConfig(ModelConfig):
         })
 
 
-def transformer_forward(source, idx, p, config, key=None, maps=None, layers=layers):
-    """source (B, S), idx (B, T) -> logits (B, T, V)."""
-    memory, encoder = encoder_forward(source, p["encoder"], config, key and key.at(0), layers)
+def transformer_forward(source, idx, p, config, key=None, maps=None, layers=layers, head=True,
+                        recompute=False):
+    """source (B, S), idx (B, T) -> logits (B, T, V). head: False: not the logits, but what the head
+    maps to them, (B, T, C). recompute: the backward computes the blocks again."""
+    memory, encoder = encoder_forward(source, p["encoder"], config, key and key.at(0), layers,
+                                      recompute)
     x, decoder = decoder_forward(
-        idx, memory, seen(source), p["decoder"], config, key and key.at(1), maps, layers
+        idx, memory, seen(source), p["decoder"], config, key and key.at(1), maps, layers,
+        recompute,
     )
-    logits, lm_head = layers.linear_forward(x, head(p, config).T)           # (B, T, V)
-    return logits, (encoder, decoder, lm_head, config, layers)
+    lm_head = None
+    if head:
+        x, lm_head = layers.linear_forward(x, head_weight(p, config).T)     # (B, T, V)
+    return x, (encoder, decoder, lm_head, config, layers)
 
 
-def transformer_backward(dlogits, cache, grads):
-    """dlogits (B, T, V) -> None: adds the gradients to `grads`. A cache can be used for one
-    backward only."""
+def transformer_backward(dy, cache, grads):
+    """dy (B, T, V), of the logits, or (B, T, C), without the head -> None: adds the gradients to
+    `grads`. A cache can be used for one backward only."""
     encoder, decoder, lm_head, config, layers = cache
-    dx, dhead, _ = layers.linear_backward(dlogits, lm_head)
-    del dlogits
-    tied = config.tie_weights                        # then dhead is a part of the embedding's
-    grads.add("decoder.wte.weight" if tied else "lm_head.weight", dhead.T)
+    dx = dy
+    del dy
+    if lm_head:
+        dx, dhead, _ = layers.linear_backward(dx, lm_head)
+        grads.add(config.head, dhead.T)              # tied: a part of the embedding's
     dmemory = decoder_backward(dx, decoder, grads)
     encoder_backward(dmemory, encoder, grads)
 
 
-def head(p, config):
+def head_weight(p, config):
     """The weight (V, C) of the head, which maps channels to logits."""
     return p["decoder"]["wte.weight"] if config.tie_weights else p["lm_head.weight"]
 
@@ -185,7 +197,7 @@ class Transformer(Model):
             while idx.shape[1] <= max_new_tokens and not ended.all():
                 x, _ = decoder_forward(self.device.to_device(idx), memory, seen(source),
                                        p["decoder"], config, layers=self.layers)
-                new = to_host((x[:, -1] @ head(p, config).T).argmax(-1))                   # (B,)
+                new = to_host((x[:, -1] @ head_weight(p, config).T).argmax(-1))    # (B,)
                 new = np.where(ended, PAD, new)
                 ended = (new == END) | (new == PAD)
                 idx = np.concatenate([idx, new[:, None]], axis=1)

@@ -136,10 +136,11 @@ def test_strides_do_not_matter(name, data):
 @given(data=st.data())
 def test_empty_batch_gives_empty_results(name, data):
     case = data.draw(CASES[name]())
-    # How many of the inputs have a batch axis.
-    count = {"attention": 3, "cross_entropy": 2, "swiglu": 2}.get(name, 1)
-    inputs = [x[:0] if i < count else x for i, x in enumerate(case.inputs)]
-    if name == "attention" and inputs[3] is not None and inputs[3].ndim == 4:
+    # Which inputs have a batch axis.
+    with_batch = {"attention": (0, 1, 2), "tiled_attention": (0, 1, 2), "cross_entropy": (0, 1),
+                  "linear_cross_entropy": (0, 3), "swiglu": (0, 1)}.get(name, (0,))
+    inputs = [x[:0] if i in with_batch else x for i, x in enumerate(case.inputs)]
+    if "attention" in name and inputs[3] is not None and inputs[3].ndim == 4:
         inputs[3] = inputs[3][:0]
     y, cache = case.forward(*inputs)
     gradients = case.backward(output_gradient(y), cache)

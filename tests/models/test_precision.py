@@ -147,8 +147,9 @@ def watched_layers(model, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "options", "expected", "exact"), [
-    ("gpt", {}, {"linear", "attention", "embedding", "layernorm"}, {"gelu", "layernorm"}),
-    ("llama", {"qk_norm": True}, {"linear", "attention", "embedding"},
+    ("gpt", {}, {"linear", "linear_cross_entropy", "attention", "embedding", "layernorm"},
+     {"gelu", "layernorm"}),
+    ("llama", {"qk_norm": True}, {"linear", "linear_cross_entropy", "attention", "embedding"},
      {"rmsnorm", "rope", "swiglu"}),
 ])
 @pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
