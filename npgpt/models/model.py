@@ -36,6 +36,15 @@ class ModelConfig(Options):
         return {name: param.shape for name, param in self.architecture().items()}
 
 
+def is_tiled(attention, config, device):
+    """Whether a model computes attention in tiles. attention: as for a new Model. With "auto" the
+    longest context decides, so that a run always computes in the same way."""
+    if attention not in ATTENTION:
+        raise UserError(f"`attention` must be one of {', '.join(ATTENTION)}, got {attention!r}")
+    context = getattr(config, "block_size", 0)
+    return attention == "tiled" or (attention == "auto" and context > device.longest_plain)
+
+
 class Model:
     """Base of the models. `params` maps names to arrays, views of the one buffer `params.flat`.
 
@@ -58,7 +67,8 @@ class Model:
         self.device = get_device(device)
         self.dtype = dtype
         self.recompute = recompute
-        self.layers = layers_for(self.device, dtype, fused, self._is_tiled(attention))
+        tiled = is_tiled(attention, config, self.device)
+        self.layers = layers_for(self.device, dtype, fused, tiled)
         architecture = config.architecture()
         self.params = Parameters(architecture, self._zeros(count(architecture)))
         if values is None:
@@ -92,13 +102,15 @@ class Model:
         save_model(self, directory)
 
     @classmethod
-    def from_pretrained(cls, directory, device="cpu", dtype="float32", fused=False):
+    def from_pretrained(cls, directory, device="cpu", dtype="float32", fused=False,
+                        attention="auto", recompute=False):
         """Read a model directory that npgpt or transformers wrote, or a GGUF file -> a model of
         this family; of a base of several families, such as LanguageModel, of the one that the
-        directory names. device, dtype, fused: as for a new model. Raises UserError that says what
+        directory names. The other arguments: as for a new model. Raises UserError that says what
         is missing, unknown or damaged."""
         from npgpt.checkpoints import load_model
-        return load_model(directory, cls, device=device, dtype=dtype, fused=fused)
+        return load_model(directory, cls, device=device, dtype=dtype, fused=fused,
+                          attention=attention, recompute=recompute)
 
     def _zeros(self, n):
         return self.device.xp.zeros(n, "float64" if self.dtype == "float64" else "float32")
@@ -149,13 +161,6 @@ class Model:
             wrong = idx.max() if idx.max() >= V else idx.min()
             raise UserError(f"{name} must be token ids from {lowest} to {V - 1}, got {wrong}")
         return self.device.to_device(idx)
-
-    def _is_tiled(self, attention):
-        """Whether attention is computed in tiles."""
-        if attention not in ATTENTION:
-            raise UserError(f"`attention` must be one of {', '.join(ATTENTION)}, got {attention!r}")
-        context, longest = getattr(self.config, "block_size", 0), self.device.longest_plain
-        return attention == "tiled" or (attention == "auto" and context > longest)
 
     def _same_shape(self, idx, targets):
         if idx.shape != targets.shape:

@@ -9,6 +9,7 @@ from npgpt.cli.options import Options, option
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
 from npgpt.models.llama import Llama
+from npgpt.models.model import ATTENTION
 
 FAMILIES = {"gpt": GPT, "llama": Llama}
 
@@ -71,6 +72,9 @@ class TrainingConfig(Options):
         "with BLAS's threads, and the others only update)", at_least=1, at_most=1000
     )
     fused: bool | None = option(None, "the fused kernels, on a GPU (default: yes)")
+    attention: str = option("auto", "plain, with all scores in memory, or tiled; auto: tiled on a "
+                            "CPU if `block_size` is 512 or more", choices=ATTENTION)
+    recompute: bool = option(False, "compute each block again in the backward, to use less memory")
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,7 +91,7 @@ class TrainingConfig(Options):
 
 # Options that may change when a run is resumed; `data` too, because the text has a SHA-256.
 RESUMABLE = {"data", "data_cache", "max_iters", "eval_interval", "eval_iters", "final_windows",
-             "log_interval", "device", "dtype", "fused", "workers"}
+             "log_interval", "device", "dtype", "fused", "workers", "attention", "recompute"}
 FAMILY_FIELDS = {                    # family -> name -> field; a name means the same in all
     family: {f.name: f for f in dataclasses.fields(model.Config) if f.name != "vocab_size"}
     for family, model in FAMILIES.items()}

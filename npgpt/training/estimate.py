@@ -5,10 +5,13 @@ import time
 
 from npgpt.errors import UserError
 from npgpt.layers import Key
+from npgpt.layers.linear_cross_entropy import LOGITS
 from npgpt.models.llama import LlamaConfig
+from npgpt.models.model import is_tiled
 from npgpt.models.parameters import count
 
-LESS_MEMORY = "lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`"
+LESS_MEMORY = ("lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`, or add "
+               "`recompute`")
 
 
 def memory_needed(model, training, device, ranks=1, shared=True):
@@ -19,19 +22,27 @@ def memory_needed(model, training, device, ranks=1, shared=True):
     Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
     of its own has the moments of its shard only; the summed gradients of its shard arrive during
     the last backward, which frees activations. Most activations are in the caches, from forward to
-    backward; they grow with the tokens of a batch. The head's part, probabilities and their
-    gradient, is freed before the blocks' backward. A block's gradients exist before they are added,
+    backward; they grow with the tokens of a batch. Recomputed blocks keep their input only, and one
+    of them at a time all else. What the head needs, logits and its gradient, is freed before the
+    blocks' backward. A block's gradients exist before they are added,
     in each rank. AdamW's temporaries exist only after all that is freed; they matter if a large
     model trains on a small batch.
     """
-    C, V = model.n_embd, model.vocab_size
+    C, V, L = model.n_embd, model.vocab_size, model.n_layer
     fused = device.fuses if training.fused is None else training.fused
     sizes = _of_llama if isinstance(model, LlamaConfig) else _of_gpt
-    start, block, passing = sizes(model, fused)
-    head = 2 * V + 2 * C                                # probabilities and their gradient
+    tiled = is_tiled(training.attention, model, device)
+    start, block, passing = sizes(model, fused, tiled)
     rows = training.batch_size if shared else math.ceil(training.batch_size / ranks)
     tokens = rows * model.block_size
-    activations = tokens * (model.n_layer * block + max(head, passing) + start)
+    parts = ranks if shared else 1                      # each with logits and their gradient
+    logits = min(tokens, parts * max(LOGITS // V, 1)) * V
+    matrix = V * C * parts * (1 if tokens <= parts * max(LOGITS // V, 1) else 2)
+    head, passing = logits + matrix + 2 * tokens * C, tokens * passing
+    if training.recompute:
+        activations = tokens * ((L - 1) * C + start) + max(head, tokens * block + passing)
+    else:
+        activations = tokens * (L * block + start) + max(head, passing)
     architecture = model.architecture()
     matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
     activations += (ranks if shared else 1) * matrices // model.n_layer
@@ -44,29 +55,35 @@ def memory_needed(model, training, device, ranks=1, shared=True):
     return int(size * (copies * parameters + max(activations, updating, received) + offsets))
 
 
-def _of_gpt(model, fused):
+def _of_gpt(model, fused, tiled):
     """-> numbers in memory for each token: in the caches before the blocks, in those of a block,
-    and in temporaries of a block's backward."""
-    C, F, row = model.n_embd, model.inner, model.n_head * model.block_size
+    and in temporaries of a block's backward. In tiles attention keeps one number for each head."""
+    C, F, H = model.n_embd, model.inner, model.n_head
+    row = H * model.block_size
     embedding, attending, residual = (        # masks: a byte for an element; kernels store none
         0.25 if rate and not fused else 0
         for rate in (model.embedding_dropout, model.attention_dropout, model.dropout))
     attention = row * (2 + attending if model.attention_dropout else 1)      # after dropout too
     mlp = F * (1 if model.activation == "relu" else 2 if fused else 3)
     backward = row * (2 if model.attention_dropout else 1) + 4 * C          # of attention
+    if tiled:
+        attention, backward = H - C, 4 * C             # no copy of the queries is kept
     start = 10 + embedding * C                          # token ids are 8 bytes long
     return start, 10 * C + attention + mlp + 2 * residual * C, 8 * C + max(3 * F, backward)
 
 
-def _of_llama(model, fused):
+def _of_llama(model, fused, tiled):
     """The same for a Llama. Its queries have Q channels, its keys and values K each."""
-    C, F, row = model.n_embd, model.n_inner, model.n_head * model.block_size
+    C, F, H = model.n_embd, model.n_inner, model.n_head
+    row = H * model.block_size
     Q, K = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
     attending, residual = (0.25 if rate and not fused else 0
                            for rate in (model.attention_dropout, model.dropout))
     attention = row * (2 + attending if model.attention_dropout else 1)
-    attention += 4 * Q + 3 * K + (Q + K if model.qk_norm else 0)
     backward = row * (2 if model.attention_dropout else 1) + 4 * Q
+    if tiled:
+        attention, backward = H - Q, 4 * Q
+    attention += 4 * Q + 3 * K + (Q + K if model.qk_norm else 0)
     start = 10 + residual * C
     return start, 4 * C + attention + 4 * F + 2 * residual * C, 4 * C + max(5 * F, backward)
 

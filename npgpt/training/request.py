@@ -48,7 +48,8 @@ class Request:
 
     def resumed(self, saved):
         """The same request, with the values of a checkpoint, overridden by the flags.
-        Raises UserError for a flag that a resumed run cannot change."""
+        Before there was another attention, it was plain, and remains so. Raises UserError for a
+        flag that a resumed run cannot change."""
         self._check_family(saved.get("family", "gpt"), self.flags)
         for name, value in self.flags.items():
             kept = saved.get(name, FIELDS[name].default)      # an old checkpoint may lack it
@@ -57,7 +58,7 @@ class Request:
                     f"a resumed run keeps its `{name}` of {kept}, got {value}; to change it, start "
                     "a new run without `resume`"
                 )
-        return dataclasses.replace(self, values=saved | self.flags)
+        return dataclasses.replace(self, values={"attention": "plain"} | saved | self.flags)
 
     def training(self):
         """-> TrainingConfig."""

@@ -17,7 +17,8 @@ from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS, TrainingConfig
 
 FORMAT = 1     # the version of training.json; older files may lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum", "tokenizer", "data_cache",
-         "final_windows", "n_inner", "embd_dropout", "attn_dropout", "norm_eps", "family"}
+         "final_windows", "n_inner", "embd_dropout", "attn_dropout", "norm_eps", "family",
+         "attention", "recompute"}
 
 
 @dataclass

@@ -101,9 +101,10 @@ def resumed_run(request, directory):
 
 
 def precision(config, device):
-    """-> the dtype and the version of the layers that a run uses on a device, by their names."""
+    """-> how a run computes on a device: options of its model."""
     return {"dtype": config.dtype or device.default_dtype,
-            "fused": device.fuses if config.fused is None else config.fused}
+            "fused": device.fuses if config.fused is None else config.fused,
+            "attention": config.attention, "recompute": config.recompute}
 
 
 def assemble(request, config, directory, source, data, model, comm):

@@ -41,6 +41,23 @@ def test_estimated_memory_is_that_of_a_step(options, name):
     _compare(GPT, options, name)
 
 
+@pytest.mark.parametrize("how", [{"attention": "tiled"}, {"recompute": True},
+                                 {"attention": "tiled", "recompute": True}])
+@pytest.mark.parametrize(("family", "options"), [
+    (GPT, {"block_size": 512}), (GPT, {"block_size": 256, "n_head": 16, "dropout": 0.1}),
+    (GPT, {"n_layer": 6, "vocab_size": 2000}),
+    (Llama, {"block_size": 512}), (Llama, {"block_size": 256, "n_head": 16, "n_kv_head": 4}),
+    (Llama, {"n_layer": 6, "vocab_size": 2000, "dropout": 0.1}),
+])
+def test_estimate_knows_tiles_and_recomputation(family, options, how):
+    _compare(family, options, "cpu", **how)
+
+
+@pytest.mark.parametrize("attention", ["plain", "tiled"])
+def test_estimate_of_a_vocabulary_whose_logits_are_computed_in_parts(attention):
+    _compare(GPT, {"vocab_size": 100_000, "n_layer": 1, "n_embd": 32}, "cpu", attention=attention)
+
+
 @pytest.mark.parametrize("options", [
     {}, {"n_kv_head": 1}, {"dropout": 0.1}, {"vocab_size": 2000}, {"block_size": 128},
     {"block_size": 4, "n_embd": 512}, {"n_embd": 256, "n_layer": 1, "qk_norm": True},
@@ -56,23 +73,23 @@ def test_estimated_memory_is_that_of_a_step_of_a_llama(options, name):
     _compare(Llama, options, name)
 
 
-def _compare(family, options, name):
+def _compare(family, options, name, **how):
     """Measured: the peak of everything NumPy allocates, for the model and one step. The GPU is the
     double, whose arrays are NumPy's."""
     with double.installed() as gpu:
         device = gpu if name == "gpu" else CPU
-        found, expected = _memory_of_a_step(family, options, device)
+        found, expected = _memory_of_a_step(family, options, device, how)
     assert expected == pytest.approx(found, rel=0.1)
 
 
-def _memory_of_a_step(family, options, device):
+def _memory_of_a_step(family, options, device, how):
     model = family.Config(**{"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4,
                              "n_embd": 128} | options)
-    training = TrainingConfig(batch_size=8)
+    training = TrainingConfig(batch_size=8, **how)
     rng = np.random.default_rng(0)
     idx, targets = rng.integers(65, size=(2, 8, model.block_size))
     tracemalloc.start()
-    gpt = family(model, device=device)
+    gpt = family(model, device=device, **how)
     optimizer, grads = AdamW(gpt.params), gpt.gradients()
     train_step(gpt, optimizer, [(idx, targets, Key(1, 1))], grads, lr=1e-3, grad_clip=1.0)
     _, peak = tracemalloc.get_traced_memory()
