@@ -1,0 +1,118 @@
+"""Memory and time against the context: `python -m benchmarks.long_context [PNG]`.
+
+One `loss_and_grads` of a GPT with 2 blocks of 384 channels and 6 heads, 65 tokens in the
+vocabulary, one sequence, no dropout: with plain attention, in tiles, and in tiles with recomputed
+blocks. Each measurement is a process of its own, with one thread of BLAS; the sides alternate, and
+the peak is the resident memory of the whole process. Plain attention stops where its scores would
+need more than 2 GB. With a PNG the curves are drawn there.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+SIDES = {"plain": {"attention": "plain"}, "tiled": {"attention": "tiled"},
+         "recomputed": {"attention": "tiled", "recompute": True}}
+LONGEST_PLAIN = 4096
+ROUNDS = 3
+SECONDS = 1.0           # a process repeats its measurement for this long
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("png", nargs="?", help="where to draw the curves")
+    parser.add_argument("--quick", action="store_true", help="short contexts, once")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--context", type=int, help=argparse.SUPPRESS)
+    c = parser.parse_args()
+    if c.side:
+        return print(json.dumps(measure(c.context, **SIDES[c.side])))
+    found = {}
+    titles = [f"{side}, {what}" for side in SIDES for what in ("memory", "time", "tokens/s")]
+    print("| context | " + " | ".join(titles) + " | plain ÷ tiled |")
+    print("|" + " --- |" * (2 + 3 * len(SIDES)))
+    for context in CONTEXTS[:2] if c.quick else CONTEXTS:
+        found[context] = compare(context, 1 if c.quick else ROUNDS)
+        print(row(context, found[context]), flush=True)
+    if c.png:
+        draw(found, c.png)
+    return 0
+
+
+def compare(context, rounds):
+    """-> side -> (seconds, bytes), medians over the rounds."""
+    runs = {side: [] for side in SIDES if side != "plain" or context <= LONGEST_PLAIN}
+    for _ in range(rounds):
+        for side, results in runs.items():
+            words = ["--side", side, "--context", str(context)]
+            done = subprocess.run([sys.executable, "-m", "benchmarks.long_context", *words],
+                                  env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+                                  stdout=subprocess.PIPE, text=True, check=True)
+            results.append(json.loads(done.stdout))
+    return {side: tuple(map(statistics.median, zip(*results))) for side, results in runs.items()}
+
+
+def measure(context, **options):
+    """-> seconds of one pass, the median of several; the peak memory of this process in bytes."""
+    import numpy as np
+
+    from npgpt import GPT, GPTConfig
+    from npgpt.host import keep_freed_memory, peak_memory
+
+    keep_freed_memory()
+    config = GPTConfig(vocab_size=65, block_size=context, n_layer=2, n_head=6, n_embd=384)
+    model = GPT(config, **options)
+    grads = model.gradients()
+    idx = np.random.default_rng(0).integers(65, size=(1, context + 1))
+    seconds, began = [], time.perf_counter()
+    while len(seconds) < 2 or time.perf_counter() - began < SECONDS:
+        start = time.perf_counter()
+        grads.zero()
+        model.loss_and_grads(idx[:, :-1], idx[:, 1:], into=grads)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:]), peak_memory()
+
+
+def row(context, sides):
+    """One line of the table."""
+    cells = []
+    for side in SIDES:
+        if side in sides:
+            seconds, peak = sides[side]
+            cells += [f"{peak / 1e6:,.0f} MB", f"{seconds * 1000:,.0f} ms",
+                      f"{context / seconds:,.0f}"]
+        else:
+            cells += ["—"] * 3
+    ratio = f"{sides['plain'][0] / sides['tiled'][0]:.2f}" if "plain" in sides else "—"
+    return f"| {context:,} | " + " | ".join(cells) + f" | {ratio} |"
+
+
+def draw(found, path):
+    """Memory, time and tokens per second against the context."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    curves = {"peak memory, MB": lambda context, seconds, peak: peak / 1e6,
+              "seconds": lambda context, seconds, peak: seconds,
+              "tokens per second": lambda context, seconds, peak: context / seconds}
+    for axis, (title, value) in zip(axes, curves.items()):
+        for side in SIDES:
+            points = [(T, value(T, *sides[side])) for T, sides in found.items() if side in sides]
+            axis.plot(*zip(*points), "o-", label=side)
+        axis.set(title=title, xlabel="context", xscale="log", yscale="log")
+        axis.set_xticks(list(found), [f"{T:,}" for T in found], rotation=60)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
