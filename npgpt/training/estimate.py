@@ -11,10 +11,10 @@ from npgpt.models.parameters import count
 LESS_MEMORY = "lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`"
 
 
-def memory_needed(model, training, device, ranks=1, shared=True):
+def memory_needed(model, training, device, ranks=1, separate=False):
     """The configurations of a model and of its training -> the peak memory in bytes, to within
-    about 10 %: of this number of computing ranks together, if they share memory; otherwise of one
-    of them.
+    about 10 %: of this number of computing ranks together, which share memory; or, if each has
+    memory of its own, separate, of one of them.
 
     Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
     of its own has the moments of its shard only; the summed gradients of its shard arrive during
@@ -29,15 +29,15 @@ def memory_needed(model, training, device, ranks=1, shared=True):
     sizes = _of_llama if isinstance(model, LlamaConfig) else _of_gpt
     start, block, passing = sizes(model, fused)
     head = 2 * V + 2 * C                                # probabilities and their gradient
-    rows = training.batch_size if shared else math.ceil(training.batch_size / ranks)
+    rows = math.ceil(training.batch_size / ranks) if separate else training.batch_size
     tokens = rows * model.block_size
     activations = tokens * (model.n_layer * block + max(head, passing) + start)
     architecture = model.architecture()
     matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
-    activations += (ranks if shared else 1) * matrices // model.n_layer
+    activations += (1 if separate else ranks) * matrices // model.n_layer
     parameters = count(architecture)
-    copies = 3 + ranks if shared else 2 + 2 / ranks
-    received = 0 if shared else parameters // ranks
+    copies = 2 + 2 / ranks if separate else 3 + ranks
+    received = parameters // ranks if separate else 0
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 3 * min(parameters, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
