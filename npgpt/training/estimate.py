@@ -11,10 +11,10 @@ from npgpt.models.parameters import count
 LESS_MEMORY = "lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`"
 
 
-def memory_needed(model, training, device, ranks=1, separate=False):
+def memory_needed(model, training, device, ranks=1, *, separate=False):
     """The configurations of a model and of its training -> the peak memory in bytes, to within
-    about 10 %: of this number of computing ranks together, which share memory; or, if each has
-    memory of its own, separate, of one of them.
+    about 10 %: of this number of computing ranks together, which share memory; or of one of them,
+    if each has separate memory.
 
     Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
     of its own has the moments of its shard only; the summed gradients of its shard arrive during

@@ -12,6 +12,7 @@ from npgpt.optim import AdamW
 from npgpt.parallel import Single
 from npgpt.text import source
 from npgpt.training import beginning, estimate, setup
+from npgpt.training.header import header
 from npgpt.training.request import read_command_line
 from npgpt.training.run import restore, save
 from tests.training.rank import Rank
@@ -70,6 +71,17 @@ def test_memory_is_that_of_the_ranks_of_this_machine(name, times, world, monkeyp
     training = request(*WORDS).training()
     assert setup.build_communicator(training, TINY, device) is rank
     assert seen == [times * estimate.memory_needed(TINY, training, device, 3, separate=True)]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_header_has_the_memory_of_all_ranks_or_of_one_if_each_has_its_own(separate):
+    run = setup.build_run(request(*WORDS, "--workers=1"))
+    run.comm = Rank(0, 2)
+    run.comm.computing, run.comm.shares_memory = 2, not separate
+    expected = estimate.memory_needed(run.model.config, run.config, run.model.device, 2,
+                                      separate=separate)
+    assert header(run, 0.0)["memory"] == (f"about {estimate.size(expected)}"
+                                          + " in each rank" * separate)
 
 
 def test_only_the_first_rank_reads_the_state_of_a_checkpoint(tmp_path):
