@@ -106,8 +106,8 @@ def fine_tuned(directory, request):
     asked = {name: value for name, value in request.chosen.items() if name in MODEL_FIELDS}
     for name, value in asked.items():
         kept = getattr(found, name)
-        fits = name in DROPOUTS or (name == "block_size" and value < kept)
-        if value != kept and not fits:
+        fits = value <= kept if name == "block_size" else name in DROPOUTS or value == kept
+        if not fits:
             raise UserError(f"`{name}` is {kept} in the model in {directory}, got {value}; leave "
                             "it out")
     config = replace(found, **asked)

@@ -14,10 +14,10 @@ LESS_MEMORY = ("lower `batch_size` (and raise `grad_accum`), `block_size` or `n_
                "`recompute`")
 
 
-def memory_needed(model, training, device, ranks=1, shared=True):
+def memory_needed(model, training, device, ranks=1, *, separate=False):
     """The configurations of a model and of its training -> the peak memory in bytes, to within
-    about 10 %: of this number of computing ranks together, if they share memory; otherwise of one
-    of them.
+    about 10 %: of this number of computing ranks together, which share memory; or of one of them,
+    if each has separate memory.
 
     Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
     of its own has the moments of its shard only; the summed gradients of its shard arrive during
@@ -33,22 +33,21 @@ def memory_needed(model, training, device, ranks=1, shared=True):
     sizes = _of_llama if isinstance(model, LlamaConfig) else _of_gpt
     tiled = is_tiled(training.attention, model, device)
     start, block, passing = sizes(model, fused, tiled)
-    rows = training.batch_size if shared else math.ceil(training.batch_size / ranks)
-    tokens = rows * model.block_size
-    parts = ranks if shared else 1                      # each with logits and their gradient
-    logits = min(tokens, parts * max(LOGITS // V, 1)) * V
-    matrix = V * C * parts * (1 if tokens <= parts * max(LOGITS // V, 1) else 2)
-    head, passing = logits + matrix + 2 * tokens * C, tokens * passing
+    rows = math.ceil(training.batch_size / ranks) if separate else training.batch_size
+    tokens, together = rows * model.block_size, 1 if separate else ranks
+    part = min(tokens, together * max(LOGITS // V, 1))  # tokens whose logits are in memory at once
+    head = part * V + together * V * C * (1 if part == tokens else 2) + 2 * tokens * C
+    passing *= tokens
     if training.recompute:
         activations = tokens * ((L - 1) * C + start) + max(head, tokens * block + passing)
     else:
         activations = tokens * (L * block + start) + max(head, passing)
     architecture = model.architecture()
     matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
-    activations += (ranks if shared else 1) * matrices // model.n_layer
+    activations += together * matrices // model.n_layer
     parameters = count(architecture)
-    copies = 3 + ranks if shared else 2 + 2 / ranks
-    received = 0 if shared else parameters // ranks
+    copies = 2 + 2 / ranks if separate else 3 + ranks
+    received = parameters // ranks if separate else 0
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 3 * min(parameters, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number

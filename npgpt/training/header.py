@@ -18,7 +18,7 @@ def header(run, trial):
     """name -> text. trial: seconds that the gradients of a batch take."""
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
-    memory = estimate.memory_needed(m, c, device, comm.computing, comm.shares_memory)
+    memory = estimate.memory_needed(m, c, device, comm.computing, separate=not comm.shares_memory)
     final_windows = min(run.data.count(run.data.val), c.final_windows or math.inf)
     left = estimate.run_seconds(trial, c, run.step, final_windows)
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]

@@ -143,7 +143,7 @@ def build_communicator(config, architecture, device):
     """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
     if world().launched:
         comm = world_on(device)
-        needed = estimate.memory_needed(architecture, config, device, comm.size, shared=False)
+        needed = estimate.memory_needed(architecture, config, device, comm.size, separate=True)
         estimate.check_memory(needed * (comm.local_size if device.name == "cpu" else 1), device)
         return comm
     size, computing = choose_ranks(config.workers, config.batch_size,

@@ -68,6 +68,12 @@ def test_shorter_context_keeps_the_first_positions(gpt2, tune):
     assert GPT.from_pretrained("run/checkpoint-2").config.dropout == 0
 
 
+def test_context_of_the_model_may_be_given(gpt2, tune):
+    result = tune("--out-dir=run", "--block-size=32")
+    assert (result.status, result.err) == (0, "")
+    assert weights("run/checkpoint-2")["wpe.weight"].shape == (32, 16)
+
+
 def test_resumed_fine_tuning_equals_an_uninterrupted_one(gpt2, tune, run):
     words = ["--lr-decay-iters=4", "--warmup-iters=0"]
     assert tune("--out-dir=run", *words).status == 0

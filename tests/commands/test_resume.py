@@ -153,6 +153,17 @@ def test_checkpoint_of_an_older_version_has_the_defaults_of_newer_options(train,
                               "muon_momentum": 0.95}
 
 
+def test_step_that_an_older_version_has_evaluated_is_not_evaluated_again(train, resume, home):
+    train("--max-iters=10", "--out-dir=run")
+    path = home / "run/checkpoint-10/training.json"
+    saved = json.loads(path.read_text())
+    assert saved.pop("evaluated_step") == 10
+    path.write_text(json.dumps(saved))
+    path.with_name(SUMS).unlink()
+    assert resume("--out-dir=run", "--max-iters=12").status == 0
+    assert [line["step"] for line in metrics("run") if "val_loss" in line] == [0, 10, 12]
+
+
 def test_best_loss_that_was_never_measured_is_resumed(train, resume, home):
     """As after Ctrl-C before the first evaluation: the next one is the best."""
     train("--max-iters=5", "--out-dir=run")

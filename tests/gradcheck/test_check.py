@@ -638,10 +638,11 @@ def test_report_has_the_largest_error_of_all_directions():
 
 
 def test_seed_decides_the_directions():
-    def errors(seed):
-        return check_gradients(square, off_by(1e-3), [X], tolerance=1, seed=seed).errors
+    def errors(**options):
+        return check_gradients(square, off_by(1e-3), [X], tolerance=1, **options).errors
 
-    assert errors(1) == errors(1) != errors(2)
+    assert errors(seed=1) == errors(seed=1) != errors(seed=2)
+    assert errors() == errors(seed=0) != errors(seed=1)
 
 
 def test_notes_of_two_reports_are_combined_without_repetition():

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from npgpt.layers import LAYERS
-from tests.mutants.by_mutmut import Mutmut
+from tests.mutants.by_mutmut import Mutmut, endings
 from tests.mutants.by_operators import all_mutants, try_mutants
 from tests.mutants.groups import GROUPS, ROOT
 
@@ -115,7 +115,7 @@ class Result:
         """-> the names of the functions that have mutants."""
         with tempfile.TemporaryDirectory() as folder:
             mutmut = Mutmut(self.group, folder)
-            by_mutmut = mutmut.run(rng.sample("0123456789", round(10 * self.share)), WORKERS)
+            by_mutmut = mutmut.run(endings(self.share, rng), WORKERS)
             has_listed = {function for function, _, _ in listed}
 
             def key_of(m):                   # takes a second, and matters for few

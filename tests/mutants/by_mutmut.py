@@ -60,11 +60,10 @@ class Mutmut:
             paths=json.dumps(group.paths), tests=json.dumps(group.tests),
             chosen=json.dumps(chosen)), encoding="utf-8")
 
-    def run(self, digits, workers):
-        """Try the mutants whose number ends with one of these digits -> list of Mutant. Raises
+    def run(self, chosen, workers):
+        """Try the mutants whose number has one of these endings -> list of Mutant. Raises
         SystemExit if mutmut fails, for example because a test fails without any mutant."""
-        names = [f"*__mutmut_*{digit}" for digit in digits] if len(digits) < 10 else []
-        run = self._mutmut("run", "--max-children", str(workers), *names)
+        run = self._mutmut("run", "--max-children", str(workers), *patterns(chosen))
         found = re.findall(r"^\s*(\S+__mutmut_\d+): (.+)$",
                            self._mutmut("results", "--all", "true").stdout, re.MULTILINE)
         if run.returncode or not found:
@@ -93,6 +92,24 @@ class Mutmut:
         module = next(m for m in self.group.modules if whole.startswith(m + "."))
         survived = result in ("survived", "no tests")          # else a test failed, or the process
         return Mutant(module, whole.removeprefix(module + "."), survived, name)
+
+
+def endings(share, rng):
+    """A share of the mutants -> the last two digits of their numbers, a list of at least one. They
+    are evenly spaced, because most functions have few mutants, with low numbers."""
+    first, count = rng.randrange(100), max(1, round(100 * share))
+    return [f"{(first + 100 * i // count) % 100:02}" for i in range(count)]
+
+
+def patterns(chosen):
+    """Endings -> the words for mutmut's command line that choose the mutants with them: none for
+    all of them."""
+    if not chosen:
+        raise ValueError("without a pattern, mutmut tries all mutants")
+    if len(chosen) == 100:
+        return []
+    below_10 = [f"*__mutmut_{ending[1]}" for ending in chosen if ending[0] == "0"]
+    return below_10 + [f"*__mutmut_*{ending}" for ending in chosen]
 
 
 def plain(name):

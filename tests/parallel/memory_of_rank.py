@@ -27,7 +27,7 @@ def main():
         train_step(model, optimizer, batches_of_step(data, training, step, comm), grads, comm,
                    lr=1e-3, grad_clip=1.0)
     peak = tracemalloc.get_traced_memory()[1]
-    needed = memory_needed(config, training, model.device, comm.size, shared=False)
+    needed = memory_needed(config, training, model.device, comm.size, separate=True)
     sys.stderr.write(f"{peak} {needed}\n")
 
 

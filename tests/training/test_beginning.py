@@ -1,7 +1,6 @@
 """What a run begins with, in the ranks of a launcher: each rank in turn, in this process."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from npgpt.cli import options
 from npgpt.parallel import Single
 from npgpt.text import command as tokenizer_command
 from npgpt.text.source import TokenSource, load_source
-from npgpt.training import beginning, estimate, setup
+from npgpt.training import beginning, setup
 from npgpt.training.request import read_command_line
-from npgpt.training.run import restore
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 WORDS = ["--data=fox.txt", "--out-dir=run"]
@@ -28,33 +26,6 @@ def home(tmp_path, monkeypatch):
 
 def request(*words):
     return read_command_line([*WORDS, *words], lambda device: "laptop")
-
-
-class Rank(Single):
-    """One of the ranks of a launcher. told: what the first rank broadcasts. others: what the other
-    ranks exchange."""
-
-    launched, shares_memory = True, False
-
-    def __init__(self, rank=0, size=2, told=None, others=()):
-        self.rank, self.size, self.told, self.others = rank, size, told, others
-
-    def broadcast(self, make):
-        return make() if self.is_first else self.told
-
-    def exchange(self, value):
-        return [*self.others[:self.rank], value, *self.others[self.rank:]]
-
-
-@pytest.fixture
-def world(monkeypatch):
-    """-> function: from now on this process is that rank."""
-    def become(*arguments, **options):
-        rank = Rank(*arguments, **options)
-        for module in (beginning, setup):
-            monkeypatch.setattr(module, "world", lambda: rank)
-        return rank
-    return become
 
 
 def asked(monkeypatch, request, version=None):
@@ -122,7 +93,7 @@ def test_only_the_first_rank_opens_and_locks_the_directory(world):
     world(0)
     first = beginning.open_directory(request())
     first.path.mkdir()
-    world(1, told=first.path)
+    world(1, told=[first.path])
     other = beginning.open_directory(request())
     assert type(other) is RunDirectory and other.path == first.path
     assert list(first.path.iterdir()) == []
@@ -132,7 +103,7 @@ def test_only_the_first_rank_opens_and_locks_the_directory(world):
 def test_what_the_first_rank_keeps_is_none_in_others(world):
     world(0)
     assert beginning.in_first_rank(lambda: (1, 2)) == (1, 2)
-    world(1, told=1)
+    world(1, told=[1])
     assert beginning.in_first_rank(lambda: pytest.fail("not here")) == (1, None)
 
 
@@ -141,7 +112,7 @@ def test_ranks_get_a_text_in_memory_from_the_first_one(world, tmp_path):
     first = beginning.load_data(request().training(), lambda: None)
     assert first.without_file() is first and first.path is None
     (tmp_path / "fox.txt").unlink()
-    world(1, told=first, others=[None])
+    world(1, told=[first], others=[None])
     assert beginning.load_data(request().training(), lambda: pytest.fail("not here")) is first
 
 
@@ -156,7 +127,7 @@ def tokens(capsys):
 def test_ranks_map_the_token_file_that_they_find(tokens, world):
     told = tokens.without_file()
     assert told.ids is None
-    world(1, told=told, others=[None])
+    world(1, told=[told], others=[None])
     found = beginning.load_data(request("--data=tokens").training(), None)
     assert found.is_mapped and found.ids is not tokens.ids
     np.testing.assert_array_equal(found.ids, tokens.ids)
@@ -175,7 +146,7 @@ def test_token_file_of_another_text_is_refused_in_all_ranks(change, tokens, worl
         else:
             told = dataclasses.replace(told, tokenizer=TokenSource.from_text("abc" * 9).tokenizer)
         problem = "tokens has other tokens than the first rank's; copy the directory from there"
-    world(1, 3, told=told, others=[None, None])
+    world(1, 3, told=[told], others=[None, None])
     with pytest.raises(UserError) as error:
         beginning.load_data(request("--data=tokens").training(), None)
     assert error.value.message.startswith("rank 1 on ") and problem in error.value.message
@@ -224,34 +195,3 @@ def test_model_to_start_from_that_is_damaged_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         beginning.fine_tuned(tmp_path / "m", request())
-
-
-def test_ranks_begin_with_the_parameters_of_the_first_one(world):
-    seen = []
-    rank = world()
-    rank.same = seen.append
-    rank.ranges = lambda params: [slice(0, params.n_trainable)]
-    model = GPT(GPTConfig(28, 8, n_layer=1, n_head=1, n_embd=8))
-    setup.distribute(model, request().training(), rank)
-    assert len(seen) == 1 and seen[0] is model.params.flat
-
-
-@pytest.mark.parametrize(("name", "times"), [("cpu", 2), ("other", 1)])
-def test_memory_is_that_of_the_ranks_of_this_machine(name, times, world, monkeypatch):
-    rank, seen = world(0, 3, others=[None, None]), []
-    rank.local_size = 2
-    monkeypatch.setattr(setup, "world_on", lambda device: rank)
-    monkeypatch.setattr(estimate, "check_memory", lambda needed, device: seen.append(needed))
-    config, training = GPTConfig(28, 8, n_layer=1, n_head=1, n_embd=8), request().training()
-    device = dataclasses.replace(setup.get_device("cpu"), name=name)
-    assert setup.build_communicator(training, config, device) is rank
-    assert seen == [times * estimate.memory_needed(config, training, device, 3, shared=False)]
-
-
-def test_only_the_first_rank_reads_the_state_of_a_checkpoint(tmp_path):
-    loaded = []
-    optimizer = SimpleNamespace(whole_state={}, load_state=lambda *given: loaded.append(given))
-    run = SimpleNamespace(optimizer=optimizer, comm=Rank(1))
-    state = {"step": 5, "seconds": 1.0, "best_val_loss": 2.0}
-    assert restore(run, state, tmp_path / "not here") is run
-    assert loaded == [(None, 5)] and run.step == 5

@@ -46,6 +46,23 @@ def test_step_updates_the_ranks_shard_and_gathers_the_others(model, kind):
                                        for s in optimizer.shards[1])
 
 
+def test_communicator_knows_the_shards_and_the_number_of_passes_before_the_first_one(model):
+    """With them, the sum of a bucket begins during the last backward."""
+    begun = []
+
+    class Early(TwoRanks):
+        def begin(self, grads, shards, passes):
+            super().begin(grads, shards, passes)
+            begun.append((grads, shards, passes))
+
+    idx = np.random.default_rng(0).integers(7, size=(4, 6))
+    optimizer, grads = AdamW(model.params), model.gradients()
+    optimizer.set_rank(0, 2)
+    train_step(model, optimizer, [(idx, idx, Key(1, part)) for part in range(3)], grads, Early(),
+               lr=1e-3)
+    assert begun == [(grads, optimizer.shards, 3)] and len(optimizer.shards) == 2
+
+
 @pytest.mark.skipif(not can_fork(), reason="processes cannot share memory here")
 def test_ranks_that_compute_get_the_rows_of_a_step_once_and_others_none():
     data = Dataset(TokenSource.from_text("abcdefg" * 40), 6)
