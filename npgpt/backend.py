@@ -37,6 +37,8 @@ class Device:
     description: str = ""                      # shown to the user
     chunk: int = 2**24                         # elements of a flat array processed at a time
     splits_sums: bool = False                  # sums over rows are faster in two steps
+    max_by_index: bool = False                 # its index is found faster than a row's largest
+    queues: bool = False                       # work is queued: reading a number waits for it
     fuses: bool = False                        # training uses the fused kernels by default
     dtypes: tuple[str, ...] = ("float32", "float64")      # supported precisions
     default_dtype: str = "float32"             # the default precision of training
@@ -63,6 +65,7 @@ def _cpu():
         peak_memory=host.peak_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
         chunk=32_768,
+        max_by_index=True,
     )
 
 
@@ -153,6 +156,7 @@ def _gpu():
         default_dtype="tf32" if "tf32" in dtypes else "float32",
         math_mode=math_mode,
         splits_sums=True,
+        queues=True,
         fuses=True,
     )
 
@@ -228,6 +232,16 @@ def sum_rows(x):
     N = len(x)
     groups = math.gcd(N, 1 << N.bit_length() // 2) if device_of(x).splits_sums else 1
     return x.reshape(groups, -1, C).sum(1).sum(0) if groups > 1 else x.sum(0)
+
+
+def row_max(x):
+    """x (..., C), C >= 1 -> (..., 1), the largest element of each row."""
+    device = device_of(x)
+    if not device.max_by_index:
+        return x.max(-1, keepdims=True)
+    rows = x.reshape(-1, x.shape[-1])
+    top = rows[device.xp.arange(len(rows)), rows.argmax(-1)]
+    return top.reshape(*x.shape[:-1], 1)
 
 
 register(_cpu())

@@ -28,7 +28,7 @@ also sum over these heads.
 
 import math
 
-from npgpt.backend import array_module
+from npgpt.backend import array_module, row_max
 from npgpt.layers.dropout import dropout_backward, dropout_forward
 
 
@@ -53,7 +53,7 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None):
     if mask is not None:
         xp.copyto(scores, -math.inf, where=~mask)
     if Tk:                                             # of no keys there is no maximum
-        top = scores.max(-1, keepdims=True)
+        top = row_max(scores)
         scores -= xp.where(top == -math.inf, 0, top)   # exp cannot overflow
     att = xp.exp(scores, out=scores)                   # in the memory of scores
     total = att.sum(-1, keepdims=True)
