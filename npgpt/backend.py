@@ -37,7 +37,6 @@ class Device:
     description: str = ""                      # shown to the user
     chunk: int = 2**24                         # elements of a flat array processed at a time
     splits_sums: bool = False                  # sums over rows are faster in two steps
-    max_by_index: bool = False                 # its index is found faster than a row's largest
     queues: bool = False                       # work is queued: reading a number waits for it
     fuses: bool = False                        # training uses the fused kernels by default
     dtypes: tuple[str, ...] = ("float32", "float64")      # supported precisions
@@ -65,7 +64,6 @@ def _cpu():
         peak_memory=host.peak_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
         chunk=32_768,
-        max_by_index=True,
     )
 
 
@@ -235,13 +233,12 @@ def sum_rows(x):
 
 
 def row_max(x):
-    """x (..., C), C >= 1 -> (..., 1), the largest element of each row."""
-    device = device_of(x)
-    if not device.max_by_index:
+    """x (..., C), C >= 1 -> (..., 1), the largest element of each row. NumPy's `max` takes longer
+    to begin with a row than to look through 64 elements; `reduceat` begins faster."""
+    if array_module(x) is not np:
         return x.max(-1, keepdims=True)
-    rows = x.reshape(-1, x.shape[-1])
-    top = rows[device.xp.arange(len(rows)), rows.argmax(-1)]
-    return top.reshape(*x.shape[:-1], 1)
+    starts = np.arange(0, x.size, x.shape[-1])
+    return np.maximum.reduceat(x.reshape(-1), starts).reshape(*x.shape[:-1], 1)
 
 
 register(_cpu())
