@@ -63,7 +63,7 @@ def _cpu():
         memory=host.free_memory,
         peak_memory=host.peak_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
-        chunk=32_768,
+        chunk=65_536,
     )
 
 

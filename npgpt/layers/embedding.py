@@ -30,8 +30,7 @@ def embedding_backward(dy, cache):
     tokens = idx if 0 < idx.size < V else xp.arange(V)           # (R,)
     onehot = tokens[:, None] == idx                              # (R, N), the transpose
     finite = xp.isfinite(dy).all(1)                              # (N,)
-    dy = dy.copy()
-    xp.copyto(dy, 0, where=~finite[:, None])
+    dy = xp.where(finite[:, None], dy, 0)
     rows = onehot.astype(dy.dtype) @ dy                          # (R, C)
     xp.copyto(rows, math.nan, where=(onehot & ~finite).any(1)[:, None])
     if tokens is not idx:
