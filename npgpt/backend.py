@@ -39,6 +39,7 @@ class Device:
     tile: int = 2**26                          # scores of tiled attention processed at a time
     longest_plain: float = math.inf            # the longest context with plain attention by default
     splits_sums: bool = False                  # sums over rows are faster in two steps
+    queues: bool = False                       # work is queued: reading a number waits for it
     fuses: bool = False                        # training uses the fused kernels by default
     dtypes: tuple[str, ...] = ("float32", "float64")      # supported precisions
     default_dtype: str = "float32"             # the default precision of training
@@ -64,7 +65,7 @@ def _cpu():
         memory=host.free_memory,
         peak_memory=host.peak_memory,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
-        chunk=32_768,
+        chunk=65_536,
         tile=131_072,
         longest_plain=511,
     )
@@ -157,6 +158,7 @@ def _gpu():
         default_dtype="tf32" if "tf32" in dtypes else "float32",
         math_mode=math_mode,
         splits_sums=True,
+        queues=True,
         fuses=True,
     )
 
@@ -224,14 +226,33 @@ def to_host(x):
 
 
 def sum_rows(x):
-    """x (..., C) -> (C,), the sum over all axes but the last, which are N rows. A GPU computes each
-    sum in few threads, and C sums may leave most of it idle; there about √N groups of rows are
-    summed first, and then their sums."""
+    """x (..., C) -> (C,), the sum over all axes but the last, which are N rows. In NumPy a product
+    with ones is faster. A GPU computes each sum in few threads, and C sums may leave most of it
+    idle; there about √N groups of rows are summed first, and then their sums."""
     C = x.shape[-1]
     x = x.reshape(-1, C)
     N = len(x)
+    if array_module(x) is np:
+        return np.ones(N, x.dtype) @ x
     groups = math.gcd(N, 1 << N.bit_length() // 2) if device_of(x).splits_sums else 1
     return x.reshape(groups, -1, C).sum(1).sum(0) if groups > 1 else x.sum(0)
+
+
+def row_sum(x):
+    """x (..., C) -> (..., 1), the sum of each row. In NumPy a product with ones is faster; a GPU
+    might round its inputs to TF32."""
+    if array_module(x) is np:
+        return (x @ np.ones(x.shape[-1], x.dtype))[..., None]
+    return x.sum(-1, keepdims=True)
+
+
+def row_max(x):
+    """x (..., C), C >= 1 -> (..., 1), the largest element of each row. NumPy's `max` takes longer
+    to begin with a row than to look through 64 elements; `reduceat` begins faster."""
+    if array_module(x) is not np:
+        return x.max(-1, keepdims=True)
+    starts = np.arange(0, x.size, x.shape[-1])
+    return np.maximum.reduceat(x.reshape(-1), starts).reshape(*x.shape[:-1], 1)
 
 
 register(_cpu())

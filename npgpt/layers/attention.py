@@ -28,7 +28,7 @@ also sum over these heads.
 
 import math
 
-from npgpt.backend import array_module
+from npgpt.backend import array_module, row_max, row_sum
 from npgpt.layers.dropout import dropout_backward, dropout_forward
 
 
@@ -62,10 +62,10 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False):
     if mask is not None:
         xp.copyto(scores, -math.inf, where=~mask)
     if Tk:                                             # of no keys there is no maximum
-        top = scores.max(-1, keepdims=True)
+        top = row_max(scores)
         scores -= xp.where(top == -math.inf, 0, top)   # exp cannot overflow
     att = xp.exp(scores, out=scores)                   # in the memory of scores
-    total = att.sum(-1, keepdims=True)
+    total = row_sum(att)
     att /= total + (total == 0)                        # total is 0 only where no key is seen
     kept, drop = dropout_forward(att, p, key)
     y = kept.reshape(*groups, Tk) @ v                  # (B, G, H/G * Tq, D)
@@ -81,7 +81,7 @@ def attention_backward(dy, cache):
     dv = kept.reshape(*groups, Tk).swapaxes(-1, -2) @ dy
     datt = (dy @ v.swapaxes(-1, -2)).reshape(att.shape)
     dscores = dropout_backward(datt, drop).reshape(*groups, Tk)
-    dscores -= (dy * y).sum(-1, keepdims=True)
+    dscores -= row_sum(dy * y)
     dscores *= att.reshape(dscores.shape)
     dq = dscores @ k
     dq *= scale

@@ -13,13 +13,14 @@ component along xhat, times rstd:
 Both means are computed as products with w: dy @ w multiplies by w and sums over the channels.
 """
 
-from npgpt.backend import sum_rows
+from npgpt.backend import row_sum, sum_rows
 
 
 def layernorm_forward(x, w, b, eps=1e-5):
     """x (..., C), w (C,), b (C,) -> y (..., C)."""
-    xhat = x - x.mean(-1, keepdims=True)                           # (..., C), not scaled yet
-    rstd = ((xhat * xhat).mean(-1, keepdims=True) + eps) ** -0.5   # (..., 1)
+    C = w.shape[0]
+    xhat = x - row_sum(x) / C                                      # (..., C), not scaled yet
+    rstd = (row_sum(xhat * xhat) / C + eps) ** -0.5                # (..., 1)
     xhat *= rstd
     y = xhat * w
     y += b

@@ -14,12 +14,12 @@ Layer norm takes its means by products with w. Here the mean is a sum, because a
 inputs of a product to TF32.
 """
 
-from npgpt.backend import sum_rows
+from npgpt.backend import row_sum, sum_rows
 
 
 def rmsnorm_forward(x, w, eps=1e-5):
     """x (..., C), w (C,) -> y (..., C)."""
-    rstd = ((x * x).mean(-1, keepdims=True) + eps) ** -0.5     # (..., 1)
+    rstd = (row_sum(x * x) / w.shape[0] + eps) ** -0.5         # (..., 1)
     xhat = x * rstd
     return xhat * w, (xhat, rstd, w)
 
@@ -29,6 +29,6 @@ def rmsnorm_backward(dy, cache):
     xhat, rstd, w = cache
     dw = sum_rows(dy * xhat)                 # over all axes but C
     dxhat = dy * w
-    dx = dxhat - xhat * (dxhat * xhat).mean(-1, keepdims=True)
+    dx = dxhat - xhat * (row_sum(dxhat * xhat) / w.shape[0])
     dx *= rstd
     return dx, dw

@@ -124,8 +124,10 @@ def merge_heads(*heads):
     """Arrays (B, heads, T, D) -> (B, T, n * D), for n heads in all: the inverse of split_heads, and
     so its backward."""
     B, _, T, D = heads[0].shape
-    y = array_module(heads[0]).concatenate([h.swapaxes(1, 2) for h in heads], axis=2)
-    return y.reshape(B, T, y.shape[2] * D)
+    xp, H = array_module(heads[0]), sum(h.shape[1] for h in heads)
+    y = xp.empty((B, T, H, D), dtype=heads[0].dtype)     # else the heads come first in memory
+    xp.concatenate([h.swapaxes(1, 2) for h in heads], axis=2, out=y)
+    return y.reshape(B, T, H * D)
 
 
 def block_forward(x, p, n_head, mask=None, activation="gelu", dropout=0.0, key=None, kv=None,

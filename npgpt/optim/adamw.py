@@ -41,8 +41,7 @@ class AdamW(Optimizer):
 
     def _update(self, grads, lr, scale):
         xp, dtype = self.device.xp, self.params.flat.dtype
-        nonfinite = scale == 0
-        lr = xp.where(nonfinite, 0.0, lr).astype(dtype)
+        lr = xp.where(scale == 0, 0.0, lr).astype(dtype)
         scale = scale.astype(dtype)
         m_correction, v_correction = 1 - self.beta1**self.t, 1 - self.beta2**self.t
         for whole in self.shard:
@@ -51,13 +50,16 @@ class AdamW(Optimizer):
             for part in self.device.slices(whole.start, whole.stop):
                 own = slice(part.start + at, part.stop + at)
                 w, m, v = self.params.flat[part], self.m[own], self.v[own]
-                g = grads[part] * scale
-                xp.copyto(g, 0, where=nonfinite)       # inf * 0 is NaN
-                m += (g - m) * (1 - self.beta1)
+                g = self._scaled(grads[part], scale)
+                change = g - m
+                change *= 1 - self.beta1
+                m += change
                 g *= g
-                v += (g - v) * (1 - self.beta2)
+                g -= v
+                g *= 1 - self.beta2
+                v += g
                 # m / m_correction / (√(v / v_correction) + ε), with the scalars combined
-                update = xp.sqrt(v)
+                update = xp.sqrt(v, out=g)             # in the memory of g
                 update += self.epsilon * math.sqrt(v_correction)
                 xp.divide(m, update, out=update)
                 update *= lr * (math.sqrt(v_correction) / m_correction)

@@ -46,15 +46,13 @@ class Muon(Optimizer):
 
     def _update(self, grads, lr, scale):
         xp, dtype = self.device.xp, self.params.flat.dtype
-        nonfinite = scale == 0
-        lr = xp.where(nonfinite, 0.0, lr * self.relative_lr).astype(dtype)
+        lr = xp.where(scale == 0, 0.0, lr * self.relative_lr).astype(dtype)
         scale = scale.astype(dtype)
         for whole in self.shard:
             name = self._names[whole.start]
             w, param = self.params[name], self.params.architecture[name]
             m = self.m[self._in_state[whole.start]].reshape(param.shape)
-            g = grads[whole].reshape(param.shape) * scale
-            xp.copyto(g, 0, where=nonfinite)
+            g = self._scaled(grads[whole].reshape(param.shape), scale)
             m += (g - m) * (1 - self.momentum)
             g += (m - g) * self.momentum
             start = 0

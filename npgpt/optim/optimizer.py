@@ -64,6 +64,14 @@ class Optimizer:
             self.comm.scatter(tensors and tensors[name], array, slices)
         self.t = t
 
+    def _scaled(self, g, scale):
+        """g times scale, a scalar of the device; 0 if scale is 0, even where g is not finite."""
+        if self.device.queues:                       # looking at scale would wait
+            scaled = g * scale
+            self.device.xp.copyto(scaled, 0, where=scale == 0)       # inf * 0 is NaN
+            return scaled
+        return g * scale if scale else self.device.xp.zeros_like(g)
+
     def _zeros(self):
         """-> zeros for an array of the state."""
         held = [self.part] if self.comm.shares_memory else self.shard

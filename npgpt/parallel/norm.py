@@ -11,6 +11,5 @@ def squared_norm(flat, slices=None):
     for whole in [slice(0, flat.size)] if slices is None else slices:
         for part in device.slices(whole.start, whole.stop):
             g = flat[part].astype("float64")
-            g *= g
-            total = total + g.sum()
+            total = total + g @ g
     return total

@@ -1,8 +1,8 @@
-"""Runs that an older npgpt began go on as if nothing had changed.
+"""Runs that an older npgpt began go on as they would have, to rounding.
 
 tests/training/runs holds runs that npgpt 0.1.0 stopped after step 6, with AdamW and with Muon, with
-one and with two workers, and what 0.1.0 itself made of them by step 9. They were made with NumPy
-2.4.6 and OpenBLAS's SkylakeX kernels; other versions and kernels round differently.
+one and with two workers, and what 0.1.0 itself made of them by step 9. Since then sums over
+channels and rows are rounded differently.
 """
 
 import json
@@ -12,24 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 import train
 
 RUNS = Path(__file__).parent / "runs"
-MADE_WITH = "2.4.6", "SkylakeX"
 FILES = "model.safetensors", "training.safetensors"
-
-
-def rounds_as_then():
-    """Whether this machine computes the very bits that the runs were made with."""
-    kernels = {info.get("architecture") for info in threadpool_info() if info["user_api"] == "blas"}
-    return (np.__version__, *kernels) == MADE_WITH
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_run_of_an_older_npgpt_goes_on_to_the_same_bits(optimizer, workers, tmp_path, monkeypatch):
+def test_run_of_an_older_npgpt_goes_on_to_the_same_numbers(
+        optimizer, workers, tmp_path, monkeypatch):
     shutil.copytree(RUNS / f"{optimizer}-{workers}", tmp_path / "run")
     shutil.copy(RUNS / "text.txt", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -40,9 +34,6 @@ def test_run_of_an_older_npgpt_goes_on_to_the_same_bits(optimizer, workers, tmp_
         found = load_file(tmp_path / "run/checkpoint-9" / name)
         assert found.keys() == expected.keys()
         for key, array in expected.items():
-            if rounds_as_then():
-                assert found[key].tobytes() == array.tobytes(), key
-                continue
             ours = found[key]
             if key.endswith("attn.c_attn.bias"):
                 # The gradient of the keys' bias is 0. AdamW enlarges its roundings to whole steps.
