@@ -18,7 +18,7 @@ The logits of a part become its probabilities, and these its dlogits, in the sam
 
 import math
 
-from npgpt.backend import array_module, device_of
+from npgpt.backend import array_module, device_of, row_max, row_sum
 from npgpt.layers.linear import linear_backward, linear_forward
 
 LOGITS = 2**24       # at most this number of logits is in memory
@@ -63,12 +63,12 @@ def losses_in_place(logits, targets, weight):
     loss = 0
     for rows in slices(len(logits), device_of(logits).chunk // V):
         probs, target, share = logits[rows], targets[rows], weight[rows]
-        probs -= probs.max(-1, keepdims=True)                           # exp cannot overflow
+        probs -= row_max(probs)                                         # exp cannot overflow
         xp.copyto(probs, 0, where=(target == -1)[:, None])              # share * inf would be NaN
         tokens = xp.arange(len(target))
         correct = probs[tokens, target]                                 # -1 picks the last
         xp.exp(probs, out=probs)
-        total = probs.sum(-1)
+        total = row_sum(probs)[:, 0]
         loss = loss + ((xp.log(total) - correct) * share).sum()
         probs *= (share / total)[:, None]
         probs[tokens, target] -= share
