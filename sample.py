@@ -14,6 +14,7 @@ from io import StringIO
 
 import numpy as np
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from npgpt import UserError
 from npgpt.backend import get_device
@@ -25,6 +26,7 @@ from npgpt.cli.shades import Shades
 from npgpt.models.generate import KVCache, steps
 from npgpt.models.language_model import LanguageModel
 from npgpt.models.sampling import Sampling
+from npgpt.parallel.threads import Generating
 from npgpt.text.chat import Chat, Conversation
 from npgpt.text.prompt import for_each_line, read_prompt
 from npgpt.text.stream import Continuation
@@ -62,11 +64,13 @@ class SampleConfig(Sampling):
 
 def main(arguments=None):
     """Generate text with the options of the command line -> exit status."""
-    return run_command("sample.py", lambda: sample(arguments))
+    with threadpool_limits():          # the number of threads is chosen below, and restored here
+        return run_command("sample.py", lambda: sample(arguments))
 
 
 def sample(arguments):
     c, (name, named_by), stops = read_command_line(arguments)
+    threads = Generating()
     directory = find_model(name, named_by)
     tokenizer = load_tokenizer(directory)
     chat = Chat.of(tokenizer, directory) if c.chat else None
@@ -79,6 +83,7 @@ def sample(arguments):
     device = get_device(c.device)
     model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
+    threads.begin(model.params.flat.size)
     tell(f"{directory}, {model.params.flat.size:,} parameters")
 
     shades = Shades() if c.show_probs else None
@@ -86,7 +91,7 @@ def sample(arguments):
         Console(stderr=True).print(shades.legend())
     elif shades:
         tell("note: the output is not a terminal with colours, so there are none")
-    writer = Writer(model, tokenizer, c, stops, shades)
+    writer = Writer(model, tokenizer, c, stops, shades, threads.look)
     if chat:
         answer = Answerer(writer, conversation).answer
         if prompt is None:
@@ -102,9 +107,10 @@ def sample(arguments):
 class Writer:
     """Generates texts and prints them."""
 
-    def __init__(self, model, tokenizer, c, stops, shades):
+    def __init__(self, model, tokenizer, c, stops, shades, look=lambda: None):
+        """look: called after every token."""
         self.model, self.tokenizer, self.c = model, tokenizer, c
-        self.stops, self.shades = stops, shades
+        self.stops, self.shades, self.look = stops, shades, look
 
     def continue_text(self, prompt):
         """Print texts that continue a prompt, None for none. The first one appears as it is
@@ -132,6 +138,7 @@ class Writer:
                     self._show(text.push(*drawn), output)
                 if all(text.has_ended for text in texts):
                     break
+                self.look()
             for text, output in zip(texts, outputs):
                 self._show(text.finish(), output)
         finally:                                         # Ctrl-C ends the line, too

@@ -22,7 +22,7 @@ from npgpt.backend import get_device
 from npgpt.host import keep_freed_memory
 from npgpt.models.parameters import count
 from npgpt.optim import learning_rate
-from npgpt.parallel import choose_ranks, make_communicator
+from npgpt.parallel import choose_ranks, choose_threads, make_communicator
 from npgpt.training.config import TrainingConfig
 from npgpt.training.setup import distribute
 from npgpt.training.step import batches_of_step, train_step
@@ -57,9 +57,12 @@ class Tokens:
 
 
 def communicator(model, batch_size, workers=None):
-    """GPTConfig -> a Communicator with as many ranks as the trainer would choose."""
-    return make_communicator(*choose_ranks(workers, batch_size, count(model.architecture()),
-                                           get_device("cpu")))
+    """GPTConfig -> a Communicator with as many ranks, and threads of BLAS, as the
+    trainer would choose."""
+    size, computing = choose_ranks(workers, batch_size, count(model.architecture()),
+                                   get_device("cpu"))
+    threads = choose_threads(computing, batch_size * model.block_size, model.n_embd)
+    return make_communicator(size, computing, threads)
 
 
 def time_npgpt(model, batch_size, steps, workers=None):

@@ -1,8 +1,9 @@
-"""The machine that the program runs on: its cores, and its memory."""
+"""The machine that the program runs on: its cores, how busy they are, and its memory."""
 
 import ctypes
 import os
 import sys
+import time
 
 try:
     import resource
@@ -26,6 +27,36 @@ def cores():
         return max(1, min(found, round(int(quota) / int(period))))
     except (OSError, ValueError):                 # no such file, or "max"
         return found
+
+
+class Load:
+    """How busy other programs keep the machine."""
+
+    def __init__(self):
+        self.cores = os.cpu_count()          # of the machine, as the load is
+        self._before = _seconds()
+
+    def others(self):
+        """-> the number of cores that other programs have kept busy since this was called last. It
+        includes those of other virtual machines that this one waits for. None: unknown."""
+        before, self._before = self._before, _seconds()
+        if before is None or self._before is None:
+            return None
+        passed, busy, own = (now - then for then, now in zip(before, self._before))
+        return max(0.0, (busy - own) / passed) if passed > 0 else None
+
+
+def _seconds():
+    """-> seconds by the clock, those that all cores have been busy, and those of them for this
+    process; None: unknown."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+        ticks = os.sysconf("SC_CLK_TCK")
+        return (time.monotonic(), (user + nice + system + irq + softirq + steal) / ticks,
+                time.process_time())
+    except (OSError, ValueError):
+        return None
 
 
 def free_memory():

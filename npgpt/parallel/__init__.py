@@ -10,11 +10,12 @@ from npgpt.backend import choose_gpu
 from npgpt.errors import UserError
 from npgpt.parallel.communicator import Communicator
 from npgpt.parallel.norm import squared_norm
-from npgpt.parallel.processes import SIGNALS, Processes, can_fork, limit_blas
+from npgpt.parallel.processes import SIGNALS, Processes, can_fork
 from npgpt.parallel.single import Single
+from npgpt.parallel.threads import choose_threads, limit_blas
 
 __all__ = ["LARGE", "SIGNALS", "Communicator", "Processes", "Single", "can_fork", "choose_ranks",
-           "make_communicator", "squared_norm", "world", "world_on"]
+           "choose_threads", "make_communicator", "squared_norm", "world", "world_on"]
 
 LARGE = 20_000_000       # parameters; from this size on BLAS's threads are faster than processes
 
@@ -73,10 +74,8 @@ def choose_ranks(workers, rows, parameters, device, muon=False):
     return size, size
 
 
-def make_communicator(size, computing):
-    """-> Single or Processes. If several ranks compute, BLAS gets one thread in each."""
-    if size == 1:
-        return Single()
-    if computing > 1:
-        limit_blas()
-    return Processes(size, computing)
+def make_communicator(size, computing, threads=None):
+    """-> Single or Processes. threads: of BLAS in each rank that computes; None: all."""
+    if threads:
+        limit_blas(threads)
+    return Single() if size == 1 else Processes(size, computing)

@@ -1,18 +1,18 @@
 """A barrier for processes that share memory.
 
-Sleeping and waking up takes longer than most waits. So a rank that waits first spins, then yields
-the processor, and only then sleeps. A rank that reaches the barrier wakes the ranks that are
-asleep.
+Sleeping and waking up takes longer than most waits on a quiet machine. So a rank that waits first
+spins, and then sleeps. A rank that reaches the barrier wakes the ranks that are asleep. It does not
+spin for long, because on a busy machine the others may need its core to get there: only a core that
+is idle takes work from another one. Nor does it yield (sched_yield), because then it does not come
+back before the other programs on its core have had their time slices, of milliseconds each.
 """
 
 import mmap
 import os
 import select
 import threading
-import time
 
 SPINS = 2000             # about a tenth of a millisecond
-PATIENCE = 0.002         # seconds of yielding before sleeping
 NAP = 0.1                # seconds of sleep between checks that the other ranks are alive
 
 
@@ -64,11 +64,7 @@ class Barrier:
         for _ in range(SPINS):
             if reached[8 * other] >= due:
                 return
-        until = time.monotonic() + PATIENCE
-        while reached[8 * other] < due and time.monotonic() < until:
-            os.sched_yield()
-        if reached[8 * other] < due:
-            self._sleep(other, rank)
+        self._sleep(other, rank)
 
     def _sleep(self, other, rank):
         """Sleep until the other rank arrives. This rank marks itself asleep before its last look,

@@ -18,7 +18,7 @@ from npgpt.backend import device_of, to_host
 from npgpt.parallel.buckets import Reduction, buckets, runs
 from npgpt.parallel.communicator import Communicator
 from npgpt.parallel.ending import end_together, status_of
-from npgpt.parallel.processes import limit_blas
+from npgpt.parallel.threads import limit_blas
 from npgpt.parallel.watch import Watch
 
 CHUNK = 2**22            # numbers in one message of a whole array

@@ -20,6 +20,7 @@ import numpy as np
 from npgpt.errors import RunError
 from npgpt.parallel.barrier import Barrier
 from npgpt.parallel.communicator import Communicator
+from npgpt.parallel.threads import limit_blas
 
 FAILURE = 4096                                    # bytes kept of a worker's traceback
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -188,9 +189,3 @@ def _zeros(shape, dtype):
 def can_fork():
     """Whether processes can share memory here. macOS's system libraries do not support fork."""
     return sys.platform == "linux" and hasattr(os, "fork")
-
-
-def limit_blas():
-    """Limit BLAS to one thread in this process."""
-    from threadpoolctl import threadpool_limits
-    threadpool_limits(1)

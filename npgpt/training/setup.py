@@ -11,7 +11,15 @@ from npgpt.cli.bundle import command_line
 from npgpt.errors import UserError
 from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
-from npgpt.parallel import LARGE, can_fork, choose_ranks, make_communicator, world, world_on
+from npgpt.parallel import (
+    LARGE,
+    can_fork,
+    choose_ranks,
+    choose_threads,
+    make_communicator,
+    world,
+    world_on,
+)
 from npgpt.text.dataset import Dataset
 from npgpt.text.tokenizer import check_vocabulary, named_tokenizer
 from npgpt.training import estimate
@@ -151,7 +159,9 @@ def build_communicator(config, architecture, device):
                                    config.optimizer == "muon")
     needed = estimate.memory_needed(architecture, config, device, computing)
     estimate.check_memory(needed, device)
-    return make_communicator(size, computing)
+    threads = choose_threads(computing, config.batch_size * architecture.block_size,
+                             architecture.n_embd) if device.name == "cpu" else None
+    return make_communicator(size, computing, threads)
 
 
 def notes_on_workers(request, config, model):

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from rich.console import Console
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import sample as sample_script
 import train as train_script
@@ -57,6 +58,19 @@ def test_most_likely_text_follows_the_models_logits(sample):
         ids.append(int(np.argmax(model.logits(np.array([ids[-16:]]))[0, -1])))
     expected = "".join(ALPHABET[i] for i in ids[1:])
     assert sample("--temperature=0", "--max-new-tokens=25") == expected + "\n"
+
+
+def test_small_model_generates_with_one_thread_of_blas(sample, monkeypatch):
+    seen, original = [], sample_script.steps
+
+    def steps(*arguments, **options):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(sample_script, "steps", steps)
+    with threadpool_limits(2):
+        sample("--max-new-tokens=1")
+    assert seen and set(seen) == {1}
 
 
 def test_samples_without_a_seed_differ(sample):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from npgpt import UserError, kernels
 from npgpt.backend import get_device, register
@@ -244,6 +245,19 @@ def test_large_model_has_several_processes_only_if_its_optimizer_gains(
     run = build(*words, f"--optimizer={optimizer}")
     cores = get_device("cpu").cores if can_fork() else 1
     assert run.comm.size == (cores if several else 1)
+
+
+@pytest.mark.parametrize(("workers", "small", "after"), [(1, 10**9, 1), (1, 0, 2), (2, 0, 1)])
+def test_blas_has_one_thread_in_each_of_several_processes_or_for_small_products(
+        workers, small, after, monkeypatch):
+    monkeypatch.setattr("npgpt.parallel.threads.SMALL_PRODUCT", small)
+    with threadpool_limits(2):
+        pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        if pools != [2] or not can_fork():
+            pytest.skip("BLAS has one thread, or there are no several processes")
+        build(*SIZES, f"--workers={workers}")
+        assert [pool["num_threads"] for pool in threadpool_info()
+                if pool["user_api"] == "blas"] == [after]
 
 
 def test_memory_is_estimated_for_every_process_that_computes(monkeypatch):
