@@ -47,6 +47,7 @@ def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
         if gradients:
             dx[part], *sums = backward(logits, cache)                   # logits: dlogits by now
             dw, db = sums if dw is None else map(add_to, (dw, db), sums)
+        del logits                                                      # before the next ones
     return loss, (dx.reshape(shape), dw, db)
 
 
