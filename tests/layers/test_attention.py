@@ -31,8 +31,9 @@ def test_causal_mask_aligns_queries_with_the_last_keys():
     assert causal_mask(np, 3, 3).tolist() == np.tri(3, dtype=bool).tolist()
 
 
-@pytest.mark.parametrize(("Tq", "Tk"), [(6, 6), (4, 6), (1, 6), (1, 1), (6, 4)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("Tq", "Tk", "masked"), [
+    (Tq, Tk, masked) for Tq, Tk in [(6, 6), (4, 6), (1, 6), (1, 1), (6, 4)]
+    for masked in (False, True)])
 def test_causal_attention_is_attention_with_a_causal_mask(Tq, Tk, masked):
     """Beside a mask, both hide keys."""
     q, k, v = heads(Tq=Tq, Tk=Tk)
