@@ -159,8 +159,9 @@ def linear_cross_entropy(draw):
     n, rng = normal(seed), np.random.default_rng(seed)
     targets = rng.integers(-1 if draw(st.booleans()) else 0, s["V"], (s["B"], s["T"]))
     b = n(s["V"]) if draw(st.booleans()) else None
-    return _pair("linear_cross_entropy", [n(s["B"], s["T"], s["C"]), n(s["C"], s["V"]), b, targets,
-                                          draw(st.sampled_from([None, 3]))])
+    inputs = [n(s["B"], s["T"], s["C"]), n(s["C"], s["V"]), b, targets,
+              draw(st.sampled_from([None, 3]))]
+    return _pair("linear_cross_entropy", inputs, tokens=draw(st.sampled_from([None, 1, 2, 5])))
 
 
 @st.composite

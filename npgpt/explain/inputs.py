@@ -18,6 +18,8 @@ from npgpt.models.llama import LlamaConfig
 from npgpt.models.parameters import nest
 
 DROPOUT = 0.25
+TILE = 2               # queries and keys in a tile
+PART = 3               # tokens in a part
 
 
 class Draw:
@@ -87,6 +89,12 @@ def attention(s, draw):
             "mask": causal_mask(np, s["Tq"], s["Tk"])}
 
 
+def tiled_attention(s, draw):
+    q, k, v, _ = attention(s, draw).values()
+    return {"q": q, "k": k, "v": v, "mask": None, "p": 0.0, "key": None, "causal": True,
+            "tile": TILE}
+
+
 def _check_groups(s):
     if s["H"] % s["G"]:
         raise UserError(f"H must be a multiple of G={s['G']}, got {s['H']}; "
@@ -98,6 +106,12 @@ def cross_entropy(s, draw):
     if targets.size > 1:
         targets[-1, -1] = -1
     return {"logits": draw(s["B"], s["T"], s["V"]), "targets": targets}
+
+
+def linear_cross_entropy(s, draw):
+    targets = cross_entropy(s, draw)["targets"]
+    return {"x": draw(s["B"], s["T"], s["C"]), "w": draw(s["C"], s["V"]), "b": draw(s["V"]),
+            "targets": targets, "count": None, "gradients": True, "tokens": PART}
 
 
 def rope(s, draw):

@@ -103,6 +103,15 @@ SUBJECTS = {
                    notes={"cos": "of the angles: positions 0, 1, 2, … times each frequency",
                           "sin": "of the same angles"}),
     "swiglu": _layer("swiglu", {"T": 3, "F": 4}, inputs.swiglu),
+    "tiled_attention": _layer(
+        "tiled_attention", {"B": 1, "H": 2, "G": 2, "Tq": 4, "Tk": 4, "D": 3},
+        inputs.tiled_attention, follows={"G": "H"},
+        notes={"causal": "a query sees its own position and earlier ones",
+               "tile": "queries and keys in a tile"}),
+    "linear_cross_entropy": _layer(
+        "linear_cross_entropy", {"B": 2, "T": 3, "C": 4, "V": 5}, inputs.linear_cross_entropy,
+        output="loss", upstream=inputs.one,
+        notes={"targets": "random token ids; -1 means no target", "tokens": "in a part"}),
     "block": Subject({"B": 1, "H": 2, "T": 3, "C": 4}, inputs.block,
                      lambda: (blocks.block_forward, blocks.block_backward), notes=MASK),
     "gpt": Subject({"B": 1, "H": 2, "T": 3, "C": 4, "V": 5, "L": 2}, inputs.gpt,

@@ -95,8 +95,21 @@ def text_of(held):
         return f" = {number(held)}"
     if isinstance(held, (tuple, list)):
         arrays = list(_arrays(held))
-        return f": {_count(arrays)}" if arrays else f" = {held!r}"
+        return f": {_count(arrays)}" if arrays else f" = {_plain(held)}"
+    if isinstance(held, slice):
+        return f" = {_plain(held)}"
     return f": {getattr(held, '__name__', type(held).__name__)}"
+
+
+def _plain(held):
+    """The text of an object without arrays. Slices are written as in an index: [0:1, :, 2:4]."""
+    if isinstance(held, slice):
+        return ":".join("" if at is None else str(at) for at in (held.start, held.stop))
+    if isinstance(held, (tuple, list)):
+        text = ", ".join(map(_plain, held))
+        is_index = isinstance(held, list) or any(isinstance(part, slice) for part in held)
+        return f"[{text}]" if is_index else f"({text}{',' * (len(held) == 1)})"
+    return getattr(held, "__name__", repr(held))
 
 
 def same(a, b):

@@ -15,6 +15,7 @@ ADDED = "The backward computes the gradients of the parameters from it and adds 
 UPSTREAM = {
     "": "In a model it comes from the layers above; here it is random.",
     "cross_entropy": "Here the output is the loss itself, so it is 1.",
+    "linear_cross_entropy": "Here the output is the loss itself, so it is 1.",
     "gpt": "Here it is what cross_entropy_backward returns for random targets.",
 }
 MEASURED = ("The same gradients, measured by finite differences, without the backward: change one "

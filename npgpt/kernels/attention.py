@@ -18,16 +18,17 @@ def fused_attention(xp, launch):
     """-> forward, backward. launch: from npgpt.kernels.launch. The cache contains its backward,
     which is the plain one for arrays that the kernels do not support."""
 
-    def attention_forward(q, k, v, mask=None, p=0.0, key=None):
+    def attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False):
         """q (B, H, Tq, D), k and v (B, G, Tk, D) -> y (B, H, Tq, D).
 
         mask: bool, broadcast to (B, H, Tq, Tk), True where the query sees the key. None: it sees
-        all. p, key: dropout of att, as in dropout_forward.
+        all. p, key: dropout of att, as in dropout_forward. causal: hide the future too.
         """
         if not takes(q, k, v):
-            y, cache = attention.attention_forward(q, k, v, mask, p, key)
+            y, cache = attention.attention_forward(q, k, v, mask, p, key, causal)
             return y, (attention.attention_backward, cache)
         (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
+        mask = attention.and_past(mask, causal, xp, Tq, Tk)
         heads, groups = (B, H, Tq), (B, G, H // G * Tq)    # the same rows
         scale = q.dtype.type(1 / math.sqrt(D))
         q = q.reshape(*groups, D)

@@ -70,7 +70,7 @@ def keep_tile(xp, key, p, shape, tile):
     for axis, length in zip(axes[1:], shape[2:]):
         elements = elements[..., None] * length + axis
     kept = _kept(key, p, rows + key.row, elements.reshape(-1))
-    return kept.reshape(-1, *elements.shape)
+    return kept.reshape(len(rows), *elements.shape)
 
 
 def _kept(key, p, rows, elements):

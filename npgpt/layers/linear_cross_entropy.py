@@ -25,12 +25,13 @@ LOGITS = 2**24       # at most this number of logits is in memory
 
 
 def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
-                                 linear=(linear_forward, linear_backward)):
+                                 tokens=None, linear=(linear_forward, linear_backward)):
     """x (..., C), w (C, V), b (V,) or None, targets (...) int in 0..V-1 or -1 -> loss, a scalar, in
     nats. Tokens whose target is -1 are ignored.
 
     count, and other targets: as for cross_entropy_forward. gradients: False: for a loss without a
-    backward. linear: the functions of the linear layer.
+    backward. tokens: their number in a part; None: as many as have LOGITS logits. linear: the
+    functions of the linear layer.
     """
     xp, (forward, backward) = array_module(x), linear
     shape, V = x.shape, w.shape[1]
@@ -39,8 +40,8 @@ def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
     known = (targets >= -1) & (targets < V)
     valid = xp.where(known, targets != -1, math.nan).astype(x.dtype)    # (N,) 1, or 0 if ignored
     count = xp.maximum(valid.sum(), 1) if count is None else xp.asarray(count, x.dtype)
-    loss, dx, dw, db = xp.zeros((), x.dtype), xp.empty_like(x), None, None
-    for part in slices(len(x), LOGITS // V):
+    loss, dx, dw, db = xp.zeros((), x.dtype), xp.zeros(x.shape, x.dtype), None, None
+    for part in slices(len(x), tokens or LOGITS // V):
         logits, cache = forward(x[part], w, b)
         loss = loss + losses_in_place(logits, targets[part], valid[part] / count)
         if gradients:
@@ -53,7 +54,10 @@ def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
 def linear_cross_entropy_backward(dloss, cache):
     """dloss, a scalar -> dx (..., C), dw (C, V), db (V,), or None if b was None. dloss: None: 1,
     without a copy of the gradients."""
-    return cache if dloss is None else tuple(d if d is None else d * dloss for d in cache)
+    dx, dw, db = cache
+    if dloss is None:
+        return dx, dw, db
+    return dx * dloss, dw * dloss, None if db is None else db * dloss
 
 
 def losses_in_place(logits, targets, weight):

@@ -43,19 +43,20 @@ def tiled_attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False, t
     """
     xp, tiles = array_module(q), Tiles(q, k, mask, p, key, causal, tile)
     q, k, v = tiles.grouped(q), k[:, :, None], v[:, :, None]     # (B, G, H/G or 1, T, D)
-    y = xp.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-    lse = xp.empty((*q.shape[:-1], 1), q.dtype)
+    y = xp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
+    lse = xp.zeros((*q.shape[:-1], 1), q.dtype)
     for rows in tiles.of_queries():
         m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min, q.real.dtype)      # below all scores
         total, part = xp.zeros_like(lse[rows]), xp.zeros_like(y[rows])
         for columns in tiles.of_keys(rows):
-            w = tiles.scores(q, k, rows, columns)
-            top = xp.maximum(m, w.real.max(-1, keepdims=True))
-            w -= top
-            w = xp.exp(w, out=w)
+            scores = tiles.scores(q, k, rows, columns)           # (b, G, H/G, n, t)
+            top = xp.maximum(m, scores.real.max(-1, keepdims=True))
+            scores -= top
+            w = xp.exp(scores, out=scores)                       # in the memory of scores
             shrink = xp.exp(m - top)
             total = total * shrink + w.sum(-1, keepdims=True)
-            part = part * shrink + tiles.dropout(rows, columns)(w) @ v[columns]
+            kept = tiles.kept(rows, columns)
+            part = part * shrink + tiles.dropout(w, kept) @ v[columns]
             m = top
         total += total == 0                                      # where no key is seen
         y[rows] = part / total
@@ -67,16 +68,17 @@ def tiled_attention_backward(dy, cache):
     """dy (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, G, Tk, D)."""
     q, k, v, y, lse, tiles = cache
     xp, dy = array_module(dy), tiles.grouped(dy)
-    dq, dk, dv = (xp.zeros(x.shape, x.dtype) for x in (q, k, v))
+    dq, dk, dv = xp.zeros(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
     for rows in tiles.of_queries():
-        mean = (dy[rows] * y[rows]).sum(-1, keepdims=True)
+        mean = (dy[rows] * y[rows]).sum(-1, keepdims=True)       # of datt, under the weights att
         for columns in tiles.of_keys(rows):
-            att = tiles.scores(q, k, rows, columns)
-            att -= lse[rows]
-            att = xp.exp(att, out=att)
-            dropout = tiles.dropout(rows, columns)
-            dv[columns] += (dropout(att).swapaxes(-1, -2) @ dy[rows]).sum(2, keepdims=True)
-            dscores = dropout(dy[rows] @ v[columns].swapaxes(-1, -2))
+            scores = tiles.scores(q, k, rows, columns)
+            scores -= lse[rows]
+            att = xp.exp(scores, out=scores)
+            kept = tiles.kept(rows, columns)
+            dv_part = tiles.dropout(att, kept).swapaxes(-1, -2) @ dy[rows]     # (b, G, H/G, t, D)
+            dv[columns] += dv_part.sum(2, keepdims=True)         # the heads that share a key
+            dscores = tiles.dropout(dy[rows] @ v[columns].swapaxes(-1, -2), kept)
             dscores -= mean
             dscores *= att
             dscores *= tiles.scale
@@ -86,22 +88,18 @@ def tiled_attention_backward(dy, cache):
 
 
 class Tiles:
-    """The tiles of an attention. The H/G heads that share a key have an axis of their own. `rows`
-    and `columns` are indices of q and y and of k and v, for the queries and the keys of a tile."""
+    """The tiles of an attention. `rows` and `columns` are the index of a tile's queries in q, y and
+    lse, and that of its keys in k and v. The H/G heads that share a key have an axis of their own.
+    """
 
     def __init__(self, q, k, mask, p, key, causal, size):
         (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
         self.xp, self.scale = array_module(q), 1 / math.sqrt(D)
         self.shape, self.groups = (B, H, Tq, Tk), (B, G, H // G)
-        self.mask = mask
+        self.p, self.key, self.causal, self.mask = p, key, causal, mask
         if mask is not None:
             self.mask = self.xp.broadcast_to(mask, self.shape).reshape(*self.groups, Tq, Tk)
-        self.p, self.key, self.causal = p, key, causal
-        room = device_of(q).tile // H             # scores of a head and a sequence that fit
-        side = size or 1 << max(room.bit_length() // 2, 1)
-        self.n = min(Tq, side)
-        self.t = size or side * side // max(self.n, 1)
-        self.b = max(1, room // max(self.n * self.t, 1))
+        self.b, self.n, self.t = tile_shape(device_of(q).tile // H, Tq, size)
 
     def grouped(self, x):
         """(B, H, T, D) -> (B, G, H/G, T, D)."""
@@ -115,39 +113,50 @@ class Tiles:
         """Yield the index of each tile of queries."""
         B, _, Tq, _ = self.shape
         for batch in slices(B, self.b):
-            for rows in slices(Tq, self.n):
-                yield batch, slice(None), slice(None), rows
+            for i in slices(Tq, self.n):
+                yield batch, slice(None), slice(None), i
 
     def of_keys(self, rows):
-        """Yield the index of each tile of keys that these queries may see."""
+        """Yield the index of each tile of keys that some of these queries may see."""
+        *axes, i = rows
         _, _, Tq, Tk = self.shape
-        seen = Tk - Tq + rows[-1].stop if self.causal else Tk
-        for columns in slices(seen, self.t):
-            yield *rows[:-1], columns
+        for j in slices(Tk - Tq + i.stop if self.causal else Tk, self.t):
+            yield *axes, j
 
     def scores(self, q, k, rows, columns):
         """-> (b, G, H/G, n, t), -inf where a key is hidden."""
-        _, _, Tq, Tk = self.shape
-        i, j = rows[-1], columns[-1]
+        xp, i, j = self.xp, rows[-1], columns[-1]
+        before = self.shape[3] - self.shape[2]       # query i sees key before + i, its own position
         scores = (q[rows] * self.scale) @ k[columns].swapaxes(-1, -2)
         if self.mask is not None:
-            self.xp.copyto(scores, -math.inf, where=~self.mask[(*rows, j)])
-        if self.causal and j.stop - 1 > Tk - Tq + i.start:
-            position = self.xp.arange(Tk - Tq + i.start, Tk - Tq + i.stop)[:, None]
-            self.xp.copyto(scores, -math.inf, where=self.xp.arange(j.start, j.stop) > position)
+            xp.copyto(scores, -math.inf, where=~self.mask[(*rows, j)])
+        if self.causal and j.stop > before + i.start + 1:        # the tile is on the diagonal
+            position = xp.arange(before + i.start, before + i.stop)[:, None]
+            xp.copyto(scores, -math.inf, where=xp.arange(j.start, j.stop) > position)
         return scores
 
-    def dropout(self, rows, columns):
-        """-> a function of the weights of a tile: dropout, and its backward."""
+    def kept(self, rows, columns):
+        """-> (b, G, H/G, n, t) bool: which weights dropout keeps. None: all."""
         if self.key is None or self.p == 0:
-            return lambda x: x
-        batch, i, j = rows[0], rows[-1], columns[-1]
-        tile = batch, slice(0, self.shape[1]), i, j
+            return None
+        tile = rows[0], slice(0, self.shape[1]), rows[-1], columns[-1]
         kept = keep_tile(self.xp, self.key, self.p, self.shape, tile)
-        scale = 1 / (1 - self.p)
-        return lambda x: x * scale * kept.reshape(x.shape)
+        return kept.reshape(-1, *self.groups[1:], *kept.shape[2:])
+
+    def dropout(self, x, kept):
+        """x (b, G, H/G, n, t) -> its dropout, and of a gradient the backward of dropout."""
+        return x if kept is None else x * (1 / (1 - self.p)) * kept
+
+
+def tile_shape(room, Tq, size):
+    """-> the numbers of sequences, queries and keys in a tile. room: of the scores of a head; size:
+    of queries and of keys, None: as many as there is room for."""
+    side = size or 1 << room.bit_length() // 2
+    n = max(1, min(Tq, side))
+    t = size or side * side // n
+    return max(1, room // (n * t)), n, t
 
 
 def slices(stop, length):
     """-> slices of at most this length that cover range(stop)."""
-    return [slice(at, min(at + length, stop)) for at in range(0, stop, max(length, 1))]
+    return [slice(at, min(at + length, stop)) for at in range(0, stop, length)]

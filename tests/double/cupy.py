@@ -61,7 +61,7 @@ def _function(name, accepted):
 for _name, _accepted in FUNCTIONS.items():
     globals()[_name] = _function(_name, _accepted if _accepted is UFUNC else _accepted.split())
 for _name in ("float32", "float64", "complex64", "complex128", "int32", "int64", "uint8", "uint32",
-              "uint64", "bool_", "inf", "pi", "newaxis", "dtype"):
+              "uint64", "bool_", "inf", "pi", "newaxis", "dtype", "finfo"):
     globals()[_name] = getattr(np, _name)
 
 matmul = product

@@ -100,6 +100,7 @@ def test_each_statement_computes_the_arrays_shown_under_it(name):
         else:
             dy = steps[0].values[0]
             names |= {"cache": cache, dy.name: 1.0 if dy.data is None else dy.data}
+        loops = {}                                    # the line of a loop that runs -> its iterator
         for step in steps[1:]:
             code = textwrap.dedent(step.source)
             if not step.ran or code.startswith(("if ", "elif ", "else")):
@@ -108,6 +109,16 @@ def test_each_statement_computes_the_arrays_shown_under_it(name):
                 result = eval(code.removeprefix("return "), function.__globals__, names)
                 cache = result[1] if cache is None else cache
                 continue
+            if code.startswith("for "):
+                if step.note == "end of the loop":
+                    assert not list(loops.pop(step.first))
+                    continue
+                head = ast.parse(f"{code} pass").body[0]
+                if step.first not in loops:
+                    loops[step.first] = iter(
+                        eval(ast.unparse(head.iter), function.__globals__, names))
+                names["following"] = next(loops[step.first])
+                code = f"{ast.unparse(head.target)} = following"
             exec(code, function.__globals__, names)
             for value in step.values:
                 if value.data is not None:
@@ -197,6 +208,21 @@ def test_branches_loops_and_statements_of_several_lines_are_shown_as_they_ran(tm
         "# A comment stays.", "else:"]
     ranges = {(step.first, step.last) for step in steps if step.source.count("\n") == 2}
     assert len(ranges) == 1
+
+
+def test_slices_and_functions_are_shown_as_they_are_written(tmp_path):
+    source = '''
+        def f(x, pair):
+            part = slice(1, 3)
+            index = slice(None), slice(0, 2), slice(2, None)
+            shape = x.shape
+            return x, None
+        '''
+    _, steps = traced(source, "f", np.ones(2), (np.ndim, max), tmp_path=tmp_path)
+    shown = {value.name: value.text for step in steps for value in step.values}
+    assert shown["pair"] == " = (ndim, max)"
+    assert (shown["part"], shown["index"], shown["shape"]) == (
+        " = 1:3", " = [:, 0:2, 2:]", " = (2,)")
 
 
 def test_change_of_a_view_through_its_base_is_shown(tmp_path):

@@ -65,11 +65,12 @@ def test_fused_dropout_gives_the_bits_of_the_plain_one(fused, B, E, p, key, dtyp
 @few
 @given(B=st.integers(1, 2), G=st.integers(1, 3), share=st.integers(1, 3), Tq=st.integers(1, 5),
        Tk=st.sampled_from([1, 31, 32, 33, 65]), D=st.integers(1, 4), dtype=DTYPES,
-       p=st.sampled_from([0.0, 0.3]), key=st.none() | KEYS, seed=st.integers(0, 2**32 - 5))
+       p=st.sampled_from([0.0, 0.3]), key=st.none() | KEYS, seed=st.integers(0, 2**32 - 5),
+       causal=st.booleans())
 def test_fused_attention_equals_the_plain_one(fused, kind, B, G, share, Tq, Tk, D, dtype, p, key,
-                                              seed):
+                                              seed, causal):
     arrays = heads(B, G * share, Tq, Tk, D, dtype, seed, share)
-    options = mask_of(kind, B, G * share, Tq, Tk, seed), p, key
+    options = mask_of(kind, B, G * share, Tq, Tk, seed), p, key, causal
     assert_close(attended(fused["attention"], *arrays, *options),
                  attended(layers.LAYERS["attention"], *arrays, *options))
 
@@ -117,8 +118,9 @@ def test_arguments_are_not_changed(fused):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["complex", "mixed", "no keys", "no sequences"])
-def test_unsupported_arrays_use_the_plain_layer(fused, kind):
+def test_unsupported_arrays_use_the_plain_layer(fused, kind, causal):
     q, k, v, dy = heads()
     if kind == "complex":
         q, k, v, dy = (a.astype(complex) for a in (q, k, v, dy))
@@ -128,8 +130,9 @@ def test_unsupported_arrays_use_the_plain_layer(fused, kind):
         k, v = k[:, :, :0], v[:, :, :0]
     else:
         q, k, v, dy = (a[:0] for a in (q, k, v, dy))
-    assert_close(attended(fused["attention"], q, k, v, dy, None, 0.3, KEY),
-                 attended(layers.LAYERS["attention"], q, k, v, dy, None, 0.3, KEY))
+    options = None, 0.3, KEY, causal
+    assert_close(attended(fused["attention"], q, k, v, dy, *options),
+                 attended(layers.LAYERS["attention"], q, k, v, dy, *options))
     y, expected = (f(q, 0.3, KEY)[0] for f in (fused["dropout"][0], layers.dropout_forward))
     np.testing.assert_array_equal(y, expected)
 

@@ -31,6 +31,20 @@ def test_causal_mask_aligns_queries_with_the_last_keys():
     assert causal_mask(np, 3, 3).tolist() == np.tri(3, dtype=bool).tolist()
 
 
+@pytest.mark.parametrize(("Tq", "Tk", "masked"), [
+    (Tq, Tk, masked) for Tq, Tk in [(6, 6), (4, 6), (1, 6), (1, 1), (6, 4)]
+    for masked in (False, True)])
+def test_causal_attention_is_attention_with_a_causal_mask(Tq, Tk, masked):
+    """Beside a mask, both hide keys."""
+    q, k, v = heads(Tq=Tq, Tk=Tk)
+    mask = np.random.default_rng(1).random((2, 1, 1, Tk)) < 0.5 if masked else True
+    y, cache = attention_forward(q, k, v, mask if masked else None, causal=True)
+    expected, masked_cache = attention_forward(q, k, v, causal_mask(np, Tq, Tk) & mask)
+    np.testing.assert_array_equal(y, expected)
+    for d, other in zip(attention_backward(q, cache), attention_backward(q, masked_cache)):
+        np.testing.assert_array_equal(d, other)
+
+
 def test_masked_key_has_no_influence():
     q, k, v = heads(Tq=6)
     mask = causal_mask(np, 6, 6)

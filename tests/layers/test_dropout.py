@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npgpt.layers import Key, dropout_backward, dropout_forward
-from npgpt.layers.dropout import keep_mask
+from npgpt.layers.dropout import keep_mask, keep_tile
 
 KEY = Key(seed=1, step=2, site=(3,))
 
@@ -53,6 +55,18 @@ def test_rows_and_elements_are_independent_of_each_other():
 def test_a_part_of_the_batch_gets_its_part_of_the_mask():
     whole = mask(KEY, 0.3, (6, 5, 7))
     np.testing.assert_array_equal(mask(KEY._replace(row=2), 0.3, (3, 5, 7)), whole[2:5])
+
+
+@given(data=st.data(), p=st.floats(0.1, 0.9), row=st.integers(0, 9),
+       shape=st.lists(st.integers(1, 5), min_size=2, max_size=4))
+def test_tile_of_a_mask_is_what_the_whole_mask_has_there(data, p, row, shape):
+    tile = tuple(slice(*sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n)))))
+                 for n in shape)
+    key = KEY._replace(row=row)
+    found = keep_tile(np, key, p, tuple(shape), tile)
+    expected = mask(key, p, tuple(shape))[tile]
+    assert found.dtype == bool and found.shape == expected.shape
+    np.testing.assert_array_equal(found, expected)
 
 
 def scrambled(z, salt=0):

@@ -43,8 +43,9 @@ LEFT_OUT = ("test_ranks.py or test_ranks_command or test_recipes or test_process
 GROUPS = [
     Group(
         "mathematics",
-        ("npgpt/layers/[!rs]*.py", "npgpt/models/blocks.py", "npgpt/models/gpt.py",
-         "npgpt/optim/*.py", "npgpt/parallel/norm.py"),
+        ("npgpt/layers/[!lrst]*.py", "npgpt/layers/layernorm.py", "npgpt/layers/linear.py",
+         "npgpt/models/blocks.py", "npgpt/models/gpt.py", "npgpt/optim/*.py",
+         "npgpt/parallel/norm.py"),
         ("tests/test_gradients.py", "tests/layers", "tests/models", "tests/optim"),
         # What is composed of blocks adds nothing to the checks of the blocks. With mutmut,
         # functions keep their arguments alive.
@@ -52,6 +53,10 @@ GROUPS = [
         constants=True,
     ),
     Group("llama", ("npgpt/layers/[rs]*.py", "npgpt/models/llama*.py"),
+          ("tests/test_gradients.py", "tests/layers", "tests/models"), share=0.3,
+          left_out="transformer or coder_block or every_element or is_alive", constants=True),
+    Group("memory", ("npgpt/layers/tiled_attention.py", "npgpt/layers/linear_cross_entropy.py",
+                     "npgpt/models/recompute.py"),
           ("tests/test_gradients.py", "tests/layers", "tests/models"), share=0.3,
           left_out="transformer or coder_block or every_element or is_alive", constants=True),
     Group("buckets", ("npgpt/parallel/buckets.py",), ("tests/parallel/test_buckets.py",)),
