@@ -54,14 +54,10 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None):
         xp.copyto(scores, -math.inf, where=~mask)
     if Tk:                                             # of no keys there is no maximum
         top = scores.max(-1, keepdims=True)
-        if mask is not None:
-            top = xp.where(top == -math.inf, 0, top)
-        scores -= top                                  # exp cannot overflow
+        scores -= xp.where(top == -math.inf, 0, top)   # exp cannot overflow
     att = xp.exp(scores, out=scores)                   # in the memory of scores
     total = att.sum(-1, keepdims=True)
-    if mask is not None:
-        total += total == 0                            # total is 0 only where no key is seen
-    att /= total
+    att /= total + (total == 0)                        # total is 0 only where no key is seen
     kept, drop = dropout_forward(att, p, key)
     y = kept.reshape(*groups, Tk) @ v                  # (B, G, H/G * Tq, D)
     return y.reshape(*heads, v.shape[-1]), (q, k, v, y, att, kept, drop, scale)
