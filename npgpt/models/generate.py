@@ -125,26 +125,29 @@ def steps(model, idx, sampling, end=None, kv=None):
     model._tokens(idx, c.vocab_size)                # raises UserError for ids outside 0..V-1
     rngs = [np.random.default_rng(None if s.seed is None else [s.seed, row])
             for row in range(len(idx))]
-    seen = np.zeros((len(idx), c.vocab_size), bool)          # tokens of the text so far
-    np.put_along_axis(seen, idx, True, 1)
+    rows, seen = np.arange(len(idx)), None
+    if s.repetition_penalty != 1:
+        seen = np.zeros((len(idx), c.vocab_size), bool)      # tokens of the text so far
+        np.put_along_axis(seen, idx, True, 1)
     has_ended = np.zeros(len(idx), bool)
 
     kv = KVCache(c.n_layer, c.block_size) if kv is None else kv
     new = kv.rewind(idx[:, -c.block_size:])         # tokens that the model has not read yet
     for _ in range(s.max_new_tokens):
         if kv.length + new.shape[1] > c.block_size:  # the context slides: read all of it again
+            idx = np.concatenate([kv.tokens, new], axis=1)
             new = kv.rewind(idx[:, -c.block_size:])
         logits = to_host(read(model, new, kv))                              # (B, V)
         if not np.isfinite(logits).all():
             raise RunError("the model's logits are not finite; its training has diverged")
-        probs = probabilities(penalized(logits, seen, s.repetition_penalty), s.temperature,
-                              s.top_k, s.top_p, s.min_p)                    # (B, V)
+        lowered = logits if seen is None else penalized(logits, seen, s.repetition_penalty)
+        probs = probabilities(lowered, s.temperature, s.top_k, s.top_p, s.min_p)    # (B, V)
         thresholds = np.array([rng.random() for rng in rngs])
         new = draw(probs, thresholds)[:, None]                              # (B, 1)
         if end is not None:
             new[has_ended] = end
-        idx = np.concatenate([idx[:, -c.block_size:], new], axis=1)
-        np.put_along_axis(seen, new, True, 1)
+        if seen is not None:
+            seen[rows, new[:, 0]] = True
         yield Step(new[:, 0], logits)
         if end is not None:
             has_ended = new[:, 0] == end

@@ -55,7 +55,9 @@ def probabilities(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
         first = logits.argmax(1)[:, None]
         return (np.arange(logits.shape[1]) == first).astype(np.float64)
     with np.errstate(over="ignore"):                # a tiny temperature gives -inf, as it should
-        probs = np.exp((logits - likeliest) / temperature)
+        probs = logits - likeliest
+        probs /= temperature
+    np.exp(probs, out=probs)
     if top_k is not None:
         last = np.sort(logits)[:, -top_k:][:, :1]                           # the k-th, (B, 1)
         probs[logits < last] = 0
