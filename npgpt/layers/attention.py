@@ -63,10 +63,14 @@ def attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False):
         xp.copyto(scores, -math.inf, where=~mask)
     if Tk:                                             # of no keys there is no maximum
         top = row_max(scores)
-        scores -= xp.where(top == -math.inf, 0, top)   # exp cannot overflow
+        if mask is not None:
+            top = xp.where(top == -math.inf, 0, top)   # where no key is seen
+        scores -= top                                  # exp cannot overflow
     att = xp.exp(scores, out=scores)                   # in the memory of scores
     total = row_sum(att)
-    att /= total + (total == 0)                        # total is 0 only where no key is seen
+    if mask is not None:
+        total += total == 0
+    att /= total
     kept, drop = dropout_forward(att, p, key)
     y = kept.reshape(*groups, Tk) @ v                  # (B, G, H/G * Tq, D)
     return y.reshape(*heads, v.shape[-1]), (q, k, v, y, att, kept, drop, scale)
