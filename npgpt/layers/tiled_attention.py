@@ -46,7 +46,7 @@ def tiled_attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False, t
     y = xp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     lse = xp.zeros((*q.shape[:-1], 1), q.dtype)
     for rows in tiles.of_queries():
-        m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min, q.real.dtype)      # below all scores
+        m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min)      # below all scores
         total, part = xp.zeros_like(lse[rows]), xp.zeros_like(y[rows])
         for columns in tiles.of_keys(rows):
             scores = tiles.scores(q, k, rows, columns)           # (b, G, H/G, n, t)

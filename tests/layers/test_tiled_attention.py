@@ -90,6 +90,17 @@ def test_in_float32_the_error_is_that_of_rounding():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
+def test_without_a_probability_nothing_is_dropped():
+    q, k, v, _ = heads()
+    np.testing.assert_array_equal(tiled_attention_forward(q, k, v, key=KEY, tile=2)[0],
+                                  tiled_attention_forward(q, k, v, tile=2)[0])
+    for p, key in ((0.0, KEY), (0.5, None)):
+        tiles = Tiles(q, k, None, p, key, False, None)
+        (rows,) = tiles.of_queries()
+        (columns,) = tiles.of_keys(rows)
+        assert tiles.kept(rows, columns) is None                   # no mask is made
+
+
 def test_masks_of_dropout_do_not_depend_on_the_tiles():
     """The identity as values shows which weights were dropped."""
     q, k, _, _ = heads(B=3, G=4, Tk=9)
