@@ -99,7 +99,7 @@ class Tiles:
         self.p, self.key, self.causal, self.mask = p, key, causal, mask
         if mask is not None:
             self.mask = self.xp.broadcast_to(mask, self.shape).reshape(*self.groups, Tq, Tk)
-        self.b, self.n, self.t = tile_shape(device_of(q).tile // H, Tq, size)
+        self.b, self.n, self.t = tile_shape(device_of(q).tile // H, Tq, Tk, size)
 
     def grouped(self, x):
         """(B, H, T, D) -> (B, G, H/G, T, D)."""
@@ -148,12 +148,12 @@ class Tiles:
         return x if kept is None else x * (1 / (1 - self.p)) * kept
 
 
-def tile_shape(room, Tq, size):
+def tile_shape(room, Tq, Tk, size):
     """-> the numbers of sequences, queries and keys in a tile. room: of the scores of a head; size:
     of queries and of keys, None: as many as there is room for."""
     side = size or 1 << room.bit_length() // 2
     n = max(1, min(Tq, side))
-    t = size or side * side // n
+    t = max(1, min(Tk, size or side * side // n))
     return max(1, room // (n * t)), n, t
 
 

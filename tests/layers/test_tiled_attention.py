@@ -250,16 +250,20 @@ def test_tiles_have_as_many_scores_as_stay_in_the_cache(B, H, Tq, Tk, causal):
     assert (seen == 1).all()                          # each query is in one tile
 
 
-@pytest.mark.parametrize(("room", "Tq", "size", "shape"), [
-    (4096, 500, None, (1, 64, 64)),         # square
-    (4096, 16, None, (1, 16, 256)),         # few queries: more keys
-    (4096, 1, None, (1, 1, 4096)),
-    (4096, 0, None, (1, 1, 4096)),
-    (1, 500, None, (1, 1, 1)),              # many heads
-    (0, 500, None, (1, 1, 1)),
-    (4096, 500, 16, (16, 16, 16)),          # a size that is given: more sequences
-    (4096, 8, 16, (32, 8, 16)),
-    (100, 500, 16, (1, 16, 16)),
+@pytest.mark.parametrize(("room", "Tq", "Tk", "size", "shape"), [
+    (4096, 500, 500, None, (1, 64, 64)),         # square
+    (4096, 16, 500, None, (1, 16, 256)),         # few queries: more keys
+    (4096, 1, 9999, None, (1, 1, 4096)),
+    (4096, 16, 20, None, (12, 16, 20)),          # few of both: more sequences
+    (4096, 1, 20, None, (204, 1, 20)),
+    (4096, 0, 500, None, (8, 1, 500)),
+    (4096, 500, 0, None, (64, 64, 1)),
+    (1, 500, 500, None, (1, 1, 1)),              # many heads
+    (0, 500, 500, None, (1, 1, 1)),
+    (4096, 500, 500, 16, (16, 16, 16)),          # a size that is given
+    (4096, 8, 500, 16, (32, 8, 16)),
+    (4096, 500, 8, 16, (32, 16, 8)),
+    (100, 500, 500, 16, (1, 16, 16)),
 ])
-def test_shape_of_a_tile(room, Tq, size, shape):
-    assert tile_shape(room, Tq, size) == shape
+def test_shape_of_a_tile(room, Tq, Tk, size, shape):
+    assert tile_shape(room, Tq, Tk, size) == shape
