@@ -3,17 +3,17 @@
 
 A softmax needs the largest score and the sum of all exponentials. Both can be computed while the
 keys are read, a tile at a time. When a larger score is found, the sums so far are scaled down. With
-m = -inf, total = 0 and y = 0 before the first tile of keys, for each tile
+total = 0, part = 0 and m below all scores before the first tile of keys, for each tile
 
     scores = q @ k.T / √D                      -inf where a key is hidden
     top    = max(m, max(scores))
     w      = exp(scores - top)
     shrink = exp(m - top)
     total  = total * shrink + sum(w)
-    y      = y * shrink + dropout(w) @ v
+    part   = part * shrink + dropout(w) @ v
     m      = top
 
-and after the last one y = y / total. With one number for each query, lse = m + log(total), the
+and after the last one y = part / total. With one number for each query, lse = m + log(total), the
 weights of any tile can be computed again. The backward does so, and keeps no weights in memory:
 
     att     = exp(scores - lse)                = exp(scores - m) / total
