@@ -49,7 +49,7 @@ def _forward(forward):
 def _backward(backward):
     @wraps(backward)
     def through(dy, cache):
-        if _device is None or not isinstance(dy, HOST):
+        if _device is None or not isinstance(dy, (*HOST, type(None))):      # None: it is 1
             return backward(dy, cache)
         device, there = _device, moved(dy, _device)
         found = backward(there, cache)

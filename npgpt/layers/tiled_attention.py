@@ -3,17 +3,17 @@
 
 A softmax needs the largest score and the sum of all exponentials. Both can be computed while the
 keys are read, a tile at a time. When a larger score is found, the sums so far are scaled down. With
-m = -inf, total = 0 and y = 0 before the first tile of keys, for each tile
+total = 0, part = 0 and m below all scores before the first tile of keys, for each tile
 
     scores = q @ k.T / √D                      -inf where a key is hidden
     top    = max(m, max(scores))
     w      = exp(scores - top)
     shrink = exp(m - top)
     total  = total * shrink + sum(w)
-    y      = y * shrink + dropout(w) @ v
+    part   = part * shrink + dropout(w) @ v
     m      = top
 
-and after the last one y = y / total. With one number for each query, lse = m + log(total), the
+and after the last one y = part / total. With one number for each query, lse = m + log(total), the
 weights of any tile can be computed again. The backward does so, and keeps no weights in memory:
 
     att     = exp(scores - lse)                = exp(scores - m) / total
@@ -46,7 +46,7 @@ def tiled_attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False, t
     y = xp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     lse = xp.zeros((*q.shape[:-1], 1), q.dtype)
     for rows in tiles.of_queries():
-        m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min, q.real.dtype)      # below all scores
+        m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min)      # below all scores
         total, part = xp.zeros_like(lse[rows]), xp.zeros_like(y[rows])
         for columns in tiles.of_keys(rows):
             scores = tiles.scores(q, k, rows, columns)           # (b, G, H/G, n, t)
@@ -99,7 +99,7 @@ class Tiles:
         self.p, self.key, self.causal, self.mask = p, key, causal, mask
         if mask is not None:
             self.mask = self.xp.broadcast_to(mask, self.shape).reshape(*self.groups, Tq, Tk)
-        self.b, self.n, self.t = tile_shape(device_of(q).tile // H, Tq, size)
+        self.b, self.n, self.t = tile_shape(device_of(q).tile // H, Tq, Tk, size)
 
     def grouped(self, x):
         """(B, H, T, D) -> (B, G, H/G, T, D)."""
@@ -148,12 +148,12 @@ class Tiles:
         return x if kept is None else x * (1 / (1 - self.p)) * kept
 
 
-def tile_shape(room, Tq, size):
+def tile_shape(room, Tq, Tk, size):
     """-> the numbers of sequences, queries and keys in a tile. room: of the scores of a head; size:
     of queries and of keys, None: as many as there is room for."""
     side = size or 1 << room.bit_length() // 2
     n = max(1, min(Tq, side))
-    t = size or side * side // n
+    t = max(1, min(Tk, size or side * side // n))
     return max(1, room // (n * t)), n, t
 
 

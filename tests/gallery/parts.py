@@ -68,7 +68,7 @@ BUGS.append(Bug(
     "least 0. If the true scores are far below 0, as in a model with large activations, every "
     "exponential underflows, and the head returns zeros. Starting from the smallest number of the "
     "dtype needs no replacement.",
-    right="m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min, q.real.dtype)",
+    right="m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min)",
     wrong="top = np.where(top == -np.inf, 0.0, top)",
     correct=keys_in_tiles, broken=zero_for_no_maximum, source=tiled_attention_layer,
     check=large_scores_after_a_hidden_tile, blind=small_scores_after_a_hidden_tile,

@@ -32,7 +32,7 @@ def test_causal_mask_aligns_queries_with_the_last_keys():
 
 
 @pytest.mark.parametrize(("Tq", "Tk", "masked"), [
-    (Tq, Tk, masked) for Tq, Tk in [(6, 6), (4, 6), (1, 6), (1, 1), (6, 4)]
+    (Tq, Tk, masked) for Tq, Tk in [(6, 6), (4, 6), (2, 2), (1, 6), (1, 1), (6, 4)]
     for masked in (False, True)])
 def test_causal_attention_is_attention_with_a_causal_mask(Tq, Tk, masked):
     """Beside a mask, both hide keys."""

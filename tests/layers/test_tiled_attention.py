@@ -90,6 +90,17 @@ def test_in_float32_the_error_is_that_of_rounding():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
+def test_without_a_probability_nothing_is_dropped():
+    q, k, v, _ = heads()
+    np.testing.assert_array_equal(tiled_attention_forward(q, k, v, key=KEY, tile=2)[0],
+                                  tiled_attention_forward(q, k, v, tile=2)[0])
+    for p, key in ((0.0, KEY), (0.5, None)):
+        tiles = Tiles(q, k, None, p, key, False, None)
+        (rows,) = tiles.of_queries()
+        (columns,) = tiles.of_keys(rows)
+        assert tiles.kept(rows, columns) is None                   # no mask is made
+
+
 def test_masks_of_dropout_do_not_depend_on_the_tiles():
     """The identity as values shows which weights were dropped."""
     q, k, _, _ = heads(B=3, G=4, Tk=9)
@@ -239,16 +250,20 @@ def test_tiles_have_as_many_scores_as_stay_in_the_cache(B, H, Tq, Tk, causal):
     assert (seen == 1).all()                          # each query is in one tile
 
 
-@pytest.mark.parametrize(("room", "Tq", "size", "shape"), [
-    (4096, 500, None, (1, 64, 64)),         # square
-    (4096, 16, None, (1, 16, 256)),         # few queries: more keys
-    (4096, 1, None, (1, 1, 4096)),
-    (4096, 0, None, (1, 1, 4096)),
-    (1, 500, None, (1, 1, 1)),              # many heads
-    (0, 500, None, (1, 1, 1)),
-    (4096, 500, 16, (16, 16, 16)),          # a size that is given: more sequences
-    (4096, 8, 16, (32, 8, 16)),
-    (100, 500, 16, (1, 16, 16)),
+@pytest.mark.parametrize(("room", "Tq", "Tk", "size", "shape"), [
+    (4096, 500, 500, None, (1, 64, 64)),         # square
+    (4096, 16, 500, None, (1, 16, 256)),         # few queries: more keys
+    (4096, 1, 9999, None, (1, 1, 4096)),
+    (4096, 16, 20, None, (12, 16, 20)),          # few of both: more sequences
+    (4096, 1, 20, None, (204, 1, 20)),
+    (4096, 0, 500, None, (8, 1, 500)),
+    (4096, 500, 0, None, (64, 64, 1)),
+    (1, 500, 500, None, (1, 1, 1)),              # many heads
+    (0, 500, 500, None, (1, 1, 1)),
+    (4096, 500, 500, 16, (16, 16, 16)),          # a size that is given
+    (4096, 8, 500, 16, (32, 8, 16)),
+    (4096, 500, 8, 16, (32, 16, 8)),
+    (100, 500, 500, 16, (1, 16, 16)),
 ])
-def test_shape_of_a_tile(room, Tq, size, shape):
-    assert tile_shape(room, Tq, size) == shape
+def test_shape_of_a_tile(room, Tq, Tk, size, shape):
+    assert tile_shape(room, Tq, Tk, size) == shape

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from npgpt import GPT, GPTConfig
-from npgpt.layers import LAYERS
+from npgpt.layers import LAYERS, causal_mask
 from npgpt.optim import AdamW, learning_rate
 from npgpt.training.config import TrainingConfig
 from npgpt.training.step import train_step
@@ -34,6 +34,11 @@ def masked_attention(torch, q, k, v, mask, p, key):
         att = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0)
         att = torch.where(mask, att, torch.zeros_like(att))
     return dropped(torch, att, p, key) @ v
+
+
+def tiled(torch, q, k, v, mask, p, key, causal, tile):
+    past = causal_mask(np, q.shape[2], k.shape[2]) if causal else True
+    return masked_attention(torch, q, k, v, past if mask is None else past & mask, p, key)
 
 
 def dropped(torch, x, p, key):
@@ -73,6 +78,9 @@ def functions(torch):
         "rmsnorm": lambda x, w, eps: F.rms_norm(x, x.shape[-1:], w, eps),
         "rope": lambda x, cos, sin: rotated(torch, x, cos, sin),
         "swiglu": lambda gate, up: F.silu(gate) * up,
+        "tiled_attention": lambda *inputs, **options: tiled(torch, *inputs, **options),
+        "linear_cross_entropy": lambda x, w, b, targets, count, tokens: crossed(
+            torch, F.linear(x, w.T, b), targets, count),
     }
 
 
