@@ -32,7 +32,7 @@ depend on the tiles.
 
 import math
 
-from npgpt.backend import array_module, device_of
+from npgpt.backend import array_module, device_of, row_max, row_sum
 from npgpt.layers.dropout import keep_tile
 
 
@@ -43,18 +43,21 @@ def tiled_attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False, t
     """
     xp, tiles = array_module(q), Tiles(q, k, mask, p, key, causal, tile)
     q, k, v = tiles.grouped(q), k[:, :, None], v[:, :, None]     # (B, G, H/G or 1, T, D)
-    y = xp.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
+    B, *heads, Tq, _ = q.shape
+    y = xp.zeros((B, Tq, *heads, v.shape[-1]), q.dtype)          # in memory as heads are merged
+    y = y.transpose(0, 2, 3, 1, 4)
     lse = xp.zeros((*q.shape[:-1], 1), q.dtype)
     for rows in tiles.of_queries():
+        scaled = q[rows] * tiles.scale
         m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min)      # below all scores
         total, part = xp.zeros_like(lse[rows]), xp.zeros_like(y[rows])
         for columns in tiles.of_keys(rows):
-            scores = tiles.scores(q, k, rows, columns)           # (b, G, H/G, n, t)
-            top = xp.maximum(m, scores.real.max(-1, keepdims=True))
+            scores = tiles.scores(scaled, k, rows, columns)      # (b, G, H/G, n, t)
+            top = xp.maximum(m, row_max(scores.real))
             scores -= top
             w = xp.exp(scores, out=scores)                       # in the memory of scores
             shrink = xp.exp(m - top)
-            total = total * shrink + w.sum(-1, keepdims=True)
+            total = total * shrink + row_sum(w)
             kept = tiles.kept(rows, columns)
             part = part * shrink + tiles.dropout(w, kept) @ v[columns]
             m = top
@@ -70,9 +73,10 @@ def tiled_attention_backward(dy, cache):
     xp, dy = array_module(dy), tiles.grouped(dy)
     dq, dk, dv = xp.zeros(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
     for rows in tiles.of_queries():
-        mean = (dy[rows] * y[rows]).sum(-1, keepdims=True)       # of datt, under the weights att
+        scaled, part = q[rows] * tiles.scale, 0
+        mean = row_sum(dy[rows] * y[rows])                       # of datt, under the weights att
         for columns in tiles.of_keys(rows):
-            scores = tiles.scores(q, k, rows, columns)
+            scores = tiles.scores(scaled, k, rows, columns)
             scores -= lse[rows]
             att = xp.exp(scores, out=scores)
             kept = tiles.kept(rows, columns)
@@ -81,9 +85,9 @@ def tiled_attention_backward(dy, cache):
             dscores = tiles.dropout(dy[rows] @ v[columns].swapaxes(-1, -2), kept)
             dscores -= mean
             dscores *= att
-            dscores *= tiles.scale
-            dq[rows] += dscores @ k[columns]
-            dk[columns] += (dscores.swapaxes(-1, -2) @ q[rows]).sum(2, keepdims=True)
+            part = part + dscores @ k[columns]
+            dk[columns] += (dscores.swapaxes(-1, -2) @ scaled).sum(2, keepdims=True)
+        dq[rows] = part * tiles.scale
     return tiles.ungrouped(dq), dk[:, :, 0], dv[:, :, 0]
 
 
@@ -123,11 +127,11 @@ class Tiles:
         for j in slices(Tk - Tq + i.stop if self.causal else Tk, self.t):
             yield *axes, j
 
-    def scores(self, q, k, rows, columns):
-        """-> (b, G, H/G, n, t), -inf where a key is hidden."""
+    def scores(self, scaled, k, rows, columns):
+        """-> (b, G, H/G, n, t), -inf where a key is hidden. scaled: the tile's queries / √D."""
         xp, i, j = self.xp, rows[-1], columns[-1]
         before = self.shape[3] - self.shape[2]       # query i sees key before + i, its own position
-        scores = (q[rows] * self.scale) @ k[columns].swapaxes(-1, -2)
+        scores = scaled @ k[columns].swapaxes(-1, -2)
         if self.mask is not None:
             xp.copyto(scores, -math.inf, where=~self.mask[(*rows, j)])
         if self.causal and j.stop > before + i.start + 1:        # the tile is on the diagonal
