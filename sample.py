@@ -81,7 +81,8 @@ def sample(arguments):
         conversation.ask(prompt, len(prompt))        # the template may refuse it, too
         conversation.restart()
     device = get_device(c.device)
-    model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
+    dtype = c.dtype or device.default_dtype                  # plain: tiles are for many queries
+    model = LanguageModel.from_pretrained(directory, device, dtype, attention="plain")
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
     threads.begin(model.params.flat.size)
     tell(f"{directory}, {model.params.flat.size:,} parameters")

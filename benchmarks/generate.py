@@ -114,7 +114,7 @@ def _tokens_row(name, texts, race):
 
 def compare_model(path, rounds):
     """Print the table of a real model."""
-    model = npgpt.from_pretrained(path)
+    model = npgpt.from_pretrained(path, attention="plain")
     weights = model.params.flat.nbytes
     print(f"{Path(path).name}: {model.params.flat.size:,} parameters, {weights / 1e6:,.0f} MB\n")
     with tempfile.TemporaryDirectory() as folder:        # both sides read the same float32 weights
@@ -149,7 +149,7 @@ def _milliseconds(seconds, digits=1):
 def _npgpt(path, work):
     """-> seconds of each token after the prompt, or of each long prompt; for a number of texts, of
     a token of each of them."""
-    model = npgpt.from_pretrained(path)
+    model = npgpt.from_pretrained(path, attention="plain")
     c = model.config
     if work not in WORKS:
         return _sampling(lambda idx: model.generate(idx, SAMPLED, TEMPERATURE, seed=1),
