@@ -143,14 +143,14 @@ def test_precision_is_the_devices_unless_given(sample, device, monkeypatch):
     used = []
     original = LanguageModel.from_pretrained.__func__
 
-    def from_pretrained(cls, directory, device, dtype):
-        used.append((device.name, dtype))
+    def from_pretrained(cls, directory, device, dtype, attention):
+        used.append((device.name, dtype, attention))
         return original(cls, directory, device, dtype)
 
     monkeypatch.setattr(LanguageModel, "from_pretrained", classmethod(from_pretrained))
     sample("--device=gpu", "--max-new-tokens=1")
     sample("--device=gpu", "--dtype=float64", "--max-new-tokens=1")
-    assert used == [("gpu", device.default_dtype), ("gpu", "float64")]
+    assert used == [("gpu", device.default_dtype, "plain"), ("gpu", "float64", "plain")]
     assert device.default_dtype != "float32"
 
 
