@@ -126,7 +126,8 @@ class Result:
 
             with ThreadPoolExecutor(WORKERS) as pool:
                 for m, key in zip(by_mutmut, pool.map(key_of, by_mutmut)):
-                    self._count(m.module, key, m.survived, listed)
+                    if key not in listed or not m.timed_out:
+                        self._count(m.module, key, m.survived, listed)
             reached = mutmut.reached
         ours = all_mutants(self.group)
         ours = rng.sample(ours, round(self.share * len(ours)))

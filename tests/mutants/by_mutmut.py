@@ -31,6 +31,7 @@ class Mutant(NamedTuple):
     module: str
     function: str        # with its class
     survived: bool
+    timed_out: bool      # counts as killed, but a busy machine may be the cause
     name: str            # mutmut's
 
 
@@ -91,7 +92,7 @@ class Mutmut:
         whole = plain(name)
         module = next(m for m in self.group.modules if whole.startswith(m + "."))
         survived = result in ("survived", "no tests")          # else a test failed, or the process
-        return Mutant(module, whole.removeprefix(module + "."), survived, name)
+        return Mutant(module, whole.removeprefix(module + "."), survived, result == "timeout", name)
 
 
 def endings(share, rng):
