@@ -69,7 +69,7 @@ def keep_tile(xp, key, p, shape, tile):
     elements = axes[0]                                   # positions in the row
     for axis, length in zip(axes[1:], shape[2:]):
         elements = elements[..., None] * length + axis
-    kept = _kept(key, p, rows + key.row, elements.reshape(-1))
+    kept = _kept(key, p, rows + key.row, elements.ravel())
     return kept.reshape(len(rows), *elements.shape)
 
 

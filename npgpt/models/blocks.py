@@ -123,12 +123,12 @@ def split_heads(x, n, n_head):
 def merge_heads(*heads):
     """Arrays (B, heads, T, D) -> (B, T, n * D), for n heads in all: the inverse of split_heads, and
     so its backward."""
-    B, _, T, D = heads[0].shape
-    if len(heads) == 1:
-        return heads[0].swapaxes(1, 2).reshape(B, T, heads[0].shape[1] * D)
-    xp, H = array_module(heads[0]), sum(h.shape[1] for h in heads)
-    y = xp.empty((B, T, H, D), dtype=heads[0].dtype)     # else the heads come first in memory
-    xp.concatenate([h.swapaxes(1, 2) for h in heads], axis=2, out=y)
+    (B, _, T, D), H = heads[0].shape, sum(h.shape[1] for h in heads)
+    y, *others = [h.swapaxes(1, 2) for h in heads]
+    if others:
+        xp, parts = array_module(y), [y, *others]
+        y = xp.empty((B, T, H, D), y.dtype)          # else the heads come first in memory
+        xp.concatenate(parts, axis=2, out=y)
     return y.reshape(B, T, H * D)
 
 

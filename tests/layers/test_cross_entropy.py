@@ -132,3 +132,11 @@ def test_loss_of_no_tokens_is_zero():
     loss, cache = cross_entropy_forward(np.zeros((2, 0, 7)), np.zeros((2, 0), int))
     assert loss == 0
     assert cross_entropy_backward(1.0, cache).shape == (2, 0, 7)
+
+
+@pytest.mark.parametrize("count", [np.array(3), np.float64(3), 3])
+def test_count_of_any_type_leaves_float32(count):
+    logits, targets = np.ones((2, 7), np.float32), np.array([1, 2])
+    loss, cache = cross_entropy_forward(logits, targets, count)
+    assert loss.dtype == cross_entropy_backward(np.float32(1), cache).dtype == np.float32
+    assert loss == pytest.approx(2 / 3 * math.log(7))

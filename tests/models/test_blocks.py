@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPTConfig
-from npgpt.layers import Key, attention_forward, dropout_forward, linear_forward
+from npgpt.layers import Key, attention_forward, causal_mask, dropout_forward, linear_forward
 from npgpt.models.blocks import (
     attention_weights,
     block_forward,
@@ -47,6 +47,19 @@ def test_weights_of_attention_have_a_dropout_of_their_own(rates):
     block, _ = block_forward(X, P, 2, None, "gelu", rate, Key(1, 1), attn_dropout=attn_rate)
     whole, _ = block_forward(X, P, 2, None, "gelu", rate, Key(1, 1))
     assert (attn_rate == rate) == np.array_equal(block, whole)
+
+
+@pytest.mark.parametrize(("forward", "p"), [(self_attention_forward, P["attn"]),
+                                            (block_forward, P)])
+def test_causal_is_the_causal_mask_and_not_the_default(forward, p):
+    past, all_tokens = (forward(X, p, 2, mask)[0] for mask in (causal_mask(np, 5, 5), None))
+    np.testing.assert_allclose(forward(X, p, 2, causal=True)[0], past, atol=1e-14)
+    np.testing.assert_array_equal(forward(X, p, 2)[0], all_tokens)
+    assert not np.isclose(past[:, 0], all_tokens[:, 0]).any()
+    seen = np.arange(5) != 1                             # both masks hide what they hide
+    both = forward(X, p, 2, seen, causal=True)[0]
+    np.testing.assert_allclose(both, forward(X, p, 2, causal_mask(np, 5, 5) & seen)[0], atol=1e-14)
+    assert not np.isclose(both[:, 2], past[:, 2]).any()
 
 
 def test_eps_is_that_of_both_norms_of_a_block():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from npgpt import GPTConfig, UserError
@@ -63,3 +64,12 @@ def test_options_of_the_architecture_add_and_remove_parameters(options, name, th
 def test_invalid_architecture_is_refused(option, message):
     with pytest.raises(UserError, match=message):
         config_of("gpt", **option)
+
+
+def test_bias_of_the_head_is_added_to_the_logits():
+    model = tiny("gpt", head_bias=True)
+    idx = batch()[0]
+    before = model.logits(idx)
+    bias = np.random.default_rng(0).standard_normal(11)
+    model.params["lm_head.bias"] = bias
+    np.testing.assert_allclose(model.logits(idx), before + bias, atol=1e-5)

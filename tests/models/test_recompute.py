@@ -2,11 +2,12 @@
 
 import dataclasses
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from npgpt import GPT, Llama
+from npgpt import GPT, Llama, layers
 from npgpt.layers import Key
 from npgpt.models.recompute import recomputed
 from npgpt.models.transformer import Transformer, TransformerConfig, teacher_forced
@@ -60,6 +61,26 @@ def test_memory_of_the_backward_is_lower(model, config, request):
         finally:
             tracemalloc.stop()
     assert peaks[True] < peaks[False] / 2
+
+
+@MODELS
+@pytest.mark.parametrize("options", [{}, {"recompute": True}])
+def test_blocks_are_computed_again_only_if_asked(model, config, options):
+    """The family's functions; the dropout of the embeddings is no block's."""
+    calls = []
+
+    def counted(x, rate, key):
+        calls.append(key)
+        return layers.dropout_forward(x, rate, key)
+
+    built = model(config)
+    tokens = batch(model)[:-1]
+    y, cache = model.forward(*tokens, built.params.tree, config, Key(5, 2), **options,
+                             layers=SimpleNamespace(**vars(layers) | {"dropout_forward": counted}))
+    before = len(calls)
+    model.backward(np.ones_like(y), cache, built.gradients())
+    stacks = 2 if model is Transformer else 1
+    assert len(calls) - before == (before - stacks if options else 0)
 
 
 def test_block_is_computed_in_the_forward_and_again_in_the_backward():

@@ -16,6 +16,7 @@ from npgpt.optim import (
 from npgpt.optim.muon import orthogonal
 from npgpt.parallel import Single, squared_norm
 from npgpt.training.config import TrainingConfig
+from tests import double
 
 CPU = get_device("cpu")
 CONFIG = GPTConfig(vocab_size=7, block_size=5, n_layer=1, n_head=2, n_embd=8)
@@ -509,3 +510,21 @@ def test_rounding_of_an_ill_conditioned_matrix_is_within_the_documented_bound(sh
     g = ((left * np.geomspace(1, smallest, n)) @ right.T).astype(np.float32)
     exact = orthogonal(g.astype(np.float64))
     assert np.linalg.norm(orthogonal(g) - exact) < bound * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("maker", [AdamW, Muon])
+def test_device_that_queues_work_updates_as_a_cpu_does(maker):
+    """It must not look at the scale. Scale 0 is for gradients that are not finite."""
+    found = {}
+    with double.installed() as gpu, np.errstate(invalid="ignore"):
+        assert gpu.queues and not CPU.queues
+        for device in (CPU, gpu):
+            p = GPT(CONFIG, device=device, dtype="float64").params
+            optimizer = maker(p)
+            g = np.random.default_rng(0).standard_normal(p.flat.size)
+            for gradient, scale in ((g, 0.5), (g * math.inf, 0.0), (-g, 2.0)):
+                scale = device.to_device(np.float64(scale))
+                optimizer.step(device.to_device(gradient), 1e-2, scale)
+            found[device.name] = device.to_host(p.flat)
+    assert np.isfinite(found["cpu"]).all()
+    np.testing.assert_allclose(found["gpu"], found["cpu"], rtol=0, atol=1e-12)
