@@ -1,10 +1,12 @@
-"""Memory and time against the context: `python -m benchmarks.long_context [PNG]`.
+"""Memory and time against the context: `python -m benchmarks.long_context [PNG]`, and the peaks for
+which there are bars: `python -m benchmarks.long_context --peaks`.
 
 One `loss_and_grads` of a GPT with 2 blocks of 384 channels and 6 heads, 65 tokens in the
 vocabulary, one sequence, no dropout: with plain attention, in tiles, and in tiles with recomputed
 blocks. Each measurement is a process of its own, with one thread of BLAS; the sides alternate, and
 the peak is the resident memory of the whole process. Plain attention stops where its scores would
-need more than 2 GB. With a PNG the curves are drawn there.
+need more than 2 GB. With a PNG the curves are drawn there. For the peaks there is one pass, in a
+process that has done nothing before; GPT-2 has its context of 1,024.
 """
 
 import argparse
@@ -20,6 +22,9 @@ SIDES = {"plain": {"attention": "plain"}, "tiled": {"attention": "tiled"},
          "recomputed": {"attention": "tiled", "recompute": True}}
 LONGEST_PLAIN = 4096
 ROUNDS = 3
+PEAKS = (     # context (0: GPT-2), whether blocks are recomputed, bar in MB
+    (8192, False, 1000), (8192, True, 600), (16384, False, 2000), (16384, True, 1200),
+    (0, False, 2000), (0, True, None))
 SECONDS = 1.0           # a process repeats its measurement for this long
 
 
@@ -27,9 +32,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("png", nargs="?", help="where to draw the curves")
     parser.add_argument("--quick", action="store_true", help="short contexts, once")
+    parser.add_argument("--peaks", action="store_true", help="peaks of single passes")
+    parser.add_argument("--recompute", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--context", type=int, help=argparse.SUPPRESS)
     c = parser.parse_args()
+    if c.context is not None and not c.side:
+        return print(json.dumps(one_pass(c.context, c.recompute)))
+    if c.peaks:
+        return print_peaks()
     if c.side:
         return print(json.dumps(measure(c.context, **SIDES[c.side])))
     found = {}
@@ -49,24 +60,57 @@ def compare(context, rounds):
     runs = {side: [] for side in SIDES if side != "plain" or context <= LONGEST_PLAIN}
     for _ in range(rounds):
         for side, results in runs.items():
-            words = ["--side", side, "--context", str(context)]
-            done = subprocess.run([sys.executable, "-m", "benchmarks.long_context", *words],
-                                  env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-                                  stdout=subprocess.PIPE, text=True, check=True)
-            results.append(json.loads(done.stdout))
+            results.append(in_a_process("--side", side, "--context", context))
     return {side: tuple(map(statistics.median, zip(*results))) for side, results in runs.items()}
+
+
+def in_a_process(*words):
+    """-> what this benchmark prints in a process of its own, with one thread of BLAS."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.long_context", *map(str, words)],
+                          env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+                          stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def print_peaks():
+    """A table of the peak memory of single passes."""
+    print("| model | peak memory | bar |\n| --- | --- | --- |")
+    for context, recompute, bar in PEAKS:
+        peak = in_a_process("--context", context, *["--recompute"] * recompute)
+        title = f"context {context:,}" if context else "GPT-2 124M, context 1,024"
+        print(f"| {title}{', recomputed' if recompute else ''} | {peak / 1e6:,.0f} MB | "
+              f"{f'≤ {bar:,} MB' if bar else '—'} |", flush=True)
+    return 0
+
+
+def one_pass(context, recompute):
+    """One loss_and_grads of a model as it comes by default -> the peak memory of this process."""
+    import numpy as np
+
+    from npgpt import GPT, GPTConfig
+    from npgpt.host import peak_memory
+
+    config = model_config(context) if context else GPTConfig()
+    idx = np.random.default_rng(0).integers(config.vocab_size, size=(1, config.block_size))
+    GPT(config, recompute=recompute).loss_and_grads(idx, idx)
+    return peak_memory()
+
+
+def model_config(context):
+    """-> the small GPT that is measured."""
+    from npgpt import GPTConfig
+    return GPTConfig(vocab_size=65, block_size=context, n_layer=2, n_head=6, n_embd=384)
 
 
 def measure(context, **options):
     """-> seconds of one pass, the median of several; the peak memory of this process in bytes."""
     import numpy as np
 
-    from npgpt import GPT, GPTConfig
+    from npgpt import GPT
     from npgpt.host import keep_freed_memory, peak_memory
 
     keep_freed_memory()
-    config = GPTConfig(vocab_size=65, block_size=context, n_layer=2, n_head=6, n_embd=384)
-    model = GPT(config, **options)
+    model = GPT(model_config(context), **options)
     grads = model.gradients()
     idx = np.random.default_rng(0).integers(65, size=(1, context + 1))
     seconds, began = [], time.perf_counter()
