@@ -49,7 +49,7 @@ def memory_needed(model, training, device, ranks=1, *, separate=False):
     copies = 2 + 2 / ranks if separate else 3 + ranks
     received = parameters // ranks if separate else 0
     offsets = 2 * training.batch_size * training.grad_accum
-    updating = 3 * min(parameters, device.chunk)
+    updating = 2 * min(parameters, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
     return int(size * (copies * parameters + max(activations, updating, received) + offsets))
 
@@ -66,9 +66,9 @@ def _of_gpt(model, fused, tiled):
     mlp = F * (1 if model.activation == "relu" else 2 if fused else 3)
     backward = row * (2 if model.attention_dropout else 1) + 4 * C          # of attention
     if tiled:
-        attention, backward = H - C, 4 * C             # no copy of the queries is kept
+        attention, backward = H - 2 * C, 4 * C          # the output is that of all heads already
     start = 10 + embedding * C                          # token ids are 8 bytes long
-    return start, 10 * C + attention + mlp + 2 * residual * C, 8 * C + max(3 * F, backward)
+    return start, 10 * C + attention + mlp + 2 * residual * C, 5 * C + max(3 * F, backward)
 
 
 def _of_llama(model, fused, tiled):
@@ -81,7 +81,7 @@ def _of_llama(model, fused, tiled):
     attention = row * (2 + attending if model.attention_dropout else 1)
     backward = row * (2 if model.attention_dropout else 1) + 4 * Q
     if tiled:
-        attention, backward = H - Q, 4 * Q
+        attention, backward = H - 2 * Q, 4 * Q
     attention += 4 * Q + 3 * K + (Q + K if model.qk_norm else 0)
     start = 10 + residual * C
     return start, 4 * C + attention + 4 * F + 2 * residual * C, 4 * C + max(5 * F, backward)

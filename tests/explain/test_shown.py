@@ -190,7 +190,7 @@ def test_skipped_lines_and_results_of_conditions_are_shown():
 def test_array_shown_before_is_referred_to_by_its_line():
     e = explained("attention")
     lines = {step.source.split("#")[0].strip(): step.first for step in e.forward}
-    softmax = lines["att /= total + (total == 0)"]
+    softmax = lines["att /= total"]
     backward = text("attention", 100).partition("Backward")[2]
     assert f"att (1, 2, 3, 3), unchanged since line {softmax}\n" in backward
     assert f"kept (1, 2, 3, 3), the array att of line {softmax}\n" in backward

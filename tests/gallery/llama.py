@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from npgpt.backend import row_sum
 from npgpt.gradcheck import check_gradients
 from npgpt.layers import attention as attention_layer
 from npgpt.layers import (
@@ -26,7 +27,7 @@ def normal(*shape, seed=0):
 # --- RMSNorm --------------------------------------------------------------------------------------
 
 def weight_inside_the_mean(x, w, eps=1e-5):
-    rstd = ((x * w * x * w).mean(-1, keepdims=True) + eps) ** -0.5
+    rstd = (row_sum(x * w * x * w) / w.shape[0] + eps) ** -0.5
     return x * rstd * w, None
 
 
@@ -48,8 +49,8 @@ BUGS.append(Bug(
     "the division. Then the size of the weight has no effect, and a large weight in one channel "
     "makes all others small. While all elements of w are 1, as at the start of training, both "
     "orders give the same result, and the gradients of this other layer can be correct too.",
-    right="rstd = ((x * x).mean(-1, keepdims=True) + eps) ** -0.5",
-    wrong="rstd = ((x * w * x * w).mean(-1, keepdims=True) + eps) ** -0.5",
+    right="rstd = (row_sum(x * x) / w.shape[0] + eps) ** -0.5",
+    wrong="rstd = (row_sum(x * w * x * w) / w.shape[0] + eps) ** -0.5",
     correct=rmsnorm_forward, broken=weight_inside_the_mean, source=rmsnorm_layer,
     check=doubled_weight, blind=norm_at_its_start,
 ))
