@@ -33,12 +33,12 @@ class Load:
     """How busy other programs keep the machine."""
 
     def __init__(self):
-        self.cores = os.cpu_count()          # of the machine, as the load is
+        self.cores = os.cpu_count()          # of the whole machine, as in /proc/stat
         self._before = _seconds()
 
     def others(self):
-        """-> the number of cores that other programs have kept busy since this was called last. It
-        includes those of other virtual machines that this one waits for. None: unknown."""
+        """-> the number of cores that other programs have kept busy since the last call. This
+        includes what the host gives to other virtual machines instead (steal). None: unknown."""
         before, self._before = self._before, _seconds()
         if before is None or self._before is None:
             return None

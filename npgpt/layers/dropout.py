@@ -64,7 +64,8 @@ def keep_mask(xp, key, p, shape):
 
 
 def keep_tile(xp, key, p, shape, tile):
-    """-> keep_mask(xp, key, p, shape)[tile]. tile: slices with a start and a stop, one per axis."""
+    """-> keep_mask(xp, key, p, shape)[tile]. tile: slices with a start and a stop, one per axis.
+    Positions in a row count modulo 2**32: a longer row has its masks again and again."""
     rows, *axes = (xp.arange(part.start, part.stop, dtype=xp.uint32) for part in tile)
     elements = axes[0]                                   # positions in the row
     for axis, length in zip(axes[1:], shape[2:]):

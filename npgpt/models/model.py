@@ -145,8 +145,10 @@ class Model:
             dx, dw, db = layers.linear_cross_entropy_backward(None, head)
             grads.add(self.config.head, dw.T)
             grads.add("lm_head.bias", db)
-            del x, head, dw                  # dw is large if the vocabulary is
-            self.backward(dx, cache, grads)
+            gradient = [dx]
+            del x, head, dx, dw              # dw is large if the vocabulary is
+            # pop() passes on the only reference to dx, so the backward can free it.
+            self.backward(gradient.pop(), cache, grads)
         return loss, grads
 
     def _tokens(self, idx, V, lowest=0, name="idx"):

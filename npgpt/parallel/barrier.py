@@ -1,10 +1,10 @@
 """A barrier for processes that share memory.
 
 Sleeping and waking up takes longer than most waits on a quiet machine. So a rank that waits first
-spins, and then sleeps. A rank that reaches the barrier wakes the ranks that are asleep. It does not
-spin for long, because on a busy machine the others may need its core to get there: only a core that
-is idle takes work from another one. Nor does it yield (sched_yield), because then it does not come
-back before the other programs on its core have had their time slices, of milliseconds each.
+spins, and then sleeps. A rank that reaches the barrier wakes the ranks that are asleep. A waiting
+rank does not spin for long, because on a busy machine another rank may need its core. It does not
+yield either (sched_yield): it would get its core back only after the time slices of other programs,
+milliseconds each.
 """
 
 import mmap

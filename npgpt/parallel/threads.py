@@ -3,8 +3,8 @@
 OpenBLAS divides a product among its threads. One that has finished its part spins until the others
 have finished theirs, and does not give up its core meanwhile. If another program has the core of
 one of them, all the others wait for it in every product. So small products have one thread, and
-generation, whose results do not have to be the same bits in every run, leaves the cores to other
-programs that they use.
+generation, whose results do not have to be the same bits in every run, leaves other programs the
+cores that they use.
 """
 
 import time

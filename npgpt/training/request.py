@@ -48,8 +48,8 @@ class Request:
 
     def resumed(self, saved):
         """The same request, with the values of a checkpoint, overridden by the flags.
-        Before there was another attention, it was plain, and remains so. Raises UserError for a
-        flag that a resumed run cannot change."""
+        One from before `attention` was an option keeps plain attention. Raises UserError for a flag
+        that a resumed run cannot change."""
         self._check_family(saved.get("family", "gpt"), self.flags)
         for name, value in self.flags.items():
             kept = saved.get(name, FIELDS[name].default)      # an old checkpoint may lack it

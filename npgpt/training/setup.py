@@ -159,8 +159,10 @@ def build_communicator(config, architecture, device):
                                    config.optimizer == "muon")
     needed = estimate.memory_needed(architecture, config, device, computing)
     estimate.check_memory(needed, device)
-    threads = choose_threads(computing, config.batch_size * architecture.block_size,
-                             architecture.n_embd) if device.name == "cpu" else None
+    threads = None
+    if device.name == "cpu" and can_fork():        # else BLAS's threads are all that uses the cores
+        tokens = config.batch_size * architecture.block_size
+        threads = choose_threads(computing, tokens, architecture.n_embd)
     return make_communicator(size, computing, threads)
 
 

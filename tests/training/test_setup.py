@@ -247,10 +247,13 @@ def test_large_model_has_several_processes_only_if_its_optimizer_gains(
     assert run.comm.size == (cores if several else 1)
 
 
-@pytest.mark.parametrize(("workers", "small", "after"), [(1, 10**9, 1), (1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize(("workers", "small", "forks", "after"), [
+    (1, 10**9, True, 1), (1, 0, True, 2), (2, 0, True, 1), (1, 10**9, False, 2)])
 def test_blas_has_one_thread_in_each_of_several_processes_or_for_small_products(
-        workers, small, after, monkeypatch):
+        workers, small, forks, after, monkeypatch):
+    """Where no processes can be forked, BLAS's threads use the other cores."""
     monkeypatch.setattr("npgpt.parallel.threads.SMALL_PRODUCT", small)
+    monkeypatch.setattr(setup, "can_fork", lambda: forks and can_fork())
     with threadpool_limits(2):
         pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
         if pools != [2] or not can_fork():
