@@ -248,7 +248,8 @@ def test_large_model_has_several_processes_only_if_its_optimizer_gains(
 
 
 @pytest.mark.parametrize(("workers", "small", "forks", "after"), [
-    (1, 10**9, True, 1), (1, 0, True, 2), (2, 0, True, 1), (1, 10**9, False, 2)])
+    (1, 3 * 8 * 8**2, True, 1), (1, 3 * 8 * 8**2 - 1, True, 2), (2, 0, True, 1),
+    (1, 10**9, False, 2)])
 def test_blas_has_one_thread_in_each_of_several_processes_or_for_small_products(
         workers, small, forks, after, monkeypatch):
     """Where no processes can be forked, BLAS's threads use the other cores."""
