@@ -16,6 +16,10 @@ HOST = np.ndarray, np.generic, float      # the host types of first arguments
 _device = None                            # where the layers compute; None: where their arrays are
 
 
+class Moved(tuple):
+    """The cache of a forward whose arrays were of the host."""
+
+
 def move_every_layer(device):
     """Let each layer's forward and backward compute on the device."""
     global _device
@@ -42,6 +46,7 @@ def _forward(forward):
             return forward(x, *args, **kwargs)
         device, there = _device, moved(x, _device)
         y, cache = forward(there, *moved(args, device), **moved(kwargs, device))
+        cache = Moved(cache) if type(cache) is tuple else cache
         return x if y is there else device.to_host(y), cache     # dropout returns x itself
     return through
 
@@ -49,7 +54,9 @@ def _forward(forward):
 def _backward(backward):
     @wraps(backward)
     def through(dy, cache):
-        if _device is None or not isinstance(dy, (*HOST, type(None))):      # None: it is 1
+        # None stands for 1, and the cache tells where its arrays were.
+        of_host = isinstance(dy, HOST) or (dy is None and isinstance(cache, Moved))
+        if _device is None or not of_host:
             return backward(dy, cache)
         device, there = _device, moved(dy, _device)
         found = backward(there, cache)
