@@ -143,15 +143,19 @@ def draw(found, path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    curves = {"peak memory, MB": lambda context, seconds, peak: peak / 1e6,
-              "seconds": lambda context, seconds, peak: seconds,
-              "tokens per second": lambda context, seconds, peak: context / seconds}
-    for axis, (title, value) in zip(axes, curves.items()):
+    curves = {     # title -> value, ticks
+        "peak memory, MB": (lambda context, seconds, peak: peak / 1e6, (100, 200, 500, 1000, 2000)),
+        "seconds": (lambda context, seconds, peak: seconds, (0.03, 0.1, 0.3, 1, 3, 10, 30)),
+        "tokens per second": (lambda context, seconds, peak: context / seconds,
+                              (500, 1000, 2000, 4000)),
+    }
+    for axis, (title, (value, ticks)) in zip(axes, curves.items()):
         for side in SIDES:
             points = [(T, value(T, *sides[side])) for T, sides in found.items() if side in sides]
             axis.plot(*zip(*points), "o-", label=side)
         axis.set(title=title, xlabel="context", xscale="log", yscale="log")
         axis.set_xticks(list(found), [f"{T:,}" for T in found], rotation=60)
+        axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()

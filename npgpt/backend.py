@@ -54,7 +54,13 @@ class Device:
         """Slices that cover range(start, stop). On a CPU each is small enough to stay in the cache
         during a chain of elementwise operations; on a GPU they limit the memory of such a chain's
         temporaries."""
-        return [slice(at, min(at + self.chunk, stop)) for at in range(start, stop, self.chunk)]
+        return slices(start, stop, self.chunk)
+
+
+def slices(start, stop, length):
+    """-> slices of at most this length, at least 1, that cover range(start, stop)."""
+    length = max(length, 1)
+    return [slice(at, min(at + length, stop)) for at in range(start, stop, length)]
 
 
 def _cpu():
@@ -223,36 +229,6 @@ def array_module(x):
 def to_host(x):
     """An array of any device -> NumPy array. Waits until the device has computed it."""
     return device_of(x).to_host(x)
-
-
-def sum_rows(x):
-    """x (..., C) -> (C,), the sum over all axes but the last, which are N rows. In NumPy a product
-    with ones is faster. A GPU computes each sum in few threads, and C sums may leave most of it
-    idle; there about √N groups of rows are summed first, and then their sums."""
-    C = x.shape[-1]
-    x = x.reshape(-1, C)
-    N = len(x)
-    if array_module(x) is np:
-        return np.ones(N, x.dtype) @ x
-    groups = math.gcd(N, 1 << N.bit_length() // 2) if device_of(x).splits_sums else 1
-    return x.reshape(groups, -1, C).sum(1).sum(0) if groups > 1 else x.sum(0)
-
-
-def row_sum(x):
-    """x (..., C) -> (..., 1), the sum of each row. In NumPy a product with ones is faster, but for
-    rows of tens of thousands less exact than `sum`; a GPU might round its inputs to TF32."""
-    if array_module(x) is np:
-        return (x @ np.ones(x.shape[-1], x.dtype))[..., None]
-    return x.sum(-1, keepdims=True)
-
-
-def row_max(x):
-    """x (..., C), C >= 1 -> (..., 1), the largest element of each row. NumPy's `max` takes longer
-    to begin with a row than to look through 64 elements; `reduceat` begins faster."""
-    if array_module(x) is not np:
-        return x.max(-1, keepdims=True)
-    starts = np.arange(0, x.size, x.shape[-1])
-    return np.maximum.reduceat(x.reshape(-1), starts).reshape(*x.shape[:-1], 1)
 
 
 register(_cpu())

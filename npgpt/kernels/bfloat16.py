@@ -9,8 +9,8 @@ layers cache for their backward take half the memory. Attention's products are i
 
 import ml_dtypes
 
-from npgpt.backend import sum_rows
 from npgpt.layers import linear
+from npgpt.layers.rows import sum_rows
 
 BFLOAT16 = ml_dtypes.bfloat16
 

@@ -8,9 +8,9 @@ instead and computes xhat in registers.
 
 import numpy as np
 
-from npgpt.backend import sum_rows
 from npgpt.kernels.launch import LANES, require_like, takes
 from npgpt.layers import layernorm
+from npgpt.layers.rows import sum_rows
 
 GROUPS = 256     # groups of rows for the partial sums of dw and db, see layernorm.cu
 

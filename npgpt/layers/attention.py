@@ -28,8 +28,9 @@ also sum over these heads.
 
 import math
 
-from npgpt.backend import array_module, row_max, row_sum
+from npgpt.backend import array_module
 from npgpt.layers.dropout import dropout_backward, dropout_forward
+from npgpt.layers.rows import row_max, row_sum
 
 
 def causal_mask(xp, Tq, Tk):

@@ -13,7 +13,7 @@ component along xhat, times rstd:
 Both means are computed as products with w: dy @ w multiplies by w and sums over the channels.
 """
 
-from npgpt.backend import row_sum, sum_rows
+from npgpt.layers.rows import row_sum, sum_rows
 
 
 def layernorm_forward(x, w, b, eps=1e-5):

@@ -8,7 +8,7 @@ x[n, i] * dy[n, j] over the tokens n. Both dw and dx are matrix products:
     dx = dy @ w.T        dw = x.T @ dy        db = sum of dy over the tokens
 """
 
-from npgpt.backend import sum_rows
+from npgpt.layers.rows import sum_rows
 
 
 def linear_forward(x, w, b=None):

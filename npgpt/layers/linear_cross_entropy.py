@@ -1,6 +1,6 @@
 """The head and the loss as one layer: the cross-entropy of a linear layer's output, which is never
-whole in memory (as in Liger: Hsu et al. 2024, arXiv:2410.10989, and in Cut Cross-Entropy: Wijmans
-et al. 2024, arXiv:2411.09009).
+in memory all at once (as in Liger: Hsu et al. 2024, arXiv:2410.10989, and in Cut Cross-Entropy:
+Wijmans et al. 2024, arXiv:2411.09009).
 
     logits = x @ w + b                         (N, V): for a large vocabulary, the largest array
     loss   = cross_entropy(logits, targets)
@@ -18,8 +18,9 @@ The logits of a part become its probabilities, and these its dlogits, in the sam
 
 import math
 
-from npgpt.backend import array_module, device_of, row_max
+from npgpt.backend import array_module, device_of, slices
 from npgpt.layers.linear import linear_backward, linear_forward
+from npgpt.layers.rows import row_max
 
 LOGITS = 2**24       # at most this number of logits is in memory
 
@@ -40,15 +41,17 @@ def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
     known = (targets >= -1) & (targets < V)
     valid = xp.where(known, targets != -1, math.nan).astype(x.dtype)    # (N,) 1, or 0 if ignored
     count = xp.maximum(valid.sum(), 1) if count is None else xp.asarray(count, x.dtype)
-    loss, dx, dw, db = xp.zeros((), x.dtype), xp.zeros(x.shape, x.dtype), None, None
-    for part in slices(len(x), tokens or LOGITS // V):
+    loss, dw, db = xp.zeros((), x.dtype), None, None
+    dx = xp.zeros(x.shape, x.dtype) if gradients else None
+    parts = slices(0, len(x), tokens or LOGITS // V) or [slice(0)]      # else dw would be None
+    for part in parts:
         logits, cache = forward(x[part], w, b)
         loss = loss + losses_in_place(logits, targets[part], valid[part] / count)
         if gradients:
             dx[part], *sums = backward(logits, cache)                   # logits: dlogits by now
             dw, db = sums if dw is None else map(add_to, (dw, db), sums)
         del logits                                                      # before the next ones
-    return loss, (dx.reshape(shape), dw, db)
+    return loss, (dx.reshape(shape), dw, db) if gradients else None
 
 
 def linear_cross_entropy_backward(dloss, cache):
@@ -65,7 +68,7 @@ def losses_in_place(logits, targets, weight):
     their gradients; a few rows at a time, so that they stay in the cache of a processor."""
     xp, V = array_module(logits), logits.shape[1]
     loss = 0
-    for rows in slices(len(logits), device_of(logits).chunk // V):
+    for rows in slices(0, len(logits), device_of(logits).chunk // V):
         probs, target, share = logits[rows], targets[rows], weight[rows]
         probs -= row_max(probs)                                         # exp cannot overflow
         xp.copyto(probs, 0, where=(target == -1)[:, None])              # share * inf would be NaN
@@ -84,9 +87,3 @@ def add_to(total, d):
     if d is not None:
         total += d
     return total
-
-
-def slices(stop, length):
-    """-> slices of this length that cover range(stop), one of them if it is empty."""
-    length = max(length, 1)
-    return [slice(at, min(at + length, stop)) for at in range(0, max(stop, 1), length)]

@@ -14,7 +14,7 @@ Layer norm takes its means by products with w. Here the mean is a sum, because a
 inputs of a product to TF32.
 """
 
-from npgpt.backend import row_sum, sum_rows
+from npgpt.layers.rows import row_sum, sum_rows
 
 
 def rmsnorm_forward(x, w, eps=1e-5):

@@ -32,8 +32,9 @@ depend on the tiles.
 
 import math
 
-from npgpt.backend import array_module, device_of, row_max, row_sum
+from npgpt.backend import array_module, device_of, slices
 from npgpt.layers.dropout import keep_tile
+from npgpt.layers.rows import row_max, row_sum
 
 
 def tiled_attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False, tile=None):
@@ -116,15 +117,15 @@ class Tiles:
     def of_queries(self):
         """Yield the index of each tile of queries."""
         B, _, Tq, _ = self.shape
-        for batch in slices(B, self.b):
-            for i in slices(Tq, self.n):
+        for batch in slices(0, B, self.b):
+            for i in slices(0, Tq, self.n):
                 yield batch, slice(None), slice(None), i
 
     def of_keys(self, rows):
         """Yield the index of each tile of keys that some of these queries may see."""
         *axes, i = rows
         _, _, Tq, Tk = self.shape
-        for j in slices(Tk - Tq + i.stop if self.causal else Tk, self.t):
+        for j in slices(0, Tk - Tq + i.stop if self.causal else Tk, self.t):
             yield *axes, j
 
     def scores(self, scaled, k, rows, columns):
@@ -159,8 +160,3 @@ def tile_shape(room, Tq, Tk, size):
     n = max(1, min(Tq, side))
     t = max(1, min(Tk, size or side * side // n))
     return max(1, room // (n * t)), n, t
-
-
-def slices(stop, length):
-    """-> slices of at most this length that cover range(stop)."""
-    return [slice(at, min(at + length, stop)) for at in range(0, stop, length)]

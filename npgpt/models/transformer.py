@@ -113,7 +113,8 @@ def transformer_forward(source, idx, p, config, key=None, maps=None, layers=laye
     )
     lm_head = None
     if head:
-        x, lm_head = layers.linear_forward(x, head_weight(p, config).T)     # (B, T, V)
+        weight = p["decoder"]["wte.weight"] if config.tie_weights else p["lm_head.weight"]
+        x, lm_head = layers.linear_forward(x, weight.T)                     # (B, T, V)
     return x, (encoder, decoder, lm_head, config, layers)
 
 
@@ -128,11 +129,6 @@ def transformer_backward(dy, cache, grads):
         grads.add(config.head, dhead.T)              # tied: a part of the embedding's
     dmemory = decoder_backward(dx, decoder, grads)
     encoder_backward(dmemory, encoder, grads)
-
-
-def head_weight(p, config):
-    """The weight (V, C) of the head, which maps channels to logits."""
-    return p["decoder"]["wte.weight"] if config.tie_weights else p["lm_head.weight"]
 
 
 def teacher_forced(answers):
@@ -197,7 +193,7 @@ class Transformer(Model):
             while idx.shape[1] <= max_new_tokens and not ended.all():
                 x, _ = decoder_forward(self.device.to_device(idx), memory, seen(source),
                                        p["decoder"], config, layers=self.layers)
-                new = to_host((x[:, -1] @ head_weight(p, config).T).argmax(-1))    # (B,)
+                new = to_host((x[:, -1] @ self.params[config.head].T).argmax(-1))  # (B,)
                 new = np.where(ended, PAD, new)
                 ended = (new == END) | (new == PAD)
                 idx = np.concatenate([idx, new[:, None]], axis=1)

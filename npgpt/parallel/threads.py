@@ -66,5 +66,5 @@ class Generating:
     def _set(self, threads):
         if threads != self._threads:
             for pool in self._pools:
-                pool.set_num_threads(min(threads, self._most))
+                pool.set_num_threads(threads)
             self._threads = threads

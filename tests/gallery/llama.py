@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from npgpt.backend import row_sum
 from npgpt.gradcheck import check_gradients
 from npgpt.layers import attention as attention_layer
 from npgpt.layers import (
@@ -15,6 +14,7 @@ from npgpt.layers import (
 )
 from npgpt.layers import rmsnorm as rmsnorm_layer
 from npgpt.layers import rope as rope_layer
+from npgpt.layers.rows import row_sum
 from tests.gallery.bug import Bug, from_own, keeping
 
 BUGS = []

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from npgpt.backend import slices
 from npgpt.layers import (
     attention_forward,
     causal_mask,
@@ -12,7 +13,6 @@ from npgpt.layers import (
 )
 from npgpt.layers import linear_cross_entropy as linear_cross_entropy_layer
 from npgpt.layers import tiled_attention as tiled_attention_layer
-from npgpt.layers.tiled_attention import slices
 from tests.gallery.bug import Bug
 from tests.gallery.layers import normal
 
@@ -32,7 +32,7 @@ def keys_in_tiles(q, k, v, mask, tile):
 
 def zero_for_no_maximum(q, k, v, mask, tile):
     m, total, y = -np.inf, 0, 0
-    for columns in slices(k.shape[2], tile):
+    for columns in slices(0, k.shape[2], tile):
         scores = q @ k[:, :, columns].swapaxes(-1, -2) / q.shape[-1] ** 0.5
         scores = np.where(mask[:, columns], scores, -np.inf)
         top = np.maximum(m, scores.max(-1, keepdims=True))
@@ -82,7 +82,7 @@ def causal_in_tiles(q, k, v, tile):
 def tiles_until_the_query(q, k, v, tile):
     Tq, Tk = q.shape[2], k.shape[2]
     y = np.zeros(q.shape)
-    for i in slices(Tq, tile):
+    for i in slices(0, Tq, tile):
         stop = min(i.stop, Tk)
         mask = causal_mask(np, Tq, Tk)[i, :stop]
         y[:, :, i] = attention_forward(q[:, :, i], k[:, :, :stop], v[:, :, :stop], mask)[0]
@@ -107,7 +107,7 @@ BUGS.append(Bug(
     "sees is i only if there are as many queries as keys. With a cache of earlier keys it is "
     "Tk − Tq + i, and without that offset the newest keys are never read. In training both are "
     "the same.",
-    right="for j in slices(Tk - Tq + i.stop if self.causal else Tk, self.t):",
+    right="for j in slices(0, Tk - Tq + i.stop if self.causal else Tk, self.t):",
     wrong="stop = min(i.stop, Tk)",
     correct=causal_in_tiles, broken=tiles_until_the_query, source=tiled_attention_layer,
     check=queries_after_a_cache, blind=as_many_queries_as_keys,
@@ -122,7 +122,7 @@ def loss_in_parts(x, w, b, targets, tokens):
 
 def sum_of_means(x, w, b, targets, tokens):
     loss = 0
-    for part in slices(len(x), tokens):
+    for part in slices(0, len(x), tokens):
         logits, _ = linear_forward(x[part], w, b)
         loss = loss + cross_entropy_forward(logits, targets[part])[0]
     return loss
