@@ -1,6 +1,7 @@
 """A backward frees what it uses: the arrays of the size tokens times vocabulary go first."""
 
 import tracemalloc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,3 +56,30 @@ def test_no_array_of_tokens_times_vocabulary_is_alive_in_the_blocks_backward(mod
         model.layers = layers
     assert alive["linear_cross_entropy_backward"][0] >= C * V * 4        # the test sees arrays
     assert alive[first_of_a_block][0] < B * T * V * 4 / 4
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_no_gradient_of_the_head_is_alive_in_the_backward_of_the_embeddings(name, request):
+    if request.config.getoption("--device") != "cpu":
+        pytest.skip("the layers are replaced, and keep arrays of the host")
+    model, batch, _ = CASES[name]
+    alive = []
+
+    def backward_of_the_head(dloss, cache):
+        dx, dw, db = layers.linear_cross_entropy_backward(dloss, cache)
+        alive.append(weakref.ref(dx))
+        return dx, dw, db
+
+    def backward_of_the_embeddings(dy, cache):
+        assert alive[0]() is None
+        alive.append("checked")
+        return layers.embedding_backward(dy, cache)
+
+    model.layers = SimpleNamespace(**vars(layers) | {
+        "linear_cross_entropy_backward": backward_of_the_head,
+        "embedding_backward": backward_of_the_embeddings})
+    try:
+        model.loss_and_grads(*batch)
+    finally:
+        model.layers = layers
+    assert alive[-1] == "checked"
