@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from npgpt.layers.rows import row_max, row_sum, sum_rows
+from tests import double
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (5, 1), (1, 7), (0, 3), (3, 2, 2, 5)])
@@ -30,3 +31,12 @@ def test_largest_of_a_row_is_nan_if_an_element_is_and_minus_infinity_if_all_are(
 
 def test_sum_of_rows_without_elements_is_0():
     np.testing.assert_array_equal(row_sum(np.ones((2, 0))), [[0], [0]])
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (16, 3), (4, 6, 5), (7, 2), (0, 3)])
+def test_a_gpu_finds_the_same(shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    with double.installed() as gpu:
+        for function in (sum_rows, row_sum, row_max):
+            found = gpu.to_host(function(gpu.to_device(x)))
+            np.testing.assert_allclose(found, function(x), atol=1e-14)
