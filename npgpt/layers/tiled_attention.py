@@ -51,7 +51,7 @@ def tiled_attention_forward(q, k, v, mask=None, p=0.0, key=None, causal=False, t
     for rows in tiles.of_queries():
         scaled = q[rows] * tiles.scale
         m = xp.full(lse[rows].shape, xp.finfo(q.dtype).min)      # below all scores
-        total, part = xp.zeros_like(lse[rows]), xp.zeros_like(y[rows])
+        total = part = 0
         for columns in tiles.of_keys(rows):
             scores = tiles.scores(scaled, k, rows, columns)      # (b, G, H/G, n, t)
             top = xp.maximum(m, row_max(scores.real))

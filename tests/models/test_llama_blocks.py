@@ -85,6 +85,15 @@ def test_grouped_attention_is_composed_of_its_parts(options, mask):
     assert dp.keys() == p.keys()
 
 
+@pytest.mark.parametrize(("forward", "p"), [(grouped_attention_forward, P["self_attn"]),
+                                            (llama_block_forward, P)])
+def test_causal_is_the_causal_mask_and_not_the_default(forward, p):
+    past, all_tokens = (forward(X, p, H, G, ANGLES, mask)[0] for mask in (MASK, None))
+    np.testing.assert_allclose(forward(X, p, H, G, ANGLES, causal=True)[0], past, atol=1e-13)
+    np.testing.assert_array_equal(forward(X, p, H, G, ANGLES)[0], all_tokens)
+    assert not np.isclose(past[:, 0], all_tokens[:, 0]).all(axis=-1).any()
+
+
 @pytest.mark.parametrize("rates", [(0.0, 0.5), (0.5, 0.0), (0.3, 0.6), (None, 0.3)])
 def test_weights_of_attention_have_a_dropout_of_their_own(rates):
     """Compared with the parts, each with its rate and its key."""
