@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from npgpt import UserError
 from npgpt.backend import get_device
 from npgpt.checkpoints.find import find_model
+from npgpt.checkpoints.models import tokenizer_of
 from npgpt.cli.command import run_command
 from npgpt.cli.fields import device_field, dtype_field
 from npgpt.cli.options import Parser, option
@@ -30,7 +31,7 @@ from npgpt.parallel.threads import Generating
 from npgpt.text.chat import Chat, Conversation
 from npgpt.text.prompt import for_each_line, read_prompt
 from npgpt.text.stream import Continuation
-from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
+from npgpt.text.tokenizer import check_vocabulary
 
 BETWEEN = "-" * 40       # a line between two texts
 
@@ -72,7 +73,7 @@ def sample(arguments):
     c, (name, named_by), stops = read_command_line(arguments)
     threads = Generating()
     directory = find_model(name, named_by)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = tokenizer_of(directory)
     chat = Chat.of(tokenizer, directory) if c.chat else None
     prompt = read_prompt(c.prompt, c.prompt_file)
     encode(tokenizer, prompt)                        # refused before the model is read

@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": "run a layer on small numbers, line by line, forward and backward",
     "tokenizer": "train a byte-level BPE; encode texts into a token file; verify one",
     "eval": "measure the loss of a model on a text: perplexity, bits per byte",
+    "merge": "fold the adapters of a LoRA into the model that they change",
     "ranks": "under mpiexec: whether its processes can train together, and how fast",
     "report": "plot the losses of a run: npgpt report RUN PICTURE",
 }
@@ -56,6 +57,10 @@ def _run(arguments):
         from npgpt.training import perplexity_command
 
         return perplexity_command.main(rest)
+    if command == "merge":
+        from npgpt.training import merge_command
+
+        return merge_command.main(rest)
     if command == "ranks":
         from npgpt.training import ranks_command
 

@@ -165,6 +165,13 @@ def linear_cross_entropy(draw):
 
 
 @st.composite
+def lora(draw):
+    s, seed = draw(sizes("BTIOR")), draw(SEEDS)
+    n = normal(seed)
+    return _pair("lora", [n(s["B"], s["T"], s["I"]), n(s["I"], s["R"]), n(s["R"], s["O"])])
+
+
+@st.composite
 def cross_entropy(draw):
     s, seed = draw(sizes("BTV")), draw(SEEDS)
     rng = np.random.default_rng(seed)
@@ -459,6 +466,6 @@ CASES = {case.__name__: case for case in (
     linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
     mlp, self_attention, block, gpt, cross_attention, encoder_block, decoder_block, transformer,
     rmsnorm, rope, swiglu, gated_mlp, grouped_attention, llama_block, llama,
-    tiled_attention, linear_cross_entropy,
+    tiled_attention, linear_cross_entropy, lora,
 )}
 USED_UP = ("gpt", "transformer", "llama")     # a model's backward consumes its cache

@@ -23,14 +23,14 @@ import re
 import shutil
 from contextlib import suppress
 
-from npgpt.checkpoints import models
+from npgpt.checkpoints import adapter, models
 from npgpt.durable import remove_directory, temporary, write_text
 from npgpt.errors import UserError
 from npgpt.reading import read_bytes, read_json
 from npgpt.text import tokenizer
 
 STATE, TENSORS, METRICS = "training.json", "training.safetensors", "metrics.jsonl"
-FILES = models.FILES | tokenizer.FILES | {STATE, TENSORS}       # of a checkpoint
+FILES = models.FILES | adapter.FILES | tokenizer.FILES | {STATE, TENSORS}       # of a checkpoint
 NAMES = "latest", "best"
 NAME = r"checkpoint-\d+(-\d+)?"     # of a checkpoint
 LONGEST_NAME = 1000                 # bytes

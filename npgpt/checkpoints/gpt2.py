@@ -17,6 +17,7 @@ from npgpt.models.gpt import GPTConfig
 from npgpt.reading import read_json
 
 MODEL_TYPES = ("gpt2", "npgpt")
+PREFIX, TRANSPOSED = "transformer.", True      # of a block's names in transformers; (in, out)
 ACTIVATION_NAMES = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 TABLE, HEAD = "wte.weight", "lm_head.weight"
 

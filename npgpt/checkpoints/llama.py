@@ -16,8 +16,7 @@ from npgpt.reading import read_json
 
 MODEL_TYPES = ("llama", "qwen3")
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
-PREFIX = "model."                              # of all arrays but the head
-PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+PREFIX, TRANSPOSED = "model.", False           # of all arrays but the head; (out, in)
 
 # Key of config.json -> field of LlamaConfig, and the values that LlamaConfig and Qwen3Config have
 # if the key is absent.
@@ -118,7 +117,8 @@ def _names_in_file(name):
     """The name of a parameter -> the names of its parts in the file."""
     *path, layer, kind = name.split(".")
     prefix = "" if name == HEAD else PREFIX
-    return [prefix + ".".join([*path, part, kind]) for part in PARTS.get(layer, (layer,))]
+    parts = LlamaConfig.modules.get(layer, (layer,))
+    return [prefix + ".".join([*path, part, kind]) for part in parts]
 
 
 def _canonical(name):

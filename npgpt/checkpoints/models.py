@@ -1,17 +1,21 @@
-"""A model directory: config.json and model.safetensors, in the format of the model's family; or a
-GGUF file, which npgpt reads and does not write."""
+"""A model directory: config.json and model.safetensors, in the format of the model's family; or
+adapters, with the path of the model that they change; or a GGUF file, which npgpt reads and does
+not write. What is read from adapters is the model with the adapters folded in."""
 
+from itertools import chain
 from pathlib import Path
 
-from npgpt.checkpoints import gguf, gpt2, llama, transformer
+from npgpt.checkpoints import adapter, gguf, gpt2, llama, transformer
 from npgpt.checkpoints.hugging_face import find_weights
 from npgpt.checkpoints.tensors import write_tensors
 from npgpt.durable import SUMS, atomic_directory, verify, write_json
 from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
 from npgpt.models.llama import Llama
+from npgpt.models.trained import merged
 from npgpt.models.transformer import Transformer
 from npgpt.reading import read_json
+from npgpt.text import tokenizer as tokenizers
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = {CONFIG, WEIGHTS, SUMS}
@@ -28,10 +32,14 @@ def save_model(model, directory):
         write_model(model, folder)
 
 
-def write_model(model, folder, tokenizer=None):
+def write_model(model, folder, tokenizer=None, base=None):
     """Write config.json and model.safetensors into an `atomic_directory`. tokenizer: the model's;
-    config.json then names the tokens between which a text is."""
+    config.json then names the tokens between which a text is. base: that of the model's adapters,
+    as for `adapter.write`; then these alone are written. None: they are folded in."""
     form = _format(type(model))
+    if base:
+        return adapter.write(model, folder, form.PREFIX, form.TRANSPOSED, base)
+    model = model.merged()
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end} if tokenizer else {}
     write_json(folder / CONFIG, form.write_config(model.config) | ends)
     write_tensors(folder / WEIGHTS, form.write_weights(model))
@@ -53,24 +61,33 @@ def load_model(path, family, **options):
 
 
 def read_model(path, family, **options):
-    """Read a GGUF file, or a model directory that has been verified -> a model, as by
-    `load_model`."""
+    """Read a GGUF file, or a directory that has been verified -> a model, as by `load_model`. With
+    a `lora_rank` in the options, adapters are not folded in."""
     family = family_in(path, family)
-    config, values = read_values(path, family)
+    config, values = read_values(path, family, separate=bool(options.get("lora_rank")))
     return family(config, values=values, **options)
 
 
-def read_values(path, family):
-    """Read a GGUF file, or a model directory that has been verified -> the configuration of its
-    family, and pairs of names and NumPy arrays, the parameters."""
+def read_values(path, family, separate=False):
+    """Read a GGUF file, or a directory that has been verified -> the configuration of its family,
+    and pairs of names and NumPy arrays, the parameters. separate: adapters are not folded in."""
     if path.is_file():
         return gguf.read(path)
+    if adapter.is_adapter(path):
+        base = adapter.base_of(path)
+        verify(base)
+        config, values = read_values(base, family)
+        changes = adapter.read(path, config, _format(family_in(base, family)).PREFIX)
+        return config, (chain(values, changes.items()) if separate else
+                        merged(config, values, changes))
     return _format(family_in(path, family)).read(path / CONFIG, path / WEIGHTS)
 
 
 def family_in(path, base):
     """-> the family of the model in a directory or in a GGUF file: base itself, or one of those
     that have it as their base. Raises UserError if it is another one."""
+    if adapter.is_adapter(path):
+        path = adapter.base_of(path)
     if path.is_file():
         if issubclass(base, Llama) or issubclass(Llama, base):
             return base if issubclass(base, Llama) else Llama
@@ -87,6 +104,19 @@ def family_in(path, base):
         raise UserError(f"{path / CONFIG}: model_type is {found!r}, expected one of "
                         f"{', '.join(known)}")
     return known[found]
+
+
+def tokenizer_of(path):
+    """-> the tokenizer in a directory or in a GGUF file. Adapters without one have that of their
+    model, and a text ends where it ends in their model. Raises UserError."""
+    if not adapter.is_adapter(path):
+        return tokenizers.load_tokenizer(path)
+    of_base = tokenizers.load_tokenizer(adapter.base_of(path))
+    if not (path / tokenizers.FILE).exists():
+        return of_base
+    tokenizer = tokenizers.load_tokenizer(path)
+    tokenizer.ends = tuple(sorted({*tokenizer.ends, *of_base.ends}))
+    return tokenizer
 
 
 def _format(family):

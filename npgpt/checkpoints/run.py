@@ -130,7 +130,7 @@ class RunDirectory(RunContents):
         try:
             target = self.unnamed(state["step"])
             with atomic_directory(target, FILES) as folder:
-                models.write_model(model, folder, tokenizer)
+                models.write_model(model, folder, tokenizer, state.get("base"))
                 write_tensors(folder / TENSORS, tensors)
                 write_json(folder / STATE, state | {"run": self._id})
                 tokenizer.save(folder)

@@ -111,7 +111,11 @@ def cross_entropy(s, draw):
 def linear_cross_entropy(s, draw):
     targets = cross_entropy(s, draw)["targets"]
     return {"x": draw(s["B"], s["T"], s["C"]), "w": draw(s["C"], s["V"]), "b": draw(s["V"]),
-            "targets": targets, "count": None, "gradients": True, "tokens": PART}
+            "targets": targets, "count": None, "gradients": True, "frozen": False, "tokens": PART}
+
+
+def lora(s, draw):
+    return {"x": draw(s["B"], s["T"], s["I"]), "A": draw(s["I"], s["R"]), "B": draw(s["R"], s["O"])}
 
 
 def rope(s, draw):

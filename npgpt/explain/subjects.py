@@ -112,6 +112,8 @@ SUBJECTS = {
         "linear_cross_entropy", {"B": 2, "T": 3, "C": 4, "V": 5}, inputs.linear_cross_entropy,
         output="loss", upstream=inputs.one,
         notes={"targets": "random token ids; -1 means no target", "tokens": "in a part"}),
+    "lora": _layer("lora", {"B": 1, "T": 3, "I": 4, "O": 5, "R": 2}, inputs.lora,
+                   notes={"B": "random; 0 at the beginning of a training"}),
     "block": Subject({"B": 1, "H": 2, "T": 3, "C": 4}, inputs.block,
                      lambda: (blocks.block_forward, blocks.block_backward), notes=MASK),
     "gpt": Subject({"B": 1, "H": 2, "T": 3, "C": 4, "V": 5, "L": 2}, inputs.gpt,

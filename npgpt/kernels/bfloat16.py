@@ -15,16 +15,16 @@ from npgpt.layers.rows import sum_rows
 BFLOAT16 = ml_dtypes.bfloat16
 
 
-def linear_forward(x, w, b=None):
-    """x (..., I), w (I, O), b (O,) or None, all float32 -> y (..., O)."""
-    y, (rows, w, _) = linear.linear_forward(x.astype(BFLOAT16), w.astype(BFLOAT16))
+def linear_forward(x, w, b=None, frozen=False):
+    """x (..., I), w (I, O), b (O,) or None, all float32 -> y (..., O). frozen: as for the layer."""
+    y, (rows, w, _) = linear.linear_forward(x.astype(BFLOAT16), w.astype(BFLOAT16), None, frozen)
     y = y.astype(x.dtype) if b is None else y + b        # the sum of both is float32
     return y, (rows, w, b is not None)
 
 
 def linear_backward(dy, cache):
-    """dy (..., O) -> dx (..., I), dw (I, O), db (O,); db is None if b was None."""
+    """dy (..., O) -> dx (..., I), dw (I, O), None if w is frozen, db (O,), None if b was None."""
     rows, w, has_bias = cache
     dx, dw, _ = linear.linear_backward(dy.astype(BFLOAT16), (rows, w, False))
     db = sum_rows(dy) if has_bias else None
-    return dx.astype(dy.dtype), dw.astype(dy.dtype), db
+    return dx.astype(dy.dtype), None if dw is None else dw.astype(dy.dtype), db

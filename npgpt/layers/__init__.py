@@ -34,6 +34,7 @@ from npgpt.layers.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_forward,
 )
+from npgpt.layers.lora import lora_backward, lora_forward
 from npgpt.layers.positional import positional_backward, positional_forward
 from npgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from npgpt.layers.rope import rope_backward, rope_forward, rotation
@@ -64,6 +65,7 @@ LAYERS = {     # in reading order
     "swiglu": Layer(swiglu_forward, swiglu_backward),
     "tiled_attention": Layer(tiled_attention_forward, tiled_attention_backward),   # less memory
     "linear_cross_entropy": Layer(linear_cross_entropy_forward, linear_cross_entropy_backward),
+    "lora": Layer(lora_forward, lora_backward),                                    # fine-tuning
 }
 
 __all__ = [

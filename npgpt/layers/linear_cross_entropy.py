@@ -25,14 +25,14 @@ from npgpt.layers.rows import row_max
 LOGITS = 2**24       # at most this number of logits is in memory
 
 
-def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
+def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True, frozen=False,
                                  tokens=None, linear=(linear_forward, linear_backward)):
     """x (..., C), w (C, V), b (V,) or None, targets (...) int in 0..V-1 or -1 -> loss, a scalar, in
     nats. Tokens whose target is -1 are ignored.
 
     count, and other targets: as for cross_entropy_forward. gradients: False: for a loss without a
-    backward. tokens: their number in a part; None: as many as have LOGITS logits. linear: the
-    functions of the linear layer.
+    backward. frozen: w needs no gradient. tokens: their number in a part; None: as many as have
+    LOGITS logits. linear: the functions of the linear layer.
     """
     xp, (forward, backward) = array_module(x), linear
     shape, V = x.shape, w.shape[1]
@@ -43,24 +43,24 @@ def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True,
     count = xp.maximum(valid.sum(), 1) if count is None else xp.asarray(count, x.dtype)
     loss, dw, db = xp.zeros((), x.dtype), None, None
     dx = xp.zeros(x.shape, x.dtype) if gradients else None
-    parts = slices(0, len(x), tokens or LOGITS // V) or [slice(None)]   # else dw would be None
+    parts = slices(0, len(x), tokens or LOGITS // V) or [slice(None)]   # else no dw
     for part in parts:
-        logits, cache = forward(x[part], w, b)
+        logits, cache = forward(x[part], w, b, frozen)
         loss = loss + losses_in_place(logits, targets[part], valid[part] / count)
         if gradients:
             dx[part], *sums = backward(logits, cache)                   # logits: dlogits by now
-            dw, db = sums if dw is None else map(add_to, (dw, db), sums)
+            dw, db = map(add_to, (dw, db), sums)
         del logits                                                      # before the next ones
     return loss, (dx.reshape(shape), dw, db) if gradients else None
 
 
 def linear_cross_entropy_backward(dloss, cache):
-    """dloss, a scalar -> dx (..., C), dw (C, V), db (V,), or None if b was None. dloss: None: 1,
-    without a copy of the gradients."""
+    """dloss, a scalar -> dx (..., C), dw (C, V), None if w is frozen, db (V,), None if b was None.
+    dloss: None: 1, without a copy of the gradients."""
     dx, dw, db = cache
     if dloss is None:
         return dx, dw, db
-    return dx * dloss, dw * dloss, None if db is None else db * dloss
+    return dx * dloss, None if dw is None else dw * dloss, None if db is None else db * dloss
 
 
 def losses_in_place(logits, targets, weight):
@@ -83,7 +83,8 @@ def losses_in_place(logits, targets, weight):
 
 
 def add_to(total, d):
-    """-> total, to which d is added in place; None if there is none."""
-    if d is not None:
-        total += d
+    """-> total, to which d is added in place; d itself, or None, if one of them is None."""
+    if total is None or d is None:
+        return d
+    total += d
     return total

@@ -16,6 +16,7 @@ the same ones to the backward.
 
 from npgpt import layers
 from npgpt.backend import array_module
+from npgpt.models.projection import projection_backward, projection_forward
 
 ACTIVATIONS = ("gelu", "relu")
 
@@ -23,9 +24,9 @@ ACTIVATIONS = ("gelu", "relu")
 def mlp_forward(x, p, activation="gelu", dropout=0.0, key=None, layers=layers):
     """x (B, T, C) -> y (B, T, C), each token on its own, through F channels; in GPT-2 F = 4C."""
     act_forward, act_backward = layers.LAYERS[activation]
-    h, c_fc = layers.linear_forward(x, p["c_fc.weight"], p["c_fc.bias"])               # (B, T, F)
+    h, c_fc = projection_forward(x, p, "c_fc", layers)                                 # (B, T, F)
     h, act = act_forward(h)
-    y, c_proj = layers.linear_forward(h, p["c_proj.weight"], p["c_proj.bias"])         # (B, T, C)
+    y, c_proj = projection_forward(h, p, "c_proj", layers)                             # (B, T, C)
     y, drop = layers.dropout_forward(y, dropout, key)
     return y, (c_fc, act, act_backward, c_proj, drop, layers)
 
@@ -35,9 +36,9 @@ def mlp_backward(dy, cache):
     c_fc, act, act_backward, c_proj, drop, layers = cache
     dp = {}
     dy = layers.dropout_backward(dy, drop)
-    dh, dp["c_proj.weight"], dp["c_proj.bias"] = layers.linear_backward(dy, c_proj)
+    dh = projection_backward(dy, c_proj, dp)
     dh = act_backward(dh, act)
-    dx, dp["c_fc.weight"], dp["c_fc.bias"] = layers.linear_backward(dh, c_fc)
+    dx = projection_backward(dh, c_fc, dp)
     return dx, dp
 
 
@@ -46,13 +47,13 @@ def self_attention_forward(x, p, n_head, mask=None, dropout=0.0, key=None, kv=No
     """x (B, T, C) -> y (B, T, C). Every token attends to those that the mask allows, and if causal
     to none after it. attn_dropout: the rate for the weights of attention; None: that of the output.
     """
-    qkv, c_attn = layers.linear_forward(x, p["c_attn.weight"], p.get("c_attn.bias"))
+    qkv, c_attn = projection_forward(x, p, "c_attn", layers)
     q, k, v = split_heads(qkv, 3, n_head)                                   # (B, H, T, D) each
     if kv is not None:
         k, v = kv.extend(k, v)                                              # (B, H, Tk, D)
     rate = dropout if attn_dropout is None else attn_dropout
     heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0), causal)
-    y, c_proj = layers.linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
+    y, c_proj = projection_forward(merge_heads(heads), p, "c_proj", layers)
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (c_attn, attn, c_proj, drop, n_head, layers)
 
@@ -62,13 +63,11 @@ def self_attention_backward(dy, cache):
     c_attn, attn, c_proj, drop, n_head, layers = cache
     dp = {}
     dy = layers.dropout_backward(dy, drop)
-    dheads, dp["c_proj.weight"], dp["c_proj.bias"] = layers.linear_backward(dy, c_proj)
+    dheads = projection_backward(dy, c_proj, dp)
     (dheads,) = split_heads(dheads, 1, n_head)                              # (B, H, T, D)
     dq, dk, dv = layers.attention_backward(dheads, attn)
     dqkv = merge_heads(dq, dk, dv)                                          # (B, T, 3C)
-    dx, dp["c_attn.weight"], dbias = layers.linear_backward(dqkv, c_attn)
-    if dbias is not None:
-        dp["c_attn.bias"] = dbias
+    dx = projection_backward(dqkv, c_attn, dp)
     return dx, dp
 
 
@@ -79,14 +78,14 @@ def cross_attention_forward(x, memory, p, n_head, mask=None, dropout=0.0, key=No
     Queries are computed from x, keys and values from memory. So dx depends only on dq, and dmemory
     on dk and dv. Each block that reads the memory returns its own dmemory, and these are added.
     """
-    q, q_attn = layers.linear_forward(x, p["q_attn.weight"], p["q_attn.bias"])
-    kv, c_attn = layers.linear_forward(memory, p["c_attn.weight"], p["c_attn.bias"])
+    q, q_attn = projection_forward(x, p, "q_attn", layers)
+    kv, c_attn = projection_forward(memory, p, "c_attn", layers)
     (q,) = split_heads(q, 1, n_head)                                        # (B, H, Tq, D)
     k, v = split_heads(kv, 2, n_head)                                       # (B, H, Tk, D) each
     if maps is not None:
         maps.append(attention_weights(q, k, mask))
     heads, attn = layers.attention_forward(q, k, v, mask, dropout, key and key.at(0))
-    y, c_proj = layers.linear_forward(merge_heads(heads), p["c_proj.weight"], p["c_proj.bias"])
+    y, c_proj = projection_forward(merge_heads(heads), p, "c_proj", layers)
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (q_attn, c_attn, attn, c_proj, drop, n_head, layers)
 
@@ -96,12 +95,12 @@ def cross_attention_backward(dy, cache):
     q_attn, c_attn, attn, c_proj, drop, n_head, layers = cache
     dp = {}
     dy = layers.dropout_backward(dy, drop)
-    dheads, dp["c_proj.weight"], dp["c_proj.bias"] = layers.linear_backward(dy, c_proj)
+    dheads = projection_backward(dy, c_proj, dp)
     (dheads,) = split_heads(dheads, 1, n_head)                              # (B, H, Tq, D)
     dq, dk, dv = layers.attention_backward(dheads, attn)
     dkv = merge_heads(dk, dv)                                               # (B, Tk, 2C)
-    dmemory, dp["c_attn.weight"], dp["c_attn.bias"] = layers.linear_backward(dkv, c_attn)
-    dx, dp["q_attn.weight"], dp["q_attn.bias"] = layers.linear_backward(merge_heads(dq), q_attn)
+    dmemory = projection_backward(dkv, c_attn, dp)
+    dx = projection_backward(merge_heads(dq), q_attn, dp)
     return dx, dmemory, dp
 
 

@@ -149,10 +149,11 @@ def gpt_backward(dy, cache, grads):
     for layer in reversed(range(config.n_layer)):
         dx, dp = backward(dx, blocks.pop())
         grads.add(f"h.{layer}", dp)
-    dx = layers.dropout_backward(dx, drop)
-    dx, dw = layers.positional_backward(dx, wpe)
-    grads.add("wpe.weight", dw)
-    grads.add("wte.weight", layers.embedding_backward(dx, wte))      # tied: added to the head's
+    if "wte.weight" in grads:                                        # it is not frozen, nor is wpe
+        dx = layers.dropout_backward(dx, drop)
+        dx, dw = layers.positional_backward(dx, wpe)
+        grads.add("wpe.weight", dw)
+        grads.add("wte.weight", layers.embedding_backward(dx, wte))  # tied: added to the head's
 
 
 class GPT(LanguageModel):

@@ -13,13 +13,19 @@ table of them.
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from npgpt import layers
 from npgpt.backend import array_module
 from npgpt.cli.options import option
 from npgpt.errors import UserError
 from npgpt.models.language_model import LanguageModel
-from npgpt.models.llama_blocks import llama_block_backward, llama_block_forward
+from npgpt.models.llama_blocks import (
+    GATE_UP,
+    QKV,
+    llama_block_backward,
+    llama_block_forward,
+)
 from npgpt.models.model import ModelConfig
 from npgpt.models.parameters import STD, flatten, linear, rms_norm, table
 from npgpt.models.recompute import recomputed
@@ -34,6 +40,8 @@ class LlamaConfig(ModelConfig):
 
     Raises UserError, a ValueError, for an invalid value.
     """
+
+    modules = MappingProxyType({"qkv_proj": QKV, "gate_up_proj": GATE_UP})
 
     vocab_size: int = option(49152, "tokens in the vocabulary, V", at_least=1, at_most=10**7)
     block_size: int = option(8192, "tokens in the context, T", at_least=1, at_most=10**7)
@@ -154,9 +162,10 @@ def llama_backward(dy, cache, grads):
     for layer in reversed(range(config.n_layer)):
         dx, dp = backward(dx, blocks.pop())
         grads.add(f"layers.{layer}", dp)
-    dx = layers.dropout_backward(dx, drop)
-    dw = layers.embedding_backward(dx, embed_tokens)
-    grads.add("embed_tokens.weight", dw)                             # tied: added to the head's
+    if "embed_tokens.weight" in grads:                               # it is not frozen
+        dx = layers.dropout_backward(dx, drop)
+        dw = layers.embedding_backward(dx, embed_tokens)
+        grads.add("embed_tokens.weight", dw)                         # tied: added to the head's
 
 
 class Llama(LanguageModel):

@@ -14,14 +14,17 @@ k is normalised before its rotation; then there are two more weights. Biases are
 from npgpt import layers
 from npgpt.backend import array_module
 from npgpt.models.blocks import merge_heads, split_heads
+from npgpt.models.projection import projection_backward, projection_forward
+
+QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")      # side by side
 
 
 def gated_mlp_forward(x, p, dropout=0.0, key=None, layers=layers):
     """x (B, T, C) -> y (B, T, C), each token on its own, through F channels."""
-    h, gate_up_proj = layers.linear_forward(x, *linear_of(p, "gate_up_proj"))    # (B, T, 2F)
+    h, gate_up_proj = projection_forward(x, p, "gate_up_proj", layers, GATE_UP)  # (B, T, 2F)
     F = h.shape[-1] // 2
     h, swiglu = layers.swiglu_forward(h[..., :F], h[..., F:])                    # (B, T, F)
-    y, down_proj = layers.linear_forward(h, *linear_of(p, "down_proj"))          # (B, T, C)
+    y, down_proj = projection_forward(h, p, "down_proj", layers)                 # (B, T, C)
     y, drop = layers.dropout_forward(y, dropout, key)
     return y, (gate_up_proj, swiglu, down_proj, drop, layers)
 
@@ -31,11 +34,9 @@ def gated_mlp_backward(dy, cache):
     gate_up_proj, swiglu, down_proj, drop, layers = cache
     dp = {}
     dy = layers.dropout_backward(dy, drop)
-    dh, *dw = layers.linear_backward(dy, down_proj)
-    put(dp, "down_proj", *dw)
+    dh = projection_backward(dy, down_proj, dp)
     dh = array_module(dh).concatenate(layers.swiglu_backward(dh, swiglu), axis=-1)
-    dx, *dw = layers.linear_backward(dh, gate_up_proj)
-    put(dp, "gate_up_proj", *dw)
+    dx = projection_backward(dh, gate_up_proj, dp)
     return dx, dp
 
 
@@ -45,7 +46,7 @@ def grouped_attention_forward(x, p, n_head, n_kv_head, rotation, mask=None, drop
     to none after it.
     rotation: the cos and sin of the angles at these T positions. attn_dropout: the rate for the
     weights of attention; None: that of the output. eps: of the norms of q and k."""
-    qkv, qkv_proj = layers.linear_forward(x, *linear_of(p, "qkv_proj"))
+    qkv, qkv_proj = projection_forward(x, p, "qkv_proj", layers, QKV)
     (qkv,) = split_heads(qkv, 1, n_head + 2 * n_kv_head)   # (B, H + 2G, T, D)
     q, k, v = qkv[:, :n_head], qkv[:, n_head:-n_kv_head], qkv[:, -n_kv_head:]
     q_norm = k_norm = None
@@ -58,7 +59,7 @@ def grouped_attention_forward(x, p, n_head, n_kv_head, rotation, mask=None, drop
         k, v = kv.extend(k, v)                             # (B, G, Tk, D)
     rate = dropout if attn_dropout is None else attn_dropout
     heads, attn = layers.attention_forward(q, k, v, mask, rate, key and key.at(0), causal)
-    y, o_proj = layers.linear_forward(merge_heads(heads), *linear_of(p, "o_proj"))
+    y, o_proj = projection_forward(merge_heads(heads), p, "o_proj", layers)
     y, drop = layers.dropout_forward(y, dropout, key and key.at(1))
     return y, (qkv_proj, q_norm, k_norm, q_rope, k_rope, attn, o_proj, drop, n_head, layers)
 
@@ -68,8 +69,7 @@ def grouped_attention_backward(dy, cache):
     qkv_proj, q_norm, k_norm, q_rope, k_rope, attn, o_proj, drop, n_head, layers = cache
     dp = {}
     dy = layers.dropout_backward(dy, drop)
-    dheads, *dw = layers.linear_backward(dy, o_proj)
-    put(dp, "o_proj", *dw)
+    dheads = projection_backward(dy, o_proj, dp)
     (dheads,) = split_heads(dheads, 1, n_head)             # (B, H, T, D)
     dq, dk, dv = layers.attention_backward(dheads, attn)
     dq = layers.rope_backward(dq, q_rope)
@@ -77,8 +77,7 @@ def grouped_attention_backward(dy, cache):
     if q_norm is not None:
         dq, dp["q_norm.weight"] = layers.rmsnorm_backward(dq, q_norm)
         dk, dp["k_norm.weight"] = layers.rmsnorm_backward(dk, k_norm)
-    dx, *dw = layers.linear_backward(merge_heads(dq, dk, dv), qkv_proj)
-    put(dp, "qkv_proj", *dw)
+    dx = projection_backward(merge_heads(dq, dk, dv), qkv_proj, dp)
     return dx, dp
 
 
@@ -106,15 +105,3 @@ def llama_block_backward(dy, cache):
     dh, dp["self_attn"] = grouped_attention_backward(dx, attn)
     dh, dp["input_layernorm.weight"] = layers.rmsnorm_backward(dh, norm_1)
     return dx + dh, dp
-
-
-def linear_of(p, name):
-    """-> the weight and the bias of a linear layer; the bias is None if there is none."""
-    return p[f"{name}.weight"], p.get(f"{name}.bias")
-
-
-def put(dp, name, dw, db):
-    """Store the gradients of a linear layer; db is None if it has no bias."""
-    dp[f"{name}.weight"] = dw
-    if db is not None:
-        dp[f"{name}.bias"] = db

@@ -15,13 +15,17 @@ mode of the device that is set while the model computes; bfloat16 to 8 bits of p
 versions of layers, `model.layers`.
 """
 
+from itertools import chain
+from types import MappingProxyType
+
 import numpy as np
 
-from npgpt.backend import get_device
+from npgpt.backend import get_device, to_host
 from npgpt.cli.options import Options
 from npgpt.errors import UserError
 from npgpt.kernels import layers_for
 from npgpt.models.parameters import Parameters, count
+from npgpt.models.trained import adapters, merged, trained
 
 ATTENTION = ("auto", "plain", "tiled")
 
@@ -30,6 +34,8 @@ class ModelConfig(Options):
     """Base of the configurations. Each has a method `architecture`, which gives the table of its
     parameters in the order in which the model uses them, and `head`, the name of the weight (V, C)
     that maps channels to logits. A head's bias is "lm_head.bias"."""
+
+    modules = MappingProxyType({})   # a layer of the blocks -> the names of matrices in its weight
 
     def shapes(self):
         """-> name -> shape of every parameter."""
@@ -56,29 +62,32 @@ class Model:
     forward = backward = None   # the family's functions
 
     def __init__(self, config, *, seed=1337, device="cpu", dtype="float32", fused=False,
-                 attention="auto", recompute=False, values=None):
+                 attention="auto", recompute=False, lora_rank=0, freeze="nothing", values=None):
         """seed: of the initial weights. device: "cpu", "gpu" or "auto". dtype: "float32",
         "float64", "tf32" or "bfloat16", the last two on a GPU. fused: use the GPU's fused kernels.
         attention: "plain", "tiled", or "auto": tiled for long contexts on a CPU. recompute: the
         backward computes each block again, and memory has the activations of one block at a time.
-        values: pairs of names and NumPy arrays, the parameters; None: random ones. Raises UserError
-        if the device or the precision is not available."""
+        lora_rank: the rank of adapters, which alone are trainable; 0: there are none. freeze:
+        "embeddings": these are not trainable, and the head is not. values: pairs of names and NumPy
+        arrays, the parameters; adapters may be missing; None: random ones. Raises UserError if the
+        device or the precision is not available."""
         self.config = config
         self.device = get_device(device)
         self.dtype = dtype
         self.recompute = recompute
         tiled = is_tiled(attention, config, self.device)
         self.layers = layers_for(self.device, dtype, fused, tiled)
-        architecture = config.architecture()
+        self.lora_rank = lora_rank
+        architecture = trained(config, lora_rank, freeze)
         self.params = Parameters(architecture, self._zeros(count(architecture)))
-        if values is None:
-            values = ((name, param.draw(name, seed)) for name, param in architecture.items())
+        drawn = architecture if values is None else adapters(config, lora_rank)
+        random = ((name, param.draw(name, seed)) for name, param in drawn.items())
         missing = set(self.params)
-        for name, value in values:
+        for name, value in chain(random, values or ()):
             if name not in architecture or architecture[name].shape != np.shape(value):
                 raise UserError(f"this architecture has no parameter {name} {np.shape(value)}")
             self.params[name] = self.device.to_device(value)
-            missing.remove(name)
+            missing.discard(name)
         if missing:
             raise UserError(f"values for {', '.join(sorted(missing))} are missing")
 
@@ -94,10 +103,21 @@ class Model:
         grads.zero()
         return grads
 
+    def merged(self):
+        """-> a model on the CPU that computes the same, with its adapters folded into its weights;
+        itself if it has none."""
+        if not self.lora_rank:
+            return self
+        values = {name: to_host(array) for name, array in self.params.items()}
+        changes = {name: values.pop(name) for name in adapters(self.config, self.lora_rank)}
+        dtype = "float64" if self.dtype == "float64" else "float32"
+        return type(self)(self.config, dtype=dtype,
+                          values=merged(self.config, values.items(), changes))
+
     def save_pretrained(self, directory):
         """Write a model directory, which Hugging Face's transformers can load if it knows the
-        architecture. An existing model there is replaced atomically. Raises UserError if the
-        directory contains other files."""
+        architecture. Adapters are folded in. An existing model there is replaced atomically. Raises
+        UserError if the directory contains other files."""
         from npgpt.checkpoints import save_model
         save_model(self, directory)
 
@@ -131,9 +151,10 @@ class Model:
             return self._head_forward(x, targets, count, gradients=False)[0]
 
     def _head_forward(self, x, targets, count, **options):
+        name = self.config.head
         return self.layers.linear_cross_entropy_forward(
-            x, self.params[self.config.head].T, self.params.get("lm_head.bias"), targets, count,
-            **options)
+            x, self.params[name].T, self.params.get("lm_head.bias"), targets, count,
+            frozen=not self.params.architecture[name].trainable, **options)
 
     def _loss_and_grads(self, tokens, targets, key, count, grads):
         """-> loss, grads. key, count: as in loss_and_grads. grads: to add to, or None."""
@@ -143,7 +164,8 @@ class Model:
                                     head=False, recompute=self.recompute)
             loss, head = self._head_forward(x, targets, count)
             dx, dw, db = layers.linear_cross_entropy_backward(None, head)
-            grads.add(self.config.head, dw.T)
+            if dw is not None:
+                grads.add(self.config.head, dw.T)
             grads.add("lm_head.bias", db)
             gradient = [dx]
             del x, head, dx, dw              # dw is large if the vocabulary is

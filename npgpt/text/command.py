@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from npgpt.cli.bar import Bar
 from npgpt.cli.command import run_command
 from npgpt.cli.options import Options, Parser, option, suggestion
-from npgpt.durable import SUMS, atomic_directory, check_target, verify
+from npgpt.cli.target import read_target
+from npgpt.durable import SUMS, atomic_directory, verify
 from npgpt.errors import UserError, flag
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.files import ENDINGS, ENDLESS, documents, find, signature
@@ -81,7 +81,7 @@ def _run(arguments):
 
 
 def _train(names, c):
-    target = _target(c, TOKENIZER_FILES | {SUMS})
+    target = read_target(c, TOKENIZER_FILES | {SUMS})
     paths = _paths(names)
     length = sum(-(-signature(path)[1] // PART) for path in paths)
     parts = (part[at:at + PART] for text in documents(paths) for part in text
@@ -96,7 +96,7 @@ def _train(names, c):
 
 
 def _encode(names, c):
-    target = _target(c, FILES)
+    target = read_target(c, FILES)
     if not c.tokenizer:
         raise UserError(f"`tokenizer` is missing; it takes {CHARS} or the directory of a "
                         "tokenizer")
@@ -122,17 +122,6 @@ def _verify(names, c):
 def _paths(names):
     """-> the paths of the texts that names stand for, each once, in the order of the names."""
     return list(dict.fromkeys(path for name in names for path in find(name)))
-
-
-def _target(c, files):
-    """-> the directory to write. Raises UserError if none is given, or if it already exists."""
-    if not c.out_dir:
-        raise UserError("`out_dir` is missing; it takes the directory to write")
-    target = Path(c.out_dir)
-    if target.is_dir() and any(target.iterdir()) and not c.overwrite:
-        raise UserError(f"{target} already exists; `overwrite` replaces it")
-    check_target(target, files)
-    return target
 
 
 @contextmanager

@@ -4,8 +4,9 @@ launcher reads it, and the others get it from there; an error of one rank is rai
 import socket
 from dataclasses import replace
 
+from npgpt.checkpoints.adapter import digest, is_adapter
 from npgpt.checkpoints.find import find_model
-from npgpt.checkpoints.models import family_in, read_values
+from npgpt.checkpoints.models import family_in, read_values, tokenizer_of
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.cli.bar import Bar
 from npgpt.cli.options import version
@@ -14,7 +15,7 @@ from npgpt.errors import UserError
 from npgpt.models.language_model import LanguageModel
 from npgpt.parallel import world
 from npgpt.text.source import load_source
-from npgpt.text.tokenizer import CHARS, check_vocabulary, load_tokenizer
+from npgpt.text.tokenizer import CHARS, check_vocabulary
 from npgpt.training.config import FAMILIES, FIELDS, MODEL_FIELDS
 
 DROPOUTS = {"dropout", "embd_dropout", "attn_dropout"}
@@ -87,15 +88,22 @@ def load_data(config, tokenizer):
 
 
 def read_start(request):
-    """-> the request for the family of the model in `init_from`, the model's configuration and its
-    tokenizer; and its parameters."""
+    """-> the request for the family of the model in `init_from`, the model's configuration, its
+    tokenizer, and if adapters of it are trained, its name and digest; and its parameters."""
     start = find_model(request.init_from, "init_from")
+    if is_adapter(start) and request.values.get("lora_rank"):
+        raise UserError(f"{start} consists of adapters itself; fold them in with npgpt merge "
+                        "first, or continue their run with `resume`")
     found = family_in(start, LanguageModel)
     request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
     architecture, values = fine_tuned(start, request)
-    tokenizer = load_tokenizer(start)
+    tokenizer = tokenizer_of(start)
     check_vocabulary(tokenizer, architecture.vocab_size, start)
-    return (request, architecture, tokenizer), values
+    base = None
+    if request.values.get("lora_rank"):
+        here = request.init_from.exists()                  # else it is a name on Hugging Face
+        base = str(start.resolve() if here else request.init_from), digest(start)
+    return (request, architecture, tokenizer, base), values
 
 
 def fine_tuned(directory, request):

@@ -10,6 +10,7 @@ from npgpt.errors import UserError
 from npgpt.models.gpt import GPT
 from npgpt.models.llama import Llama
 from npgpt.models.model import ATTENTION
+from npgpt.models.trained import FREEZE
 
 FAMILIES = {"gpt": GPT, "llama": Llama}
 
@@ -75,9 +76,16 @@ class TrainingConfig(Options):
     attention: str = option("auto", "plain, with all scores in memory, or tiled; auto: tiled on a "
                             "CPU if `block_size` is 512 or more", choices=ATTENTION)
     recompute: bool = option(False, "compute each block again in the backward, to use less memory")
+    lora_rank: int = option(0, "with `init_from`: train adapters of this rank, LoRA, and nothing "
+                            "else; 0: train the model itself", at_least=0, at_most=10**5)
+    freeze: str = option("nothing", "what is not trained; embeddings: these and the head",
+                         choices=FREEZE)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.lora_rank and self.freeze != "nothing":
+            raise UserError(f"`freeze` has no effect with `lora_rank`, which freezes all but the "
+                            f"adapters, got {self.freeze}; leave it out")
         if self.lr_decay_iters is None:
             object.__setattr__(self, "lr_decay_iters", self.max_iters)
         if self.warmup_iters is None:

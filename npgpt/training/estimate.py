@@ -9,9 +9,17 @@ from npgpt.layers.linear_cross_entropy import LOGITS
 from npgpt.models.llama import LlamaConfig
 from npgpt.models.model import is_tiled
 from npgpt.models.parameters import count
+from npgpt.models.trained import trained
 
 LESS_MEMORY = ("lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`, or add "
                "`recompute`")
+
+
+def parameters(model, training):
+    """The configurations of a model and of its training -> how many parameters there are, and how
+    many of them are trained."""
+    table = trained(model, training.lora_rank, training.freeze)
+    return count(table), count({name: p for name, p in table.items() if p.trainable})
 
 
 def memory_needed(model, training, device, ranks=1, *, separate=False):
@@ -19,14 +27,14 @@ def memory_needed(model, training, device, ranks=1, *, separate=False):
     about 10 %: of this number of computing ranks together, which share memory; or of one of them,
     if each has separate memory.
 
-    Parameters, AdamW's two moments and each rank's gradients have the same size. A rank with memory
-    of its own has the moments of its shard only; the summed gradients of its shard arrive during
-    the last backward, which frees activations. Most activations are in the caches, from forward to
-    backward; they grow with the tokens of a batch. Recomputed blocks keep their input only, and one
-    of them at a time all else. What the head needs, logits and its gradient, is freed before the
-    blocks' backward. A block's gradients exist before they are added,
-    in each rank. AdamW's temporaries exist only after all that is freed; they matter if a large
-    model trains on a small batch.
+    AdamW's two moments and each rank's gradients have the size of the trained parameters. A rank
+    with memory of its own has the moments of its shard only; the summed gradients of its shard
+    arrive during the last backward, which frees activations. Most activations are in the caches,
+    from forward to backward; they grow with the tokens of a batch. Recomputed blocks keep their
+    input only, and one of them at a time all else. What the head needs, logits and its gradient, is
+    freed before the blocks' backward. A block's gradients exist before they are added, in each
+    rank. AdamW's temporaries exist only after all that is freed; they matter if a large model
+    trains on a small batch.
     """
     C, V, L = model.n_embd, model.vocab_size, model.n_layer
     fused = device.fuses if training.fused is None else training.fused
@@ -36,22 +44,24 @@ def memory_needed(model, training, device, ranks=1, *, separate=False):
     rows = math.ceil(training.batch_size / ranks) if separate else training.batch_size
     tokens, together = rows * model.block_size, 1 if separate else ranks
     part = min(tokens, together * max(LOGITS // V, 1))  # tokens whose logits are in memory at once
-    head = part * V + together * V * C * (1 if part == tokens else 2) + 2 * tokens * C
+    table = trained(model, training.lora_rank, training.freeze)
+    of_head = V * C * (1 if part == tokens else 2) if table[model.head].trainable else 0
+    head = part * V + together * of_head + 2 * tokens * C
     passing *= tokens
     if training.recompute:
         activations = tokens * ((L - 1) * C + start) + max(head, tokens * block + passing)
     else:
         activations = tokens * (L * block + start) + max(head, passing)
-    architecture = model.architecture()
-    matrices = sum(math.prod(p.shape) for p in architecture.values() if p.group == "matrix")
+    matrices = sum(math.prod(p.shape) for p in table.values()
+                   if p.group == "matrix" and p.trainable)
     activations += together * matrices // model.n_layer
-    parameters = count(architecture)
-    copies = 2 + 2 / ranks if separate else 3 + ranks
-    received = parameters // ranks if separate else 0
+    held, changed = parameters(model, training)
+    held += changed * (1 + 2 / ranks if separate else ranks + 2)
+    received = changed // ranks if separate else 0
     offsets = 2 * training.batch_size * training.grad_accum
-    updating = 2 * min(parameters, device.chunk)
+    updating = 2 * min(changed, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
-    return int(size * (copies * parameters + max(activations, updating, received) + offsets))
+    return int(size * (held + max(activations, updating, received) + offsets))
 
 
 def _of_gpt(model, fused, tiled):
@@ -117,6 +127,11 @@ def run_seconds(step_seconds, training, first_step=0, final_windows=0):
     evaluations = steps // training.eval_interval + 1
     forwards = evaluations * 2 * training.eval_iters + final_windows / training.batch_size
     return step_seconds * (steps * training.grad_accum + forwards / 3)
+
+
+def milliseconds(seconds):
+    """Seconds of a step as text: "31 ms", "1.2 s"."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def size(n):

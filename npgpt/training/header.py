@@ -21,17 +21,19 @@ def header(run, trial):
     memory = estimate.memory_needed(m, c, device, comm.computing, separate=not comm.shares_memory)
     final_windows = min(run.data.count(run.data.val), c.final_windows or math.inf)
     left = estimate.run_seconds(trial, c, run.step, final_windows)
+    size, trained = model.params.flat.size, model.params.n_trainable
+    parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" * (trained < size))
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
     return ({"note": "; ".join(notes)} if notes else {}) | {
         "npgpt": f"config {run.config_name} on {device.description}, {model.dtype}"
                  + (comm.description and f", {comm.description}"),
         "data": f"{run.source.name}: {run.source.summary}",
         "sha256": run.source.fingerprint,
-        "model": f"{model.params.flat.size:,} parameters: layers {m.n_layer}, heads {m.n_head}, "
+        "model": f"{parameters}: layers {m.n_layer}, heads {m.n_head}, "
                  f"channels {m.n_embd}, context {m.block_size}",
         "memory": f"about {estimate.size(memory)}"
                   + ("" if comm.shares_memory else " in each rank"),
         "time": f"about {estimate.duration(left)} for {c.max_iters - run.step:,} steps of "
-                f"{tokens:,} tokens",
+                f"{tokens:,} tokens, {estimate.milliseconds(trial * c.grad_accum)} each",
         "writes": str(run.directory.path),
     }

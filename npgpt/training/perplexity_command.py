@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from npgpt.backend import get_device
 from npgpt.checkpoints.find import find_model
+from npgpt.checkpoints.models import tokenizer_of
 from npgpt.cli.bar import Bar
 from npgpt.cli.command import run_command
 from npgpt.cli.fields import data_cache_field, device_field, dtype_field
@@ -14,7 +15,7 @@ from npgpt.cli.options import Options, Parser, option
 from npgpt.errors import UserError
 from npgpt.models.language_model import LanguageModel
 from npgpt.text.source import load_source
-from npgpt.text.tokenizer import check_vocabulary, load_tokenizer
+from npgpt.text.tokenizer import check_vocabulary
 from npgpt.training.perplexity import whole_loss, window_length
 
 
@@ -49,7 +50,7 @@ def _eval(arguments):
     if not c.data:
         raise UserError("`data` is missing; it takes a text, a directory of texts or a token file")
     directory = find_model(c.model)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = tokenizer_of(directory)
     device = get_device(c.device)
     model = LanguageModel.from_pretrained(directory, device, c.dtype or device.default_dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)

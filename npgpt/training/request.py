@@ -25,7 +25,8 @@ from npgpt.training.config import (
 
 MUON_FIELDS = ("muon_lr", "muon_momentum")
 ADAMW_RATES = ("learning_rate", "min_lr")
-FINE_TUNING = "finetune"             # the default configuration of a run with `init_from`
+FINE_TUNING = "finetune"             # the default configuration of a run with `init_from`,
+ADAPTING = "lora"                    # and with `lora_rank`
 
 
 @dataclass
@@ -105,14 +106,16 @@ def read_command_line(arguments, default_config):
     first = Parser(add_help=False)
     first.add_argument("--config")
     first.add_argument("--init-from")
+    first.add_argument("--lora-rank", default="0")
     first.add_argument("--device", default="auto")
     early, _ = first.parse_known_args(arguments)
     checked(TRAINING_FIELDS["device"], early.device)
     wants_help = "-h" in arguments or "--help" in arguments
     named = getattr(early, "config", None)
-    if named is None:
-        named = (FINE_TUNING if hasattr(early, "init_from") else
-                 default_config("cpu" if wants_help else early.device))
+    if named is None and hasattr(early, "init_from"):
+        named = FINE_TUNING if early.lora_rank == "0" else ADAPTING
+    elif named is None:
+        named = default_config("cpu" if wants_help else early.device)
     path = _config_path(named)
     chosen = read_toml(path)
     values, notes = layered(read_toml(bundled("configs") / "laptop.toml"), chosen)
@@ -138,6 +141,8 @@ def read_command_line(arguments, default_config):
     if request.overwrite and request.out_dir is None:
         raise UserError("`overwrite` replaces the run in `out_dir`, which is missing; without "
                         "both, a new run gets a directory of its own")
+    if values.get("lora_rank") and not request.init_from:
+        raise UserError("`lora_rank` is for adapters of an existing model, which `init_from` names")
     _check_muon(values["optimizer"], flags)
     return request
 
@@ -215,7 +220,7 @@ def _parser(name, values):
     run = parser.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE", help="a TOML file of the values below, or one of "
                      f"{', '.join(_known_configs())} [laptop; with a GPU baby; with --init-from "
-                     f"{FINE_TUNING}]")
+                     f"{FINE_TUNING}, and with --lora-rank {ADAPTING}]")
     run.add_argument("--init-from", metavar="PATH", help="start from the parameters and with "
                      "the tokenizer of a run, a model directory, a GGUF file, or OWNER/MODEL on "
                      "Hugging Face [random parameters]")

@@ -18,7 +18,7 @@ from npgpt.training.config import FAMILY_FIELDS, TRAINING_FIELDS, TrainingConfig
 FORMAT = 1     # the version of training.json; older files may lack these values:
 ADDED = {"fused", "workers", "hold", "decay", "muon_lr", "muon_momentum", "tokenizer", "data_cache",
          "final_windows", "n_inner", "embd_dropout", "attn_dropout", "norm_eps", "family",
-         "attention", "recompute"}
+         "attention", "recompute", "lora_rank", "freeze"}
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Run:
     comm: Communicator
     buffers: list                        # rank -> the buffer of its gradients
     notes: list[str]                     # for the header
+    base: tuple[str, str] | None = None  # name and digest of the model whose adapters are trained
     step: int = 0                        # steps done
     seconds: float = 0.0                 # spent on them
     best_val_loss: float = math.inf      # nats per token
@@ -105,6 +106,7 @@ def _write(run, tensors):
         "config_name": run.config_name,
         "sha256": run.source.fingerprint,
         "values": values,
+        "base": run.base,
     }
     run.directory.save(run.model, run.source.tokenizer, tensors, state)
 
@@ -117,6 +119,7 @@ def restore(run, state, checkpoint):
     run.step = run.saved_step = state["step"]
     run.evaluated_step = state.get("evaluated_step", run.step)
     run.seconds = state["seconds"]
+    run.base = state.get("base")
     run.best_val_loss = state["best_val_loss"]
     return run
 

@@ -9,7 +9,6 @@ from npgpt.backend import get_device, problem_with_gpu
 from npgpt.checkpoints.models import read_model
 from npgpt.cli.bundle import command_line
 from npgpt.errors import UserError
-from npgpt.models.parameters import count
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import (
     LARGE,
@@ -58,9 +57,10 @@ def new_run(request, directory):
     config = request.training()
     device = get_device(config.device)
     config = supported(config, device, request)
-    values = None                              # random ones
+    values = base = None                       # random ones
     if request.init_from:
-        (request, architecture, tokenizer), values = in_first_rank(lambda: read_start(request))
+        (request, architecture, tokenizer, base), values = in_first_rank(
+            lambda: read_start(request))
         config = replace(config, family=request.family)
         source = load_data(config, lambda: tokenizer)
     else:
@@ -70,8 +70,10 @@ def new_run(request, directory):
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
     model = FAMILIES[config.family](architecture, seed=config.seed, device=device, values=values,
-                                    **precision(config, device))
-    return assemble(request, config, directory, source, data, model, comm)
+                                    **options_of_model(config, device))
+    run = assemble(request, config, directory, source, data, model, comm)
+    run.base = base
+    return run
 
 
 def resumed_run(request, directory):
@@ -98,7 +100,8 @@ def resumed_run(request, directory):
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    family, options = FAMILIES[config.family], {"device": device, **precision(config, device)}
+    family = FAMILIES[config.family]
+    options = {"device": device, **options_of_model(config, device)}
     architecture, model = in_first_rank(read_its_model)
     model = model or family(architecture, **options)
     check_vocabulary(tokenizer, architecture.vocab_size, checkpoint)
@@ -108,11 +111,12 @@ def resumed_run(request, directory):
     return restore(run, state, checkpoint)
 
 
-def precision(config, device):
-    """-> how a run computes on a device: options of its model."""
+def options_of_model(config, device):
+    """-> how a run computes on a device, and what it trains: options of its model."""
     return {"dtype": config.dtype or device.default_dtype,
             "fused": device.fuses if config.fused is None else config.fused,
-            "attention": config.attention, "recompute": config.recompute}
+            "attention": config.attention, "recompute": config.recompute,
+            "lora_rank": config.lora_rank, "freeze": config.freeze}
 
 
 def assemble(request, config, directory, source, data, model, comm):
@@ -154,8 +158,8 @@ def build_communicator(config, architecture, device):
         needed = estimate.memory_needed(architecture, config, device, comm.size, separate=True)
         estimate.check_memory(needed * (comm.local_size if device.name == "cpu" else 1), device)
         return comm
-    size, computing = choose_ranks(config.workers, config.batch_size,
-                                   count(architecture.architecture()), device,
+    parameters = estimate.parameters(architecture, config)[1]
+    size, computing = choose_ranks(config.workers, config.batch_size, parameters, device,
                                    config.optimizer == "muon")
     needed = estimate.memory_needed(architecture, config, device, computing)
     estimate.check_memory(needed, device)
@@ -172,7 +176,7 @@ def notes_on_workers(request, config, model):
     if not can_fork():
         size = config.workers or min(cores, config.batch_size)
         alone = model.device.name == "cpu" and not world().launched
-        if alone and size > 1 and (asked or model.params.flat.size < LARGE):
+        if alone and size > 1 and (asked or model.params.n_trainable < LARGE):
             install = "" if importlib.util.find_spec("mpi4py") else 'pip install "npgpt[mpi]" and '
             return [f"1 process, because others are forked on Linux only; to start {size}: "
                     f"{install}mpiexec -n {size} {command_line('train')}"]

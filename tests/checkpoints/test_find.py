@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from npgpt import GPT, GPTConfig, UserError
-from npgpt.checkpoints.find import HUB_FILES, find_model
+from npgpt.checkpoints.find import find_model
+from npgpt.checkpoints.hub import FILES
 from npgpt.checkpoints.run import RunDirectory
 
 
@@ -29,7 +30,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_name_on_hugging_face_is_downloaded(hub, tmp_path):
     assert find_model("someone/Some.model-1") == tmp_path / "cached"
-    assert hub == [("someone/Some.model-1", HUB_FILES)]
+    assert hub == [("someone/Some.model-1", FILES)]
 
 
 def test_what_is_here_is_not_downloaded(hub, tmp_path):

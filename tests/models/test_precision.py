@@ -120,10 +120,10 @@ def watched_layers(model, monkeypatch):
         return call
 
     def layer(name, function, is_forward):
-        def call(x, *rest):
+        def call(x, *rest, **options):
             note(name, x, rest if is_forward else ())
             inside.append(name)
-            result = function(x, *rest)
+            result = function(x, *rest, **options)
             inside.pop()
             note(name, result[0] if is_forward else result)
             return result

@@ -61,6 +61,10 @@ GROUPS = [
                      "npgpt/models/recompute.py"),
           ("tests/test_gradients.py", "tests/layers", "tests/models"), share=0.3,
           left_out="transformer or coder_block or every_element or is_alive", constants=True),
+    Group("adapters", ("npgpt/layers/lora.py", "npgpt/models/projection.py",
+                       "npgpt/models/trained.py"),
+          ("tests/test_gradients.py", "tests/layers", "tests/models"), share=0.3,
+          left_out="transformer or coder_block or every_element or is_alive"),
     Group("buckets", ("npgpt/parallel/buckets.py",), ("tests/parallel/test_buckets.py",)),
     Group("gradcheck", ("npgpt/gradcheck/*.py",), ("tests/gradcheck",), share=0.3),
     Group("text", ("npgpt/text/[!c]*.py", "npgpt/text/c[ah]*.py"),           # but command.py

@@ -1,0 +1,133 @@
+"""Adapters on disk, in the format of Hugging Face's peft: adapter_config.json, which names the
+model that they change, and adapter_model.safetensors, with A (r, I) and B (O, r) for each matrix.
+
+peft computes x Aᵀ Bᵀ * lora_alpha / r. Here B contains that factor, and is written with lora_alpha
+equal to r. The format does not tell one version of a model from another. So npgpt adds a file,
+base.json with the SHA-256 of the model, and refuses another one in the same place.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.backend import to_host
+from npgpt.checkpoints import hub
+from npgpt.checkpoints.tensors import read_tensors, write_tensors
+from npgpt.durable import SUMS, write_json
+from npgpt.errors import UserError
+from npgpt.models.trained import A, B, adapters
+from npgpt.reading import open_regular, read_json
+
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+FILES = {CONFIG, WEIGHTS, BASE}
+PREFIX = "base_model.model."
+
+# What npgpt does not compute, with the values that change nothing.
+FIXED = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False),
+    "lora_bias": (False,),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+}
+
+
+def is_adapter(path):
+    """Whether a path is a directory of adapters."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def write(model, folder, prefix, transposed, base):
+    """Write the adapters of a model into an `atomic_directory`. prefix: of a block's names in
+    transformers. transposed: whether its matrices are (in, out) there. base: the name or the path
+    of the model that they change, and its `digest`."""
+    name, sha256 = base
+    table = adapters(model.config, model.lora_rank)
+    write_json(folder / CONFIG, {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name,
+        "r": model.lora_rank, "lora_alpha": model.lora_rank, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted({name.split(".")[-2] for name in table}),
+        "fan_in_fan_out": transposed, "inference_mode": True,
+    })
+    write_json(folder / BASE, {"sha256": sha256})
+    write_tensors(folder / WEIGHTS, {f"{PREFIX}{prefix}{name}.weight": to_host(model.params[name]).T
+                                     for name in table})
+
+
+def read(folder, config, prefix):
+    """-> name -> array, the adapters in a directory, of some or all matrices of the model with this
+    configuration. Raises UserError for adapters of another model, or that npgpt does not support.
+    """
+    rank, scale = _read_config(folder / CONFIG)
+    table = adapters(config, rank)
+    names = {f"{PREFIX}{prefix}{name}.weight": name for name in table}
+    shapes = {there: table[name].shape[::-1] for there, name in names.items()}
+    tensors = read_tensors(folder / WEIGHTS, shapes, optional=set(shapes))
+    found = {names[there]: array.T.astype(np.result_type(array, np.float32))
+             for there, array in tensors.items()}
+    modules = {name.rpartition(".")[0] for name in found}
+    for module in sorted(modules):
+        for kind in (A, B):
+            if f"{module}.{kind}" not in found:
+                raise UserError(f"{folder / WEIGHTS}: {kind} of {module} is missing")
+        found[f"{module}.{B}"] *= scale
+    if not found:
+        raise UserError(f"{folder / WEIGHTS} has no adapters")
+    return found
+
+
+def base_of(folder):
+    """-> the path of the model that the adapters in a directory change. Raises UserError if it is
+    not there, or not the one that was adapted."""
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{folder / CONFIG}: base_model_name_or_path must name the model that is "
+                        f"adapted, got {name!r}")
+    path = Path(name)
+    if not path.exists():
+        missing = f"{folder / CONFIG}: there is no model {name}, which the adapters change"
+        if not hub.is_name(name):
+            raise UserError(f"{missing}; if it is elsewhere now, change base_model_name_or_path")
+        path = hub.download(name, missing)
+    if is_adapter(path):
+        raise UserError(f"{folder / CONFIG}: {name} consists of adapters itself; fold them in with "
+                        "npgpt merge first")
+    if (folder / BASE).exists() and read_json(folder / BASE).get("sha256") != digest(path):
+        raise UserError(f"the model in {path} is not the one whose adapters are in {folder}: its "
+                        f"SHA-256 is not that in {BASE}")
+    return path
+
+
+def digest(path):
+    """The SHA-256 of a model: of the file, or of those in its directory that contain its weights.
+    For a directory with SHA256SUMS it is that of this file."""
+    files = [path] if path.is_file() else [path / SUMS] if (path / SUMS).exists() else sorted(
+        path.glob("*.safetensors"))
+    whole = hashlib.sha256()
+    for name in files:
+        with open_regular(name) as file:
+            whole.update(hashlib.file_digest(file, hashlib.sha256).digest())
+    return whole.hexdigest()
+
+
+def _read_config(path):
+    """-> r, and the factor of B. Raises UserError for what npgpt does not support."""
+    found = read_json(path)
+    for name, known in FIXED.items():
+        if found.get(name, known[0]) not in known:
+            raise UserError(f"{path}: npgpt does not support {name} = {found[name]!r}")
+    rank, alpha = found.get("r", 8), found.get("lora_alpha", 8)            # peft's defaults
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"{path}: r must be a whole number of at least 1, got {rank!r}")
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise UserError(f"{path}: lora_alpha must be a number, got {alpha!r}")
+    return rank, alpha / (math.sqrt(rank) if found.get("use_rslora") is True else rank)
