@@ -7,7 +7,6 @@ batch and its ten checkpoints; a run that was stopped and goes on keeps its seco
 medians over the seeds.
 """
 
-import argparse
 import shlex
 import statistics
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from benchmarks import trials
 from benchmarks.works import machine
 from npgpt.cli.command import run_command
+from npgpt.cli.options import Parser
 from npgpt.errors import UserError
 from npgpt.models.parameters import count
 from npgpt.text.load import sha256
@@ -31,15 +31,17 @@ def main(arguments=None):
 
 
 def start(arguments):
-    parser = argparse.ArgumentParser("record", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="record", description=__doc__.partition("\n")[0])
     parser.add_argument("config", metavar="CONFIG", help="as --config of train.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N",
                         help=f"[{' '.join(map(str, SEEDS))}]")
     parser.add_argument("--against", default="laptop", metavar="CONFIG",
                         help="the other configuration [%(default)s]")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each run, for a test")
-    parser.add_argument("--data", metavar="PATH", help="a text [shakespeare]")
-    parser.add_argument("--out-dir", type=Path, metavar="DIR", help="[out/record-CONFIG]")
+    parser.add_argument("--steps", type=int, metavar="N", default=None,
+                        help="of each run, for a test")
+    parser.add_argument("--data", metavar="PATH", default=None, help="a text [shakespeare]")
+    parser.add_argument("--out-dir", type=Path, metavar="DIR", default=None,
+                        help="[out/record-CONFIG]")
     asked = parser.parse_args(arguments)
     seeds = list(dict.fromkeys(asked.seeds))
     sides = {}                                       # name -> Side

@@ -16,7 +16,6 @@ others at the best values so far, at first those of the configuration. All trial
 the number of steps of the configuration, so the speed of the machine does not matter.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import trials
 from npgpt.cli.command import run_command
-from npgpt.cli.options import checked, suggestion
+from npgpt.cli.options import Parser, checked, suggestion
 from npgpt.durable import write_text
 from npgpt.errors import UserError
 from npgpt.reading import read_bytes
@@ -45,13 +44,15 @@ def main(arguments=None):
 
 
 def start(arguments):
-    parser = argparse.ArgumentParser("sweep", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="sweep", description=__doc__.partition("\n")[0])
     parser.add_argument("name", metavar="NAME", help="of a file in benchmarks/sweeps, or its path")
     parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
                         help="trials at a time, each with one core [%(default)s]")
-    parser.add_argument("--out-dir", type=Path, metavar="DIR", help="[out/sweep-NAME]")
-    parser.add_argument("--data", metavar="PATH", help="a text [shakespeare]")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each trial, for a test")
+    parser.add_argument("--out-dir", type=Path, metavar="DIR", default=None,
+                        help="[out/sweep-NAME]")
+    parser.add_argument("--data", metavar="PATH", default=None, help="a text [shakespeare]")
+    parser.add_argument("--steps", type=int, metavar="N", default=None,
+                        help="of each trial, for a test")
     asked = parser.parse_args(arguments)
     if asked.at_once < 1:
         raise UserError(f"`at_once` must be at least 1, got {asked.at_once}")
