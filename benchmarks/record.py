@@ -55,7 +55,8 @@ def start(arguments):
     text = trials.load_whole_text(asked.data)
     parameters = {name: side.parameters(text.name) for name, side in sides.items()}
     trials.begin(directory, {"text": sha256(text.text),
-                             **{name: side.values for name, side in sides.items()}})
+                             **{f"configuration {name}": side.values
+                                for name, side in sides.items()}})
 
     print(machine() + "\n", flush=True)
     results = {name: [] for name in sides}

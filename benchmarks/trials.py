@@ -19,7 +19,7 @@ from pathlib import Path
 from npgpt.checkpoints.contents import METRICS, RunContents
 from npgpt.cli.bundle import bundled
 from npgpt.cli.command import ended_by_signals
-from npgpt.durable import check_target, write_text
+from npgpt.durable import check_target, temporary, write_text
 from npgpt.errors import RunError, UserError, flag
 from npgpt.reading import read_bytes, read_json
 from npgpt.text.load import load_text
@@ -107,31 +107,29 @@ def load_whole_text(name):
 
 
 def begin(directory, settings):
-    """Make the directory, or see that it was begun with the same settings. settings: a dict for
-    JSON. Raises UserError before anything is written."""
+    """Make the directory, or see that it was begun with the same settings. settings: what has a
+    value -> the value, for JSON. Raises UserError before anything is written."""
     path, settings = directory / SETTINGS, json.loads(json.dumps(settings))
-    if not path.exists():
-        check_target(directory, {f".{SETTINGS}.new"})     # a killed process leaves the latter
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings, indent=2) + "\n")
-        return
-    before = read_json(path)
-    for name in {**before, **settings}:
-        if before.get(name) != settings.get(name):
-            raise UserError(f"{directory} was begun with another {name}{_change(before, settings)};"
-                            " choose another `out_dir`, or remove it")
+    before = {}
+    if path.exists():
+        before = read_json(path)
+    else:
+        check_target(directory, {temporary(path).name})      # a killed process leaves that
+    for name in before.keys() & settings.keys():
+        if before[name] != settings[name]:
+            raise UserError(f"the {name} has changed since {directory} was begun"
+                            f"{_change(before[name], settings[name])}; choose another `out_dir`, "
+                            "or remove it")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(before | settings, indent=2) + "\n")
 
 
 def _change(before, now):
-    """-> " (muon_lr was 0.1, and is 0.2)" of the first value that differs, "" if none has a
-    name."""
-    for name, old in before.items():
-        new = now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            for key in {**old, **new}:
-                if old.get(key) != new.get(key):
-                    return f" ({key} was {old.get(key)}, and is {new.get(key)})"
-    return ""
+    """-> " (muon_lr was 0.1, and is 0.2)", of the first value that differs; "" of a text."""
+    if not isinstance(before, dict):
+        return ""
+    name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+    return f" ({name} was {before.get(name)}, and is {now.get(name)})"
 
 
 def run(trials, at_once, ended, environment=None):

@@ -35,6 +35,7 @@ def test_table_has_mean_and_spread_of_runs_that_are_trained_once(tmp_path, monke
     ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*lines.values()))
     for name, parameters, over in (("tiny", "1,", ratio), ("other", "4,", 1)):
         losses = [line["whole_val_loss"] for line in lines[name]]
+        assert losses[0] != losses[1]
         row = next(line for line in out.splitlines() if line.startswith(f"| {name} | {parameters}"))
         assert (f"| 3 | {statistics.fmean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f}) |"
                 in row)
@@ -60,4 +61,9 @@ def test_changed_configuration_and_invalid_requests_are_refused(tmp_path, capsys
     assert run(tmp_path, "--seeds", 1, "--steps", 1)[0] == 0
     tiny.write(tmp_path, "other", n_embd=24)
     assert run(tmp_path, "--seeds", 1, "--steps", 1)[0] == 2
-    assert "begun with another other (n_embd was 16, and is 24)" in capsys.readouterr().err
+    assert "the configuration other has changed" in (said := capsys.readouterr().err)
+    assert "(n_embd was 16, and is 24)" in said
+    tiny.write(tmp_path, "third")
+    status, out = run(tmp_path, "--against", tmp_path / "third.toml", "--seeds", 1, "--steps", 1)
+    assert status == 0                                   # what is there stays, and more is added
+    assert "\n| third | 1," in out
