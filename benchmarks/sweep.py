@@ -71,8 +71,8 @@ def sweep_path(name):
         if path.is_file():
             return path
     known = sorted(path.stem for path in SWEEPS.glob("*.toml"))
-    raise UserError(f"there is no sweep {name!r}{suggestion(name, known) or ';'} NAME takes the path "
-                    f"of a TOML file, or the name of one in {SWEEPS}")
+    raise UserError(f"there is no sweep {name!r}{suggestion(name, known) or ';'} NAME takes the "
+                    f"path of a TOML file, or the name of one in {SWEEPS}")
 
 
 def read_sweep(path):

@@ -67,3 +67,4 @@ def test_changed_configuration_and_invalid_requests_are_refused(tmp_path, capsys
     status, out = run(tmp_path, "--against", tmp_path / "third.toml", "--seeds", 1, "--steps", 1)
     assert status == 0                                   # what is there stays, and more is added
     assert "\n| third | 1," in out
+    assert run(tmp_path, "--seeds", 1, "--steps", 1)[0] == 2
