@@ -186,8 +186,9 @@ def read_command_line(arguments):
                                  "with a Llama.",
                     usage="sample.py [--model PATH] [--prompt TEXT] ...")
     parser.add_argument("--model", metavar="PATH",
-                        help="a run, whose best checkpoint is used, a model directory, a GGUF "
-                             "file, or OWNER/MODEL on Hugging Face [the newest run in out/]")
+                        help="a run, whose best checkpoint is used, a directory of a model or of "
+                             "adapters, a GGUF file, or OWNER/MODEL on Hugging Face [the newest "
+                             "run in out/]")
     parser.add_argument("--out-dir", metavar="DIR", help="the same as --model")
     parser.add_argument("--stop", metavar="TEXT", action="append",
                         help="end the text before this one; may be given several times")

@@ -143,7 +143,8 @@ class Model:
 
     def _loss(self, tokens, targets):
         """-> mean cross-entropy in nats per token, a scalar of the device, without dropout."""
-        return self._loss_of(self._forward(*tokens, head=False)[0], targets)
+        x, _ = self._forward(*tokens, head=False, recompute=True)   # keeps the inputs of blocks only
+        return self._loss_of(x, targets)
 
     def _loss_of(self, x, targets, count=None):
         """x (B, T, C), what the head maps to logits -> the loss, without gradients."""

@@ -23,9 +23,9 @@ from npgpt.training.perplexity import whole_loss, window_length
 class EvalConfig(Options):
     """The options of eval."""
 
-    model: str | None = option(None, "a run, whose best checkpoint is used, a model directory, a "
-                               "GGUF file, or OWNER/MODEL on Hugging Face (default: the newest "
-                               "run in out/)", metavar="PATH")
+    model: str | None = option(None, "a run, whose best checkpoint is used, a directory of a "
+                               "model or of adapters, a GGUF file, or OWNER/MODEL on Hugging Face "
+                               "(default: the newest run in out/)", metavar="PATH")
     data: str | None = option(None, "the text, as for train.py; all of it is used", metavar="PATH")
     stride: int | None = option(None, "tokens from one window to the next; fewer give each token "
                                 "more context (default: half of the context)", at_least=1)

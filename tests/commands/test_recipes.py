@@ -57,7 +57,8 @@ def recipes(home, monkeypatch):
     write_gguf(home / "smollm2.gguf", metadata_of(llama.config) | words, tensors_of(llama))
     (home / "configs").mkdir()
     (home / "configs/laptop.toml").write_text(CONFIG)
-    (home / "configs/finetune.toml").write_text("\n".join(SETTINGS))
+    for name in ("finetune", "lora"):
+        (home / f"configs/{name}.toml").write_text("\n".join(SETTINGS))
     monkeypatch.setattr(request, "bundled", lambda name: home / name)
 
 
