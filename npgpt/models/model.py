@@ -143,7 +143,7 @@ class Model:
 
     def _loss(self, tokens, targets):
         """-> mean cross-entropy in nats per token, a scalar of the device, without dropout."""
-        x, _ = self._forward(*tokens, head=False, recompute=True)   # keeps the inputs of blocks only
+        x, _ = self._forward(*tokens, head=False, recompute=True)     # without activations
         return self._loss_of(x, targets)
 
     def _loss_of(self, x, targets, count=None):
