@@ -155,6 +155,17 @@ def test_some_matrices_change_by_alpha_over_r(dtype, llama, home):
     _assert_changed(llama, npgpt.from_pretrained("a"), tensors, 2)
 
 
+def test_float64_is_not_rounded(llama, home):
+    model = randomised(Llama(llama.config, dtype="float64"))
+    model.save_pretrained("base")
+    by_hand(home / "a", pairs(np.float64))
+    read = npgpt.from_pretrained("a", dtype="float64").params
+    w = read["layers.0.self_attn.qkv_proj.weight"][:, 24:]
+    A, B = (pairs(np.float64)[f"layers.0.self_attn.v_proj.lora_{kind}"] for kind in "AB")
+    np.testing.assert_allclose(w, model.params["layers.0.self_attn.qkv_proj.weight"][:, 24:]
+                               + 2 * (B @ A).T, atol=1e-14)
+
+
 def _assert_changed(model, read, tensors, factor):
     """w of q, k and v side by side: (C, 16 + 8 + 8)."""
     columns = {"q_proj": slice(0, 16), "v_proj": slice(24, 32)}
@@ -367,6 +378,12 @@ def test_digest_is_that_of_all_weights(home):
         (home / name).write_text("other")
         found.append(adapter.digest(home))
     assert len(set(found)) == 3 and found[2] == found[3]
+    (home / SUMS).write_text("of all files")
+    found.append(adapter.digest(home))
+    (home / "model-1-of-2.safetensors").write_text("model-1")
+    assert adapter.digest(home) == found[4] and found[4] not in found[:4]
+    (home / SUMS).write_text("of other files")
+    assert adapter.digest(home) != found[4]
 
 
 def test_tokenizer_is_that_of_the_model_unless_there_is_another(llama, home):
