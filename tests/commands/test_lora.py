@@ -183,8 +183,10 @@ def test_loss_on_a_text_of_another_kind_falls(family, how, run, home):
 ])
 def test_invalid_request_gives_one_line_and_writes_nothing(words, message, tune, run, home,
                                                            monkeypatch):
-    tune("gpt2", "--out-dir=old")
-    run(train_script.main, "--init-from=gpt2", *SMALL, "--out-dir=full")
+    if "old" in words:
+        tune("gpt2", "--out-dir=old")
+    if "full" in words:
+        run(train_script.main, "--init-from=gpt2", *SMALL, "--out-dir=full")
     monkeypatch.setattr(beginning, "load_source", lambda *given: pytest.fail("it is read"))
     before = everything(home)
     result = tune("gpt2", "--out-dir=run", *words.split())
