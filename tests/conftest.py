@@ -1,8 +1,8 @@
 """Settings for the whole suite.
 
-The yardsticks, torch and transformers, matplotlib and MPI are optional. Tests that need them are
-skipped if they are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail. The
-same applies to g++, which runs the CUDA kernels on the host, and to mpi4py with its mpiexec.
+The yardsticks, torch, transformers and peft, matplotlib and MPI are optional. Tests that need them
+are skipped if they are missing, unless NPGPT_REQUIRE_YARDSTICKS is set, as in CI: then they fail.
+The same applies to g++, which runs the CUDA kernels on the host, and to mpi4py with its mpiexec.
 """
 
 import importlib
@@ -77,7 +77,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if {"torch", "transformers"} & set(getattr(item, "fixturenames", ())):
+        if {"torch", "transformers", "peft"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("yardstick")
 
 
@@ -98,6 +98,11 @@ def torch():
 @pytest.fixture(scope="session")
 def transformers(torch):
     return _from_extra("transformers", "reference")
+
+
+@pytest.fixture(scope="session")
+def peft(transformers):
+    return _from_extra("peft", "reference")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ base.json with the SHA-256 of the model, and refuses another one in the same pla
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "bas
 FILES = {CONFIG, WEIGHTS, BASE}
 PREFIX = "base_model.model."
 
-# What npgpt does not compute, with the values that change nothing.
+# What npgpt does not compute, with the values that change nothing. Some initialisations of peft's
+# change the model as well, and so does one that is read.
 FIXED = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -38,6 +40,11 @@ FIXED = {
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
 }
 
 
@@ -68,7 +75,11 @@ def read(folder, config, prefix):
     configuration. Raises UserError for adapters of another model, or that npgpt does not support.
     """
     rank, scale = _read_config(folder / CONFIG)
-    table = adapters(config, rank)
+    try:
+        table = adapters(config, rank)
+    except UserError as error:
+        message = error.message.replace("`lora_rank`", "r")
+        raise UserError(f"{folder / CONFIG}: {message}") from None
     names = {f"{PREFIX}{prefix}{name}.weight": name for name in table}
     shapes = {there: table[name].shape[::-1] for there, name in names.items()}
     tensors = read_tensors(folder / WEIGHTS, shapes, optional=set(shapes))
@@ -87,24 +98,36 @@ def read(folder, config, prefix):
 
 def base_of(folder):
     """-> the path of the model that the adapters in a directory change. Raises UserError if it is
-    not there, or not the one that was adapted."""
-    name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{folder / CONFIG}: base_model_name_or_path must name the model that is "
-                        f"adapted, got {name!r}")
+    not there. `check_base` compares it with the one that was adapted."""
+    name = _name_of_base(folder)
     path = Path(name)
-    if not path.exists():
+    if not os.path.exists(name):             # False for a name that is too long
         missing = f"{folder / CONFIG}: there is no model {name}, which the adapters change"
         if not hub.is_name(name):
-            raise UserError(f"{missing}; if it is elsewhere now, change base_model_name_or_path")
+            sums = f" and delete {SUMS}" if (folder / SUMS).exists() else ""
+            raise UserError(f"{missing}; if it is elsewhere now, change base_model_name_or_path"
+                            f"{sums}")
         path = hub.download(name, missing)
     if is_adapter(path):
         raise UserError(f"{folder / CONFIG}: {name} consists of adapters itself; fold them in with "
                         "npgpt merge first")
+    return path
+
+
+def check_base(folder, path):
+    """Raise UserError if the model in a path is not the one that the adapters were trained for."""
     if (folder / BASE).exists() and read_json(folder / BASE).get("sha256") != digest(path):
         raise UserError(f"the model in {path} is not the one whose adapters are in {folder}: its "
                         f"SHA-256 is not that in {BASE}")
-    return path
+
+
+def reference(folder):
+    """-> the name and the digest of the model that the adapters in a directory change, as for
+    `write`."""
+    name = _name_of_base(folder)
+    if (folder / BASE).exists():
+        return name, read_json(folder / BASE).get("sha256")
+    return name, digest(base_of(folder))
 
 
 def digest(path):
@@ -117,6 +140,14 @@ def digest(path):
         with open_regular(name) as file:
             whole.update(hashlib.file_digest(file, hashlib.sha256).digest())
     return whole.hexdigest()
+
+
+def _name_of_base(folder):
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{folder / CONFIG}: base_model_name_or_path must name the model that is "
+                        f"adapted, got {name!r}")
+    return name
 
 
 def _read_config(path):

@@ -40,7 +40,7 @@ def write_model(model, folder, tokenizer=None, base=None):
     if base:
         return adapter.write(model, folder, form.PREFIX, form.TRANSPOSED, base)
     model = model.merged()
-    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end} if tokenizer else {}
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": _end(tokenizer)} if tokenizer else {}
     write_json(folder / CONFIG, form.write_config(model.config) | ends)
     write_tensors(folder / WEIGHTS, form.write_weights(model))
 
@@ -50,7 +50,8 @@ def load_model(path, family, **options):
     several families, of the one that is found. options: as for a new model."""
     path = Path(path)
     if path.is_dir():
-        runs = sorted(file.parent for file in path.glob("checkpoint-*/" + CONFIG))
+        runs = sorted(file.parent for name in (CONFIG, adapter.CONFIG)
+                      for file in path.glob("checkpoint-*/" + name))
         if runs and not (path / CONFIG).exists():
             raise UserError(f"{path} is a run, not a model; its models are its checkpoints: "
                             f"{', '.join(map(str, runs))}")
@@ -75,6 +76,7 @@ def read_values(path, family, separate=False):
         return gguf.read(path)
     if adapter.is_adapter(path):
         base = adapter.base_of(path)
+        adapter.check_base(path, base)
         verify(base)
         config, values = read_values(base, family)
         changes = adapter.read(path, config, _format(family_in(base, family)).PREFIX)
@@ -117,6 +119,12 @@ def tokenizer_of(path):
     tokenizer = tokenizers.load_tokenizer(path)
     tokenizer.ends = tuple(sorted({*tokenizer.ends, *of_base.ends}))
     return tokenizer
+
+
+def _end(tokenizer):
+    """-> the token that ends a text, as config.json names it: a list if there are several."""
+    ends = sorted(tokenizer.ends, key=lambda token: token != tokenizer.end)
+    return ends if len(ends) > 1 else next(iter(ends), None)
 
 
 def _format(family):

@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from npgpt.checkpoints import models
+from npgpt.checkpoints import adapter, models
 from npgpt.checkpoints.contents import (
     FILES,
     METRICS,
@@ -23,7 +23,6 @@ from npgpt.checkpoints.tensors import write_tensors
 from npgpt.durable import atomic_directory, verify, write_json, write_text
 from npgpt.errors import RunError, UserError
 from npgpt.reading import read_bytes, read_json
-from npgpt.text.tokenizer import load_tokenizer
 
 OUT = Path("out")
 FINAL = {"whole_val_loss", "final_val_loss"}     # of the whole validation split, or of a part
@@ -123,14 +122,15 @@ class RunDirectory(RunContents):
             self._lock.release()
             self._lock = None
 
-    def save(self, model, tokenizer, tensors, state):
+    def save(self, model, tokenizer, tensors, state, base=None):
         """Write a checkpoint, let `latest` name it, and then `best` if its loss is below that of
         the best one so far. tensors: name -> array, the optimiser's state. state: dict for JSON
-        with at least "step" and "best_val_loss", the lowest loss so far or None."""
+        with at least "step" and "best_val_loss", the lowest loss so far or None. base: as for
+        `models.write_model`."""
         try:
             target = self.unnamed(state["step"])
             with atomic_directory(target, FILES) as folder:
-                models.write_model(model, folder, tokenizer, state.get("base"))
+                models.write_model(model, folder, tokenizer, base)
                 write_tensors(folder / TENSORS, tensors)
                 write_json(folder / STATE, state | {"run": self._id})
                 tokenizer.save(folder)
@@ -144,17 +144,20 @@ class RunDirectory(RunContents):
 
     def load_state(self):
         """-> state, tokenizer, path of the latest checkpoint. "best_val_loss" is that of the best
-        one. Raises UserError if something is missing or damaged, if the directory is not writable,
-        or if another process writes there."""
+        one, "base" the model that its adapters change, as for `models.write_model`. Raises
+        UserError if something is missing or damaged, if the directory is not writable, or if
+        another process writes there."""
         self._try_writing()
         self._acquire()
         path, best = (self.checkpoint(which) for which in NAMES)
         verify(path)
         state = read_json(path / STATE) | {"best_val_loss": best_loss(best)}
+        if adapter.is_adapter(path):
+            state["base"] = adapter.reference(path)
         self._id, self._is_saved = state.get("run"), True
         if self.aside(self._id).exists():
             self.metrics = self.aside(self._id)
-        return state, load_tokenizer(path), path
+        return state, models.tokenizer_of(path), path
 
     def log(self, **values):
         """Append a line to the metrics; non-finite values are written as null."""

@@ -5,6 +5,7 @@ import socket
 from dataclasses import replace
 
 from npgpt.checkpoints.adapter import digest, is_adapter
+from npgpt.checkpoints.contents import STATE
 from npgpt.checkpoints.find import find_model
 from npgpt.checkpoints.models import family_in, read_values, tokenizer_of
 from npgpt.checkpoints.run import RunDirectory
@@ -13,6 +14,7 @@ from npgpt.cli.options import version
 from npgpt.durable import verify
 from npgpt.errors import UserError
 from npgpt.models.language_model import LanguageModel
+from npgpt.models.trained import trained
 from npgpt.parallel import world
 from npgpt.text.source import load_source
 from npgpt.text.tokenizer import CHARS, check_vocabulary
@@ -97,13 +99,26 @@ def read_start(request):
     found = family_in(start, LanguageModel)
     request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
     architecture, values = fine_tuned(start, request)
+    trained(architecture, request.values.get("lora_rank", 0))   # refused before a text is read
     tokenizer = tokenizer_of(start)
     check_vocabulary(tokenizer, architecture.vocab_size, start)
     base = None
     if request.values.get("lora_rank"):
+        if (start / STATE).is_file():
+            request = check_run_of_base(request, start)
         here = request.init_from.exists()                  # else it is a name on Hugging Face
         base = str(start.resolve() if here else request.init_from), digest(start)
     return (request, architecture, tokenizer, base), values
+
+
+def check_run_of_base(request, checkpoint):
+    """-> the request, with a note that the run of this checkpoint, whose adapters are trained, may
+    remove it. Raises UserError if the run that is requested would."""
+    if request.out_dir and request.out_dir.resolve() == checkpoint.resolve().parent:
+        raise UserError(f"the run in {request.out_dir} has the model whose adapters are trained, "
+                        "which `overwrite` would remove; choose another `out_dir`")
+    note = f"the adapters need {checkpoint}, which its run may remove if it is resumed"
+    return replace(request, notes=[*request.notes, note])
 
 
 def fine_tuned(directory, request):
@@ -118,6 +133,21 @@ def fine_tuned(directory, request):
         if not fits:
             raise UserError(f"`{name}` is {kept} in the model in {directory}, got {value}; leave "
                             "it out")
-    config = replace(found, **asked)
+    return changed(found, values, asked)
+
+
+def saved_model(checkpoint, config, options):
+    """TrainingConfig -> configuration and parameters of a checkpoint. That of adapters does not say
+    what their run has changed of the model: it is in the options, name -> value."""
+    found, values = read_values(checkpoint, FAMILIES[config.family], bool(config.lora_rank))
+    return changed(found, values, {name: value for name, value in options.items()
+                                   if config.lora_rank and hasattr(found, name)
+                                   and name in DROPOUTS | {"block_size"}})
+
+
+def changed(config, values, options):
+    """Configuration and parameters of a model -> those with other dropout rates, or with fewer
+    positions. options: name -> value."""
+    config = replace(config, **options)
     return config, ((name, array[:config.block_size] if name == "wpe.weight" else array)
                     for name, array in values)

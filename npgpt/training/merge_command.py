@@ -44,11 +44,15 @@ def _merge(arguments):
     directory = find_model(c.model)
     if not is_adapter(directory):
         raise UserError(f"the model in {directory} has no adapters to fold in")
+    base = base_of(directory)
+    if target.resolve() == base.resolve():
+        raise UserError(f"{target} is the model that the adapters change; choose another "
+                        "`out_dir`")
     tokenizer = tokenizer_of(directory)
     model = load_model(directory, LanguageModel)
     check_vocabulary(tokenizer, model.config.vocab_size, directory)
     with ended_by_signals(), atomic_directory(target, files) as folder:
         write_model(model, folder, tokenizer)
         tokenizer.save(folder)
-    print(f"{base_of(directory)} with the adapters in {directory}: "
+    print(f"{base} with the adapters in {directory}: "
           f"{model.params.flat.size:,} parameters in {target}")

@@ -106,9 +106,8 @@ def _write(run, tensors):
         "config_name": run.config_name,
         "sha256": run.source.fingerprint,
         "values": values,
-        "base": run.base,
     }
-    run.directory.save(run.model, run.source.tokenizer, tensors, state)
+    run.directory.save(run.model, run.source.tokenizer, tensors, state, run.base)
 
 
 def restore(run, state, checkpoint):

@@ -6,7 +6,6 @@ import importlib.util
 from dataclasses import replace
 
 from npgpt.backend import get_device, problem_with_gpu
-from npgpt.checkpoints.models import read_model
 from npgpt.cli.bundle import command_line
 from npgpt.errors import UserError
 from npgpt.optim import AdamW, Muon, OptimizerGroup
@@ -28,6 +27,7 @@ from npgpt.training.beginning import (
     load_data,
     open_directory,
     read_start,
+    saved_model,
 )
 from npgpt.training.config import FAMILIES, TRAINING_FIELDS
 from npgpt.training.run import Run, check_state, restore
@@ -84,8 +84,8 @@ def resumed_run(request, directory):
         return state, tokenizer, checkpoint, directory.is_finished(state["step"])
 
     def read_its_model():
-        model = read_model(checkpoint, family, **options)
-        return model.config, model
+        architecture, values = saved_model(checkpoint, config, request.values)
+        return architecture, family(architecture, values=values, **options)
 
     state, tokenizer, checkpoint, is_finished = world().broadcast(read)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])

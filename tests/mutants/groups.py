@@ -81,7 +81,7 @@ GROUPS = [
           ("train.py",
            *(f"npgpt/training/{name}.py" for name in (
                "config", "request", "beginning", "setup", "run", "step", "evaluation",
-               "perplexity"))),
+               "perplexity", "merge_command"))),
           ("tests/training", "tests/commands", "tests/cli", "tests/text",
            *(f"tests/reliability/test_{name}.py" for name in (
                "evaluation", "reading", "signals", "unusable", "writing"))),

@@ -22,6 +22,7 @@ from npgpt.training.step import train_step
 from tests import double
 
 CPU = get_device("cpu")
+SIZES = {"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4, "n_embd": 128}
 
 
 @pytest.mark.parametrize("options", [
@@ -73,6 +74,35 @@ def test_estimated_memory_is_that_of_a_step_of_a_llama(options, name):
     _compare(Llama, options, name)
 
 
+# A large vocabulary shows what frozen tables save, and many parameters what adapters do.
+FROZEN = [
+    (GPT, {"vocab_size": 4000, "block_size": 8}, {"freeze": "embeddings"}),
+    (GPT, {"vocab_size": 4000, "block_size": 8, "tie_weights": False}, {"freeze": "embeddings"}),
+    (Llama, {"vocab_size": 4000, "block_size": 8}, {"freeze": "embeddings"}),
+    (GPT, {"n_embd": 256, "block_size": 4}, {"lora_rank": 4}),
+    (GPT, {"n_embd": 256, "block_size": 4}, {"lora_rank": 64}),
+    (Llama, {"n_embd": 256, "block_size": 4}, {"lora_rank": 4}),
+    (Llama, {"n_embd": 256, "block_size": 4, "n_kv_head": 1}, {"lora_rank": 32}),
+]
+
+
+@pytest.mark.parametrize(("family", "options", "how"), FROZEN)
+def test_estimate_knows_what_is_frozen(family, options, how):
+    _compare(family, options, "cpu", **how)
+    model = family.Config(**SIZES | options)
+    frozen, whole = (memory_needed(model, TrainingConfig(batch_size=8, **how), CPU)
+                     for how in (how, {}))
+    assert frozen < 0.7 * whole
+
+
+@pytest.mark.parametrize("how", [{"lora_rank": 4}, {"freeze": "embeddings"}])
+@pytest.mark.parametrize("family", [GPT, Llama])
+def test_estimate_of_activations_that_are_larger_than_what_is_frozen(family, how):
+    _compare(family, {"block_size": 128}, "cpu", **how)
+    _compare(family, {}, "gpu", **how)
+    _compare(family, {"n_layer": 6}, "cpu", recompute=True, **how)
+
+
 def _compare(family, options, name, **how):
     """Measured: the peak of everything NumPy allocates, for the model and one step. The GPU is the
     double, whose arrays are NumPy's."""
@@ -83,8 +113,7 @@ def _compare(family, options, name, **how):
 
 
 def _memory_of_a_step(family, options, device, how):
-    model = family.Config(**{"vocab_size": 65, "block_size": 64, "n_layer": 3, "n_head": 4,
-                             "n_embd": 128} | options)
+    model = family.Config(**SIZES | options)
     training = TrainingConfig(batch_size=8, **how)
     rng = np.random.default_rng(0)
     idx, targets = rng.integers(65, size=(2, 8, model.block_size))
