@@ -100,15 +100,24 @@ def test_without_embeddings_the_other_gradients_have_the_same_bits(name, variant
 
 @EACH
 @pytest.mark.parametrize("frozen", [{"freeze": "embeddings"}, {"rank": RANK}])
-def test_frozen_tables_have_no_backward(name, frozen):
-    model = adapted(name, **{"rank": 0} | frozen)
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_no_gradient_of_a_frozen_table_is_computed(name, frozen, tie_weights):
+    model = adapted(name, {"tie_weights": tie_weights}, **{"rank": 0} | frozen)
+    heads = []
 
     def never(*arguments):
-        raise AssertionError("the gradient of a frozen table was computed")
+        raise AssertionError("the gradient of a frozen embedding was computed")
 
-    ways = ("embedding_backward", "positional_backward")
-    model.layers = SimpleNamespace(**vars(layers) | dict.fromkeys(ways, never))
+    def backward_of_the_head(*arguments):
+        heads.append(layers.linear_cross_entropy_backward(*arguments))
+        return heads[-1]
+
+    model.layers = SimpleNamespace(**vars(layers) | {
+        "embedding_backward": never, "positional_backward": never,
+        "linear_cross_entropy_backward": backward_of_the_head})
     model.loss_and_grads(*batch(name))
+    (_, dw, _), = heads
+    assert dw is None
 
 
 @EACH

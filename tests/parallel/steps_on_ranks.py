@@ -35,8 +35,9 @@ def trained(comm, name, config, options):
         model.params.flat[...] = built(name, 1, options).params.flat
     optimizer, buffers = distribute(model, config, comm)
     grads = model.gradients(buffers[comm.rank])
+    steps = OF_ADAPTERS if model.lora_rank else STEPS
     found = [train_step(model, optimizer, batches_of_step(data, config, step, comm), grads, comm,
-                        lr=1e-2, grad_clip=0.5) for step in range(OF_ADAPTERS if model.lora_rank else STEPS)]
+                        lr=1e-2, grad_clip=0.5) for step in range(steps)]
     return np.array(found), model, optimizer
 
 

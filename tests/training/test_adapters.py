@@ -23,6 +23,7 @@ def after_steps(comm, name, options, optimizer):
     config = TrainingConfig(batch_size=5, grad_accum=2, optimizer=optimizer, seed=3)
     found = comm.share(np.zeros((STEPS, 2)))
     built, buffers = distribute(model, config, comm)
+    assert {buffer.size for buffer in buffers} == {model.params.n_trainable}
 
     def work():
         built.set_rank(comm.rank, comm.size, comm.ranges(model.params))
