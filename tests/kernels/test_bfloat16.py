@@ -54,12 +54,13 @@ def test_frozen_weight_has_no_gradient_and_the_others_have_the_same_bits(device,
     assert (found[3] is None) == (b is None)
 
 
-def test_gradients_of_a_model_have_nearly_the_same_direction(device):
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"freeze": "embeddings"}])
+def test_gradients_of_a_model_have_nearly_the_same_direction(device, options):
     config = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
     idx = np.random.default_rng(0).integers(11, size=(4, 8))
     found = []
     for place, dtype in (("cpu", "float32"), (device, "bfloat16")):
-        gpt = GPT(config, device=place, dtype=dtype)
+        gpt = GPT(config, device=place, dtype=dtype, **options)
         loss, grads = gpt.loss_and_grads(idx, idx, Key(1, 1))
         found.append((float(loss), to_host(grads.flat)))
     (loss, exact), (rounded_loss, rounded) = found
