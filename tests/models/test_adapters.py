@@ -7,6 +7,7 @@ import pytest
 
 from npgpt import layers
 from npgpt.layers import Key
+from npgpt.models.generate import KVCache
 from npgpt.models.transformer import teacher_forced
 from npgpt.training.config import TrainingConfig
 from npgpt.training.setup import build_optimizer
@@ -156,6 +157,10 @@ def test_generation_is_that_of_the_merged_model(name, variant):
     model = adapted(name, variant)
     found = model.generate(IDS[:, :3], 12, seed=3)
     assert found.tolist() == model.merged().generate(IDS[:, :3], 12, seed=3).tolist()
+    kv = KVCache(model.config.n_layer, model.config.block_size)
+    logits = [model.logits(IDS[:, t:t + 1], kv) for t in range(IDS.shape[1])]
+    np.testing.assert_allclose(np.concatenate(logits, 1), model.merged().logits(IDS), rtol=0,
+                               atol=1e-12)
 
 
 def test_translation_is_that_of_the_merged_model():
