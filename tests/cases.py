@@ -16,7 +16,9 @@ from npgpt.layers import LAYERS, Key, causal_mask, rotation
 from npgpt.models import blocks, llama_blocks, postnorm
 from npgpt.models.gpt import GPTConfig, gpt_backward, gpt_forward
 from npgpt.models.llama import LlamaConfig, llama_backward, llama_forward
-from npgpt.models.parameters import Gradients, count, nest
+from npgpt.models.parameters import Gradients, count, flatten, nest
+from npgpt.models.projection import projection_backward, projection_forward
+from npgpt.models.trained import trained
 from npgpt.models.transformer import (
     TransformerConfig,
     transformer_backward,
@@ -262,12 +264,14 @@ def self_attention(draw):
                                     "attn_dropout": c.attn_dropout})
 
 
+def _block_options(config, T):
+    return {"n_head": config.n_head, "mask": causal_mask(np, T, T), "eps": config.norm_eps,
+            "activation": config.activation, "attn_dropout": config.attn_dropout}
+
+
 @st.composite
 def block(draw):
-    return _composite(draw, blocks.block_forward, blocks.block_backward, "",
-                      lambda c, T: {"n_head": c.n_head, "mask": causal_mask(np, T, T),
-                                    "activation": c.activation, "eps": c.norm_eps,
-                                    "attn_dropout": c.attn_dropout})
+    return _composite(draw, blocks.block_forward, blocks.block_backward, "", _block_options)
 
 
 @st.composite
@@ -377,6 +381,71 @@ def llama(draw):
 
 
 @st.composite
+def projection(draw):
+    """A linear layer with adapters: of its own, or of several matrices side by side."""
+    s, n = draw(sizes("BTIRUVW", largest=8)), normal(draw(SEEDS))
+    names = draw(st.sampled_from([("c",), ("q",), ("q", "k"), ("q", "k", "v")]))
+    widths = [s[letter] for letter in "UVW"[:len(names)]]
+    p = {"c.bias": n(sum(widths))} if draw(st.booleans()) else {}
+    for name, width in zip(names, widths):
+        p |= {f"{name}.lora_A": n(s["I"], s["R"]), f"{name}.lora_B": n(s["R"], width)}
+    modules = () if names == ("c",) else names
+
+    def forward(x, p):
+        return projection_forward(x, p, "c", layers, modules)
+
+    def backward(dy, cache):
+        dp = {}
+        return projection_backward(dy, cache, dp), dp
+
+    weight = {"c.weight": n(s["I"], sum(widths))}
+    return Case(_frozen(forward, weight), backward, [n(s["B"], s["T"], s["I"]), p],
+                {"modules": modules})
+
+
+def _frozen(forward, frozen):
+    """-> forward, whose parameters p are those that have gradients. frozen: name -> array, those
+    that have none, of the dtype and the module of x in each call."""
+    def call(x, p, **options):
+        xp = array_module(x)
+        constants = {name: xp.asarray(w.astype(x.real.dtype)) for name, w in frozen.items()}
+        return forward(x, nest(flatten(p) | constants), **options)
+    return call
+
+
+def _adapted(draw, config, block, forward, backward, options_of):
+    """A block, named block in the table, with adapters: its matrices are frozen, and everything
+    else is checked."""
+    seed, n_rows = draw(SEEDS), draw(st.integers(1, 3))
+    smallest = min(width for param in config.architecture().values() if param.group == "matrix"
+                   for width in (param.shape[0], *param.widths))
+    table = trained(config, lora_rank=min(draw(st.integers(1, 3)), smallest))
+    values = parameters({name: param.shape for name, param in table.items()},
+                        np.random.default_rng(seed).standard_normal)
+    values = {name.removeprefix(block): value for name, value in values.items()
+              if name.startswith(block)}
+    frozen = {name: w for name, w in values.items()
+              if w.ndim == 2 and ".lora_" not in name}
+    p = nest({name: value for name, value in values.items() if name not in frozen})
+    options = options_of(config, config.block_size) | {
+        "dropout": config.dropout, "key": Key(seed, 7)}
+    x = normal(seed)(n_rows, config.block_size, config.n_embd)
+    return _part(_frozen(forward, frozen), backward, [x, p], options)
+
+
+@st.composite
+def adapted_block(draw):
+    return _adapted(draw, draw(configs()), "h.0.", blocks.block_forward, blocks.block_backward,
+                    _block_options)
+
+
+@st.composite
+def adapted_llama_block(draw):
+    return _adapted(draw, draw(llama_configs()), "layers.0.", llama_blocks.llama_block_forward,
+                    llama_blocks.llama_block_backward, _attention_options)
+
+
+@st.composite
 def transformer_configs(draw):
     """-> TransformerConfig of a tiny model, its two vocabularies of unequal size."""
     n_head = draw(st.integers(1, 3))
@@ -466,6 +535,6 @@ CASES = {case.__name__: case for case in (
     linear, embedding, positional, layernorm, relu, gelu, dropout, attention, cross_entropy,
     mlp, self_attention, block, gpt, cross_attention, encoder_block, decoder_block, transformer,
     rmsnorm, rope, swiglu, gated_mlp, grouped_attention, llama_block, llama,
-    tiled_attention, linear_cross_entropy, lora,
+    tiled_attention, linear_cross_entropy, lora, projection, adapted_block, adapted_llama_block,
 )}
 USED_UP = ("gpt", "transformer", "llama")     # a model's backward consumes its cache

@@ -69,10 +69,11 @@ def pytest_terminal_summary(terminalreporter):
     """Print the table in docs/gradients.md."""
     if GRADIENTS:
         terminalreporter.write_line("")
+    width = max(map(len, GRADIENTS), default=0)
     for name, report in GRADIENTS.items():
         largest = "   ".join(f"{method} {error:.1e}" for method, error in report.of_method.items())
         terminalreporter.write_line(
-            f"{name:15} {report.examples:5} examples, largest errors: {largest}")
+            f"{name:{width}} {report.examples:5} examples, largest errors: {largest}")
 
 
 def pytest_collection_modifyitems(items):

@@ -38,7 +38,8 @@ def test_backward_is_the_derivative_of_the_forward(name, gradient_table):
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "mlp", "self_attention", "cross_attention", "block",
-                                  "gated_mlp", "grouped_attention", "llama_block"])
+                                  "gated_mlp", "grouped_attention", "llama_block", "projection",
+                                  "adapted_block", "adapted_llama_block"])
 @settings(max_examples=3)
 @given(data=st.data())
 def test_every_element_of_every_gradient_is_right(name, data):

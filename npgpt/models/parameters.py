@@ -142,6 +142,9 @@ class Parameters(Mapping):
         if value is not self._views[name]:
             self._views[name][...] = value
 
+    def __contains__(self, name):
+        return name in self._views               # without reading it, which would fill gradients
+
     def __iter__(self):
         return iter(self._views)
 

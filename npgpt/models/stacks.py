@@ -85,7 +85,8 @@ def encoder_backward(dmemory, cache, grads):
     for layer in reversed(range(len(blocks))):
         dx, dp = backward(dx, blocks.pop())
         grads.add(f"encoder.h.{layer}", dp)
-    grads.add("encoder.wte.weight", embed_backward(dx, embed))
+    if "encoder.wte.weight" in grads:                # it is not frozen
+        grads.add("encoder.wte.weight", embed_backward(dx, embed))
 
 
 def decoder_forward(idx, memory, memory_mask, p, config, key=None, maps=None, layers=layers,
@@ -111,5 +112,6 @@ def decoder_backward(dx, cache, grads):
         dx, dread, dp = backward(dx, blocks.pop())
         dmemory = dmemory + dread                    # every block reads it: gradients are added
         grads.add(f"decoder.h.{layer}", dp)
-    grads.add("decoder.wte.weight", embed_backward(dx, embed))
+    if "decoder.wte.weight" in grads:                # it is not frozen
+        grads.add("decoder.wte.weight", embed_backward(dx, embed))
     return dmemory

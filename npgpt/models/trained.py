@@ -21,10 +21,12 @@ A, B = "lora_A", "lora_B"               # a matrix's adapters, as peft calls the
 def trained(config, lora_rank=0, freeze="nothing"):
     """-> name -> Param: the table of a configuration, with the parameters that are not trained
     frozen. lora_rank: r of the adapters, which alone are trained; 0: there are none. freeze: one of
-    FREEZE. Raises UserError for a rank larger than a matrix."""
+    FREEZE. Raises UserError for a negative rank, and for one larger than a matrix."""
     table = config.architecture()
     if freeze not in FREEZE:
         raise UserError(f"`freeze` must be one of {', '.join(FREEZE)}, got {freeze!r}")
+    if lora_rank < 0:
+        raise UserError(f"`lora_rank` must be at least 0, got {lora_rank}")
     if lora_rank:
         return {name: replace(param, trainable=False) for name, param in table.items()
                 } | adapters(config, lora_rank)

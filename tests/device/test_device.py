@@ -94,7 +94,9 @@ def test_backward_is_the_derivative_of_the_forward_on_the_device(name, device):
     check()
 
 
-@pytest.mark.parametrize(("name", "options"), [("gpt", {}), ("llama", {"qk_norm": True})])
+@pytest.mark.parametrize(("name", "options"), [
+    ("gpt", {}), ("llama", {"qk_norm": True}), ("llama", {"lora_rank": 2}),
+    ("gpt", {"freeze": "embeddings"})])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_training_steps_agree_with_the_cpu_without_synchronising(dtype, name, options, device):
     ended = []

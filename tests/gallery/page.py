@@ -1,8 +1,8 @@
 """The text of docs/gallery.md. `python docs/generate.py` writes it."""
 
-from tests.gallery import layers, llama, models, parts, training
+from tests.gallery import adapters, layers, llama, models, parts, training
 
-BUGS = layers.BUGS + llama.BUGS + parts.BUGS + models.BUGS + training.BUGS
+BUGS = layers.BUGS + llama.BUGS + parts.BUGS + models.BUGS + adapters.BUGS + training.BUGS
 HEAD = """# A gallery of wrong gradients
 
 Each of these bugs was found in a public project, most of them in a GPT with hand-written backward

@@ -38,12 +38,29 @@ def test_only_products_are_rounded_to_bfloat16(device, b):
         np.testing.assert_allclose(found[3], plain[3], rtol=1e-6)
 
 
-def test_gradients_of_a_model_have_nearly_the_same_direction(device):
+@pytest.mark.parametrize("b", [drawn(5), None])
+def test_frozen_weight_has_no_gradient_and_the_others_have_the_same_bits(device, b):
+    x, w, b, dy = (None if a is None else device.to_device(a)
+                   for a in (drawn(2, 3, 40), drawn(40, 5), b, drawn(2, 3, 5)))
+    y, cache = bfloat16.linear_forward(x, w, b)
+    expected = y, *bfloat16.linear_backward(dy, cache)
+    y, cache = bfloat16.linear_forward(x, w, b, frozen=True)
+    assert not any(a.shape[:1] == (6,) for a in cache if isinstance(a, device.arrays))   # no x
+    found = y, *bfloat16.linear_backward(dy, cache)
+    assert expected[2].dtype == np.float32 and found[2] is None
+    for which in (0, 1) if b is None else (0, 1, 3):
+        assert found[which].dtype == np.float32
+        assert to_host(found[which]).tobytes() == to_host(expected[which]).tobytes()
+    assert (found[3] is None) == (b is None)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"freeze": "embeddings"}])
+def test_gradients_of_a_model_have_nearly_the_same_direction(device, options):
     config = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
     idx = np.random.default_rng(0).integers(11, size=(4, 8))
     found = []
     for place, dtype in (("cpu", "float32"), (device, "bfloat16")):
-        gpt = GPT(config, device=place, dtype=dtype)
+        gpt = GPT(config, device=place, dtype=dtype, **options)
         loss, grads = gpt.loss_and_grads(idx, idx, Key(1, 1))
         found.append((float(loss), to_host(grads.flat)))
     (loss, exact), (rounded_loss, rounded) = found

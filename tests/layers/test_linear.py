@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from npgpt.layers import linear_backward, linear_forward
 
@@ -17,6 +18,30 @@ def test_without_bias_there_is_no_bias_gradient():
     y, cache = linear_forward(np.ones((2, 3)), np.ones((3, 4)))
     assert y.shape == (2, 4)
     assert linear_backward(y, cache)[2] is None
+
+
+@pytest.mark.parametrize("b", [None, np.arange(5.0)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_frozen_weight_has_no_gradient_and_the_others_have_the_same_bits(b, transposed):
+    normal = np.random.default_rng(0).standard_normal
+    x, dy = normal((2, 3, 4)), normal((2, 3, 5))
+    w = normal((5, 4)).T if transposed else normal((4, 5))
+    y, cache = linear_forward(x, w, b)
+    dx, _, db = linear_backward(dy, cache)
+    frozen_y, frozen = linear_forward(x, w, b, frozen=True)
+    found, dw, frozen_db = linear_backward(dy, frozen)
+    assert dw is None
+    assert frozen_y.tobytes() == y.tobytes() and found.tobytes() == dx.tobytes()
+    assert frozen_db is None if b is None else frozen_db.tobytes() == db.tobytes()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_cache_has_the_input_unless_the_weight_is_frozen(frozen):
+    x, w = np.ones((2, 3)), np.ones((3, 4))
+    _, cache = linear_forward(x, w, None, frozen)
+    kept = [a for a in cache if isinstance(a, np.ndarray)]
+    assert any(a is w for a in kept)
+    assert any(np.shares_memory(a, x) for a in kept) == (not frozen)
 
 
 def test_leading_axes_are_tokens():

@@ -128,6 +128,31 @@ def test_given_functions_are_the_linear_layer():
     assert_close((loss, dx / 2, dw, db), expected)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dloss", [None, -0.3])
+@pytest.mark.parametrize(("tokens", "parts"), [(None, 1), (1, 6), (4, 2)])
+def test_frozen_weight_has_no_gradient_and_the_others_have_the_same_bits(tokens, parts, dloss,
+                                                                         bias):
+    x, w, b, targets = drawn()
+    caches = []
+
+    def forward(*arguments):
+        y, cache = linear_forward(*arguments)
+        caches.append(cache)
+        return y, cache
+
+    arrays = x, w, b if bias else None, targets
+    options = {"dloss": dloss, "tokens": tokens, "linear": (forward, linear_backward)}
+    loss, dx, dw, db = together(*arrays, **options)
+    found = together(*arrays, frozen=True, **options)
+    assert found[0] == loss and found[1].tobytes() == dx.tobytes()
+    assert dw.any() and found[2] is None
+    assert found[3].tobytes() == db.tobytes() if bias else found[3] is None
+    kept = [any(isinstance(a, np.ndarray) and np.shares_memory(a, x) for a in cache)
+            for cache in caches]
+    assert kept == [True] * parts + [False] * parts
+
+
 def test_ignored_targets_count_in_neither_sum_nor_count():
     x, w, b, targets = drawn()
     targets[[1, 4]] = -1

@@ -47,6 +47,7 @@ def config_of(name, **options):
     return family.model.Config(**SIZES | family.heads | options)
 
 
-def tiny(name, dtype="float32", seed=1, device="cpu", **options):
-    """-> a tiny model of a family."""
-    return FAMILIES[name].model(config_of(name, **options), seed=seed, device=device, dtype=dtype)
+def tiny(name, dtype="float32", seed=1, device="cpu", lora_rank=0, freeze="nothing", **options):
+    """-> a tiny model of a family. options: of its configuration."""
+    return FAMILIES[name].model(config_of(name, **options), seed=seed, device=device, dtype=dtype,
+                                lora_rank=lora_rank, freeze=freeze)

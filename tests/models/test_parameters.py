@@ -149,3 +149,12 @@ def test_gradient_that_is_set_stays_and_its_shape_must_fit():
     for wrong in (np.ones(()), np.ones(1), np.ones((2, 4))):
         with pytest.raises(ValueError, match=r"the gradient of ln_f.bias \(4,\) has the shape"):
             grads.add("ln_f.bias", wrong)
+
+
+def test_asking_whether_there_is_a_gradient_does_not_write_zeros():
+    p = GPT(CONFIG).params
+    flat = np.full(p.flat.size, 5.0)
+    grads = p.gradients(flat)
+    grads.zero()
+    assert "wte.weight" in grads and "wte.bias" not in grads
+    assert (flat == 5).all()

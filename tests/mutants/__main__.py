@@ -43,8 +43,9 @@ PROBLEM = "{}:\n    {}\n  - {}\n  + {}"
 WORKERS = 2
 LLAMA = "rmsnorm", "rope", "swiglu", "gated_mlp", "grouped_attention", "llama_block", "llama"
 MEMORY = "tiled_attention", "linear_cross_entropy"
+ADAPTERS = ("lora",)
 PUBLIC = {f"{name}_{way}" for name in (*LAYERS, "mlp", "self_attention", "block", "gpt")
-          for way in ("forward", "backward") if name not in (*LLAMA, *MEMORY)}
+          for way in ("forward", "backward") if name not in (*LLAMA, *MEMORY, *ADAPTERS)}
 
 
 def main():
