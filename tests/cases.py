@@ -426,7 +426,8 @@ def _adapted(draw, config, block, forward, backward, options_of):
               if name.startswith(block)}
     frozen = {name: w for name, w in values.items()
               if w.ndim == 2 and ".lora_" not in name}
-    p = nest({name: value for name, value in values.items() if name not in frozen})
+    p = nest({name: value / 2 if ".lora_" in name else value       # a change is smaller than w
+              for name, value in values.items() if name not in frozen})
     options = options_of(config, config.block_size) | {
         "dropout": config.dropout, "key": Key(seed, 7)}
     x = normal(seed)(n_rows, config.block_size, config.n_embd)
