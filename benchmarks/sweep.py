@@ -17,7 +17,6 @@ the number of steps of the configuration, so the speed of the machine does not m
 """
 
 import json
-import os
 import shlex
 import sys
 import tomllib
@@ -28,6 +27,7 @@ from npgpt.cli.command import run_command
 from npgpt.cli.options import Parser, checked, suggestion
 from npgpt.durable import write_text
 from npgpt.errors import UserError
+from npgpt.host import cores
 from npgpt.reading import read_bytes
 from npgpt.text.load import sha256
 from npgpt.text.source import TRAIN_FRACTION
@@ -46,7 +46,7 @@ def main(arguments=None):
 def start(arguments):
     parser = Parser(prog="sweep", description=__doc__.partition("\n")[0])
     parser.add_argument("name", metavar="NAME", help="of a file in benchmarks/sweeps, or its path")
-    parser.add_argument("--at-once", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+    parser.add_argument("--at-once", type=int, default=cores(), metavar="N",
                         help="trials at a time, each with one core [%(default)s]")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", default=None,
                         help="[out/sweep-NAME]")

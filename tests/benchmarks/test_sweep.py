@@ -140,15 +140,15 @@ def test_ctrl_c_stops_the_trials_with_a_checkpoint_and_the_sweep_goes_on(tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", interrupt)
-        status, out = run(tmp_path, "--steps", "1000")
+        status, out = run(tmp_path, "--steps", "3000")
     assert status == 130
-    assert re.fullmatch(r"stopped; to go on: python -m benchmarks\.sweep .* --steps 1000\n", out)
+    assert re.fullmatch(r"stopped; to go on: python -m benchmarks\.sweep .* --steps 3000\n", out)
     before = metrics.read_text()
     assert "whole_val_loss" not in before
-    status, _ = run(tmp_path, "--steps", "1000")
+    status, _ = run(tmp_path, "--steps", "3000")
     assert status == 0
     assert metrics.read_text().startswith(before)
-    assert last(tmp_path, "as-is")["step"] == 1000
+    assert last(tmp_path, "as-is")["step"] == 3000
 
 
 def test_trial_that_diverges_is_shown_and_not_chosen(tmp_path):

@@ -512,8 +512,9 @@ def test_run_is_told_apart_from_a_model_and_its_checkpoints_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("tokenizer", "bos", "end"), [
-    (None, None, None), (SimpleNamespace(bos=None, end=5), None, 5),
-    (SimpleNamespace(bos=3, end=5), 3, 5)])
+    (None, None, None), (SimpleNamespace(bos=None, end=None, ends=()), None, None),
+    (SimpleNamespace(bos=None, end=5, ends=(5,)), None, 5),
+    (SimpleNamespace(bos=3, end=5, ends=(4, 5)), 3, [5, 4])])
 def test_tokens_between_which_a_text_is_are_in_the_configuration(tokenizer, bos, end, tmp_path):
     model = GPT(GPTConfig(11, block_size=4, n_layer=1, n_head=1, n_embd=4))
     write_model(model, tmp_path, tokenizer)

@@ -31,8 +31,8 @@ def test_help_lists_the_commands(words, capsys):
 
 @pytest.mark.parametrize(("word", "hint"), [
     ("trian", "; did you mean 'train'? the commands are train, sample, explain, tokenizer, eval, "
-     "ranks, report"),
-    ("xyzzy", "; the commands are train, sample, explain, tokenizer, eval, ranks, report"),
+     "merge, ranks, report"),
+    ("xyzzy", "; the commands are train, sample, explain, tokenizer, eval, merge, ranks, report"),
 ])
 def test_unknown_command_is_refused(word, hint, capsys):
     assert run(capsys, word) == (2, "", f"npgpt: unknown command {word!r}{hint}\n")

@@ -12,6 +12,7 @@ from npgpt import Llama, LlamaConfig
 from npgpt.models import generate
 from npgpt.text.bpe import END, BPETokenizer
 from npgpt.text.chat import Chat, Conversation
+from npgpt.text.tokenizer import load_tokenizer
 from tests.gguf_files import metadata_of, tensors_of, tokenizer_metadata, write_gguf
 
 TEMPLATE = ("{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('not bad') }}"
@@ -142,7 +143,7 @@ def test_interrupted_answer_counts_as_far_as_it_is_shown(run, tokenizer, monkeyp
     monkeypatch.setattr(sample_script, "steps", interrupted)
     config = sample_script.SampleConfig(temperature=0, max_new_tokens=9)
     writer = sample_script.Writer(model_for(tokenizer), tokenizer, config, [], None)
-    tokenizer = sample_script.load_tokenizer("m")
+    tokenizer = load_tokenizer("m")
     conversation = Conversation(tokenizer, Chat.of(tokenizer, "m"))
     with pytest.raises(KeyboardInterrupt):
         sample_script.Answerer(writer, conversation).answer("the fox")

@@ -27,10 +27,10 @@ def test_full_disk_while_saving_names_the_checkpoint_and_what_is_kept(run, home,
                                                                       kept):
     original = RunDirectory.save
 
-    def save(self, model, tokenizer, tensors, state):
+    def save(self, model, tokenizer, tensors, state, base=None):
         if state["step"] == step:
             full_disk()
-        original(self, model, tokenizer, tensors, state)
+        original(self, model, tokenizer, tensors, state, base)
 
     monkeypatch.setattr(RunDirectory, "save", save)
     result = run(train_script.main, *WORDS)
