@@ -62,15 +62,17 @@ class Model:
     forward = backward = None   # the family's functions
 
     def __init__(self, config, *, seed=1337, device="cpu", dtype="float32", fused=False,
-                 attention="auto", recompute=False, lora_rank=0, freeze="nothing", values=None):
+                 attention="auto", recompute=False, lora_rank=0, freeze="nothing", values=None,
+                 share=lambda buffer: buffer):
         """seed: of the initial weights. device: "cpu", "gpu" or "auto". dtype: "float32",
         "float64", "tf32" or "bfloat16", the last two on a GPU. fused: use the GPU's fused kernels.
         attention: "plain", "tiled", or "auto": tiled for long contexts on a CPU. recompute: the
         backward computes each block again, and memory has the activations of one block at a time.
         lora_rank: the rank of adapters, which alone are trainable; 0: there are none. freeze:
         "embeddings": these are not trainable, and the head is not. values: pairs of names and NumPy
-        arrays, the parameters; adapters may be missing; None: random ones. Raises UserError if the
-        device or the precision is not available."""
+        arrays, the parameters; adapters may be missing; None: random ones. share: where the buffer
+        of parameters is put, as Communicator.share. Raises UserError if the device or the precision
+        is not available."""
         self.config = config
         self.device = get_device(device)
         self.dtype = dtype
@@ -79,7 +81,7 @@ class Model:
         self.layers = layers_for(self.device, dtype, fused, tiled)
         self.lora_rank = lora_rank
         architecture = trained(config, lora_rank, freeze)
-        self.params = Parameters(architecture, self._zeros(count(architecture)))
+        self.params = Parameters(architecture, share(self._zeros(count(architecture))))
         drawn = architecture if values is None else adapters(config, lora_rank)
         random = ((name, param.draw(name, seed)) for name, param in drawn.items())
         missing = set(self.params)

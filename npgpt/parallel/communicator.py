@@ -67,7 +67,8 @@ class Communicator:
         return [value]
 
     def share(self, array):
-        """The array, in memory that all ranks of this machine share if they can."""
+        """The array, in memory that all ranks of this machine share if they can; itself if it is there
+        already."""
         return array
 
     def ranges(self, params):

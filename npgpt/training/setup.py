@@ -67,11 +67,7 @@ def new_run(request, directory):
         request.model(vocab_size=1)            # what is invalid is refused before a text is read
         source = load_data(config, lambda: config.tokenizer and named_tokenizer(config.tokenizer))
         architecture = request.model(source.tokenizer.vocab_size)
-    data = Dataset(source, architecture.block_size, device)
-    comm = build_communicator(config, architecture, device)
-    model = FAMILIES[config.family](architecture, seed=config.seed, device=device, values=values,
-                                    **options_of_model(config, device))
-    run = assemble(request, config, directory, source, data, model, comm)
+    run = assemble(request, config, directory, source, device, architecture, values)
     run.base = base
     return run
 
@@ -82,10 +78,6 @@ def resumed_run(request, directory):
         state, tokenizer, checkpoint = directory.load_state()
         check_state(state, checkpoint)
         return state, tokenizer, checkpoint, directory.is_finished(state["step"])
-
-    def read_its_model():
-        architecture, values = saved_model(checkpoint, config, request.values)
-        return architecture, family(architecture, values=values, **options)
 
     state, tokenizer, checkpoint, is_finished = world().broadcast(read)
     request = replace(request.resumed(state["values"]), config_name=state["config_name"])
@@ -100,14 +92,9 @@ def resumed_run(request, directory):
                         "continue, raise `max_iters`")
     device = get_device(config.device)
     config = supported(config, device, request)
-    family = FAMILIES[config.family]
-    options = {"device": device, **options_of_model(config, device)}
-    architecture, model = in_first_rank(read_its_model)
-    model = model or family(architecture, **options)
+    architecture, values = in_first_rank(lambda: saved_model(checkpoint, config, request.values))
     check_vocabulary(tokenizer, architecture.vocab_size, checkpoint)
-    comm = build_communicator(config, architecture, device)
-    data = Dataset(source, architecture.block_size, device)
-    run = assemble(request, config, directory, source, data, model, comm)
+    run = assemble(request, config, directory, source, device, architecture, values)
     return restore(run, state, checkpoint)
 
 
@@ -119,8 +106,13 @@ def options_of_model(config, device):
             "lora_rank": config.lora_rank, "freeze": config.freeze}
 
 
-def assemble(request, config, directory, source, data, model, comm):
-    """-> the Run of a model, new or loaded."""
+def assemble(request, config, directory, source, device, architecture, values):
+    """-> the Run of a model. values: its parameters, in memory that the ranks share; None: random
+    ones, or those of the first rank."""
+    data = Dataset(source, architecture.block_size, device)
+    comm = build_communicator(config, architecture, device)
+    model = FAMILIES[config.family](architecture, seed=config.seed, device=device, values=values,
+                                    share=comm.share, **options_of_model(config, device))
     optimizer, buffers = distribute(model, config, comm)
     notes = [*request.notes, *notes_on_workers(request, config, model)]
     if config.device == "auto" and model.device.name == "cpu" and (why := problem_with_gpu()):

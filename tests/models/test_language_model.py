@@ -339,3 +339,17 @@ def test_loss_of_a_long_sequence_is_read_in_parts_and_the_same(family, length, m
     assert model.loss(idx, targets) == pytest.approx(whole, rel=1e-12)
     assert lengths == {1: [1], 3: [3], 4: [3, 1], 8: [3, 3, 2]}[length]
     assert model.loss(idx, np.full_like(targets, -1)) == 0
+
+
+@every_family
+def test_parameters_are_in_the_buffer_that_share_returns(name):
+    """With the values that they would have elsewhere."""
+    buffers = []
+
+    def share(buffer):
+        buffers.append(np.full_like(buffer, np.nan))
+        return buffers[-1]
+
+    model = FAMILIES[name].model(config_of(name), seed=1, share=share)
+    assert [model.params.flat is buffer for buffer in buffers] == [True]
+    np.testing.assert_array_equal(model.params.flat, tiny(name).params.flat)
