@@ -140,7 +140,9 @@ def test_ctrl_c_stops_the_trials_with_a_checkpoint_and_the_sweep_goes_on(tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", interrupt)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)   # it may be ignored here
         status, out = run(tmp_path, "--steps", "3000")
+        signal.signal(signal.SIGINT, before)
     assert status == 130
     assert re.fullmatch(r"stopped; to go on: python -m benchmarks\.sweep .* --steps 3000\n", out)
     before = metrics.read_text()
