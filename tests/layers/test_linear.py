@@ -39,9 +39,8 @@ def test_frozen_weight_has_no_gradient_and_the_others_have_the_same_bits(b, tran
 def test_cache_has_the_input_unless_the_weight_is_frozen(frozen):
     x, w = np.ones((2, 3)), np.ones((3, 4))
     _, cache = linear_forward(x, w, None, frozen)
-    kept = [a for a in cache if isinstance(a, np.ndarray)]
-    assert any(a is w for a in kept)
-    assert any(np.shares_memory(a, x) for a in kept) == (not frozen)
+    kept = [getattr(a, "shape", None) for a in cache]
+    assert w.shape in kept and (x.shape in kept) == (not frozen)
 
 
 def test_leading_axes_are_tokens():

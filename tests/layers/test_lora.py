@@ -55,10 +55,7 @@ def test_at_the_start_nothing_is_added_and_only_B_has_a_gradient():
 
 
 def test_no_array_has_the_size_of_the_weight():
-    """And the cache has the input, not a copy of it."""
     x, A, B, dy = drawn(2, 3)
     y, cache = lora_forward(x, A, B)
     found = arrays((y, cache, lora_backward(dy, cache)))
     assert all(a.size != I * O for a in found)
-    rows, _, *weights = cache
-    assert np.shares_memory(rows, x) and weights[0] is A and weights[1] is B
