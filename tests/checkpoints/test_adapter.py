@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import npgpt
 from npgpt import GPT, GPTConfig, Llama, LlamaConfig, UserError
 from npgpt.checkpoints import adapter
-from npgpt.checkpoints.models import tokenizer_of, write_model
+from npgpt.checkpoints.models import read_model, tokenizer_of, write_model
 from npgpt.durable import SUMS, atomic_directory, verify
 from npgpt.text.bpe import BPETokenizer
 from tests.gguf_files import metadata_of, random_llama, tensors_of, write_gguf
@@ -132,6 +132,13 @@ def test_read_model_has_the_adapters_folded_in(adapted, family):
     np.testing.assert_allclose(read.logits(IDX), adapted.logits(IDX), rtol=1e-4, atol=1e-5)
     base = npgpt.from_pretrained("base")
     assert np.abs(read.logits(IDX) - base.logits(IDX)).max() > 0.05
+
+
+def test_a_training_reads_the_adapters_apart_from_their_model(adapted, family, home):
+    read = read_model(home / "a", family, lora_rank=3)
+    assert read.config == adapted.config and read.params.keys() == adapted.params.keys()
+    for name, array in adapted.params.items():
+        np.testing.assert_array_equal(read.params[name], array)
 
 
 def test_saved_model_has_the_adapters_folded_in(adapted, home):

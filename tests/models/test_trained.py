@@ -18,6 +18,7 @@ ALL = [*VARIANTS, pytest.param("transformer", {}, id="transformer")]
 def test_every_matrix_of_the_blocks_has_adapters_and_only_they_are_trainable(name, variant):
     _, config = base_of(name, **variant)
     table = trained(config, RANK)
+    assert {param.trainable for param in table.values()} == {True, False}
     expected = {}
     for module, _, _, (n_in, n_out) in matrices(name, config):
         expected |= {f"{module}.lora_A": (n_in, RANK), f"{module}.lora_B": (RANK, n_out)}
