@@ -73,6 +73,13 @@ def test_small_model_generates_with_one_thread_of_blas(sample, monkeypatch):
     assert seen and set(seen) == {1}
 
 
+def test_load_of_the_machine_is_looked_at_after_every_token(sample, monkeypatch):
+    looks = []
+    monkeypatch.setattr(sample_script.Generating, "look", lambda threads: looks.append(threads))
+    sample("--max-new-tokens=7")
+    assert len(looks) >= 6                           # after the last one it may be left out
+
+
 def test_samples_without_a_seed_differ(sample):
     words = ["--max-new-tokens=60", "--num-samples=3"]
     texts = sample(*words).split("-" * 40) + sample(*words).split("-" * 40)
