@@ -102,11 +102,10 @@ def base_of(folder):
     name = _name_of_base(folder)
     path = Path(name)
     if not os.path.exists(name):             # False for a name that is too long
-        missing = f"{folder / CONFIG}: there is no model {name}, which the adapters change"
+        missing = f"{folder / CONFIG}: the base model {name} does not exist"
         if not hub.is_name(name):
             sums = f" and delete {SUMS}" if (folder / SUMS).exists() else ""
-            raise UserError(f"{missing}; if it is elsewhere now, change base_model_name_or_path"
-                            f"{sums}")
+            raise UserError(f"{missing}; if it has moved, change base_model_name_or_path{sums}")
         path = hub.download(name, missing)
     if is_adapter(path):
         raise UserError(f"{folder / CONFIG}: {name} consists of adapters itself; fold them in with "

@@ -24,11 +24,11 @@ def download(name, here):
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{here}, or with the package huggingface_hub the name of a model on "
-                        "Hugging Face; install it with: pip install 'npgpt[hub]'") from None
+        raise UserError(f"{here}; to download {name} from Hugging Face, first run: "
+                        "pip install 'npgpt[hub]'") from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
     except Exception as error:           # of the package, of the network, of the disk
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
-        raise UserError(f"{here}, or the name of a model on Hugging Face, which cannot be "
-                        f"downloaded: {reason}") from error
+        raise UserError(f"{here}, and {name} cannot be downloaded from Hugging Face: {reason}"
+                        ) from error

@@ -23,6 +23,8 @@ def header(run, trial):
     left = estimate.run_seconds(trial, c, run.step, final_windows)
     size, trained = model.params.flat.size, model.params.n_trainable
     parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" * (trained < size))
+    steps, left = c.max_iters - run.step, estimate.duration(left)
+    least = "at least" if c.optimizer == "muon" else "about"       # the trial is without the update
     notes = [*run.notes, *([run.source.note] if run.source.note else [])]
     return ({"note": "; ".join(notes)} if notes else {}) | {
         "npgpt": f"config {run.config_name} on {device.description}, {model.dtype}"
@@ -33,7 +35,7 @@ def header(run, trial):
                  f"channels {m.n_embd}, context {m.block_size}",
         "memory": f"about {estimate.size(memory)}"
                   + ("" if comm.shares_memory else " in each rank"),
-        "time": f"about {estimate.duration(left)} for {c.max_iters - run.step:,} steps of "
+        "time": f"{least} {left} for {steps:,} step{'' if steps == 1 else 's'} of "
                 f"{tokens:,} tokens, {estimate.milliseconds(trial * c.grad_accum)} each",
         "writes": str(run.directory.path),
     }

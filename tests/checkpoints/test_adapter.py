@@ -239,10 +239,9 @@ def test_what_is_not_computed_is_refused_by_name(name, llama, home):
     ({"base_model_name_or_path": "absent"},
      "base_model_name_or_path must name the model that is adapted, got None"),
     ({"base_model_name_or_path": "nowhere"},
-     "there is no model nowhere, which the adapters change; if it is elsewhere now, change "
-     "base_model_name_or_path"),
+     "the base model nowhere does not exist; if it has moved, change base_model_name_or_path"),
     ({"base_model_name_or_path": "a" * 300},
-     f"there is no model {'a' * 300}, which the adapters change; if it is elsewhere now, change "
+     f"the base model {'a' * 300} does not exist; if it has moved, change "
      "base_model_name_or_path"),
 ])
 def test_invalid_configuration_is_refused(values, message, llama, home):
@@ -299,8 +298,8 @@ def test_changed_file_is_refused(adapted, home):
 
 def test_model_that_is_elsewhere_is_found_again(adapted, home):
     (home / "base").rename(home / "moved")
-    assert refused("there is no model base").endswith(
-        "if it is elsewhere now, change base_model_name_or_path and delete SHA256SUMS")
+    assert refused("the base model base does not exist").endswith(
+        "if it has moved, change base_model_name_or_path and delete SHA256SUMS")
     change("adapter_config.json", {"base_model_name_or_path": "moved"})
     (home / "a" / SUMS).unlink()
     read = npgpt.from_pretrained("a")
@@ -363,8 +362,8 @@ def test_name_of_the_model_may_be_one_on_hugging_face(llama, home, monkeypatch):
     _assert_changed(llama, npgpt.from_pretrained("a"), pairs(), 2)
     change("adapter_config.json", {"base_model_name_or_path": "nobody/llama"})
     assert refused() == (
-        "a/adapter_config.json: there is no model nobody/llama, which the adapters change, or the "
-        "name of a model on Hugging Face, which cannot be downloaded: Repository not found")
+        "a/adapter_config.json: the base model nobody/llama does not exist, and nobody/llama "
+        "cannot be downloaded from Hugging Face: Repository not found")
 
 
 def test_reference_names_the_model_and_its_digest(adapted, home):

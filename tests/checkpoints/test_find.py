@@ -67,9 +67,8 @@ def test_failed_download_says_both_things(hub):
     with pytest.raises(UserError) as error:
         find_model("nobody/nothing", "init_from")
     assert error.value.message == (
-        "there is no directory nobody/nothing; `init_from` takes that of a run or of a model, or "
-        "the name of a model on Hugging Face, which cannot be downloaded: Repository "
-        "not found for url ...")
+        "there is no directory nobody/nothing; `init_from` takes that of a run or of a model, and "
+        "nobody/nothing cannot be downloaded from Hugging Face: Repository not found for url ...")
 
 
 def test_reason_without_words_is_named_by_its_kind(hub, monkeypatch):
@@ -77,13 +76,13 @@ def test_reason_without_words_is_named_by_its_kind(hub, monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", fail)
-    with pytest.raises(UserError, match=r"which cannot be downloaded: TimeoutError$"):
+    with pytest.raises(UserError, match=r"cannot be downloaded from Hugging Face: TimeoutError$"):
         find_model("nobody/nothing")
 
 
 def test_without_the_package_the_message_says_how_to_install_it(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"install it with: pip install 'npgpt\[hub\]'"):
+    with pytest.raises(UserError, match=r"Hugging Face, first run: pip install 'npgpt\[hub\]'"):
         find_model("someone/laptop")
 
 

@@ -245,9 +245,8 @@ def test_commands_say_that_the_model_is_gone_or_another_one(tuned, run, merge, h
         assert everything(home) == before
 
     (home / "gpt2").rename(home / "moved")
-    refuse(f"run/checkpoint-2/adapter_config.json: there is no model {home.resolve() / 'gpt2'}, "
-           "which the adapters change; if it is elsewhere now, change base_model_name_or_path and "
-           "delete SHA256SUMS")
+    refuse(f"run/checkpoint-2/adapter_config.json: the base model {home.resolve() / 'gpt2'} "
+           "does not exist; if it has moved, change base_model_name_or_path and delete SHA256SUMS")
     shutil.copytree("moved", "gpt2")
     model = npgpt.from_pretrained("moved")
     model.params.flat[0] += 1
