@@ -2,7 +2,7 @@
 
 MODEL is what --init-from of train.py takes. It is trained for a few steps in three ways: all of it,
 all but the embeddings and the head, and adapters of rank 8. Each way is a separate process. The
-memory is train.py's own peak, its estimate is what the header says before the first step; a step's
+memory is train.py's own peak, its estimate is that of the header, before the first step; a step's
 time is the median over the steps after the first, from one line of metrics.jsonl to the next.
 """
 
@@ -41,7 +41,7 @@ def main(arguments=None):
                "--eval-iters", "1", "--final-windows", "1", "--log-interval", "1",
                *["--recompute"] * c.recompute]
     print(f"{machine()}\n\n{c.model}, {c.batch_size} sequences of {c.block_size} tokens\n\n"
-          "| trained | parameters | seconds for a step | peak memory | said before | checkpoint |\n"
+          "| trained | parameters | seconds for a step | peak memory | estimate | checkpoint |\n"
           "| --- | --- | --- | --- | --- | --- |")
     for name, more in WAYS.items():
         print(f"| {name} | {' | '.join(measured([*options, *more]))} |", flush=True)

@@ -15,7 +15,7 @@ COMMANDS = {
     "explain": "run a layer on small numbers, line by line, forward and backward",
     "tokenizer": "train a byte-level BPE; encode texts into a token file; verify one",
     "eval": "measure the loss of a model on a text: perplexity, bits per byte",
-    "merge": "fold the adapters of a LoRA into the model that they change",
+    "merge": "merge the adapters of a LoRA into their base model",
     "ranks": "under mpiexec: whether its processes can train together, and how fast",
     "report": "plot the losses of a run: npgpt report RUN PICTURE",
 }

@@ -1,5 +1,5 @@
 """Adapters on disk, in the format of Hugging Face's peft: adapter_config.json, which names the
-model that they change, and adapter_model.safetensors, with A (r, I) and B (O, r) for each matrix.
+base model, and adapter_model.safetensors, with A (r, I) and B (O, r) for each matrix.
 
 peft computes x Aᵀ Bᵀ * lora_alpha / r. Here B contains that factor, and is written with lora_alpha
 equal to r. The format does not tell one version of a model from another. So npgpt adds a file,
@@ -25,8 +25,8 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "bas
 FILES = {CONFIG, WEIGHTS, BASE}
 PREFIX = "base_model.model."
 
-# What npgpt does not compute, with the values that change nothing. Some initialisations of peft's
-# change the model as well, and so does one that is read.
+# Settings of peft that npgpt does not support, each with the values at which it has no effect; the
+# first is the default. Initialisations that also change the base model are not among them.
 FIXED = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -108,7 +108,7 @@ def base_of(folder):
             raise UserError(f"{missing}; if it has moved, change base_model_name_or_path{sums}")
         path = hub.download(name, missing)
     if is_adapter(path):
-        raise UserError(f"{folder / CONFIG}: {name} consists of adapters itself; fold them in with "
+        raise UserError(f"{folder / CONFIG}: {name} contains adapters itself; merge them with "
                         "npgpt merge first")
     return path
 
@@ -116,8 +116,9 @@ def base_of(folder):
 def check_base(folder, path):
     """Raise UserError if the model in a path is not the one that the adapters were trained for."""
     if (folder / BASE).exists() and read_json(folder / BASE).get("sha256") != digest(path):
-        raise UserError(f"the model in {path} is not the one whose adapters are in {folder}: its "
-                        f"SHA-256 is not that in {BASE}")
+        raise UserError(f"{path} is not the base model of the adapters in {folder}: its SHA-256 is "
+                        f"not that in {BASE}; restore that version, or change "
+                        f"base_model_name_or_path in {CONFIG}")
 
 
 def reference(folder):

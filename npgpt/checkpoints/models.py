@@ -1,6 +1,6 @@
 """A model directory: config.json and model.safetensors, in the format of the model's family; or
-adapters, with the path of the model that they change; or a GGUF file, which npgpt reads and does
-not write. What is read from adapters is the model with the adapters folded in."""
+adapters, with the path of their base model; or a GGUF file, which npgpt reads and does
+not write. What is read from adapters is their base model with the adapters merged into it."""
 
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ def save_model(model, directory):
 def write_model(model, folder, tokenizer=None, base=None):
     """Write config.json and model.safetensors into an `atomic_directory`. tokenizer: the model's;
     config.json then names the tokens between which a text is. base: that of the model's adapters,
-    as for `adapter.write`; then these alone are written. None: they are folded in."""
+    as for `adapter.write`; then these alone are written. None: they are merged."""
     form = _format(type(model))
     if base:
         return adapter.write(model, folder, form.PREFIX, form.TRANSPOSED, base)
@@ -63,7 +63,7 @@ def load_model(path, family, **options):
 
 def read_model(path, family, **options):
     """Read a GGUF file, or a directory that has been verified -> a model, as by `load_model`. With
-    a `lora_rank` in the options, adapters are not folded in."""
+    a `lora_rank` in the options, adapters are not merged."""
     family = family_in(path, family)
     config, values = read_values(path, family, separate=bool(options.get("lora_rank")))
     return family(config, values=values, **options)
@@ -71,7 +71,7 @@ def read_model(path, family, **options):
 
 def read_values(path, family, separate=False):
     """Read a GGUF file, or a directory that has been verified -> the configuration of its family,
-    and pairs of names and NumPy arrays, the parameters. separate: adapters are not folded in."""
+    and pairs of names and NumPy arrays, the parameters. separate: adapters are not merged."""
     if path.is_file():
         return gguf.read(path)
     if adapter.is_adapter(path):
@@ -113,11 +113,13 @@ def tokenizer_of(path):
     model, and a text ends where it ends in their model. Raises UserError."""
     if not adapter.is_adapter(path):
         return tokenizers.load_tokenizer(path)
-    of_base = tokenizers.load_tokenizer(adapter.base_of(path))
-    if not (path / tokenizers.FILE).exists():
-        return of_base
+    base = adapter.base_of(path)
+    if not tokenizers.holds_tokenizer(path):
+        return tokenizers.load_tokenizer(base)
     tokenizer = tokenizers.load_tokenizer(path)
-    tokenizer.ends = tuple(sorted({*tokenizer.ends, *of_base.ends}))
+    ends = (tokenizers.load_tokenizer(base).ends if base.is_file() else
+            tokenizers.ends_of_the_model(base, tokenizer))
+    tokenizer.ends = tuple(sorted({*tokenizer.ends, *ends}))
     return tokenizer
 
 

@@ -144,7 +144,7 @@ class RunDirectory(RunContents):
 
     def load_state(self):
         """-> state, tokenizer, path of the latest checkpoint. "best_val_loss" is that of the best
-        one, "base" the model that its adapters change, as for `models.write_model`. Raises
+        one, "base" the base model of its adapters, as for `models.write_model`. Raises
         UserError if something is missing or damaged, if the directory is not writable, or if
         another process writes there."""
         self._try_writing()

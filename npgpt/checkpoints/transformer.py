@@ -10,6 +10,7 @@ from npgpt.models.transformer import TransformerConfig
 from npgpt.reading import read_json
 
 MODEL_TYPES = ("npgpt-transformer",)
+PREFIX, TRANSPOSED = "", True      # of a block's names; (in, out)
 
 
 def write_config(config):

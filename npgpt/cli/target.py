@@ -7,8 +7,9 @@ from npgpt.errors import UserError
 
 
 def read_target(c, files):
-    """The options of a command, with `out_dir` and `overwrite` -> the directory to write. files:
-    those that it may contain. Raises UserError if none is given, or if it already exists."""
+    """c: options with `out_dir` and `overwrite` -> the directory to write. files: the only ones
+    that it may contain. Raises UserError if `out_dir` is missing, if the directory is not empty and
+    `overwrite` is not given, or if it contains other files."""
     if not c.out_dir:
         raise UserError("`out_dir` is missing; it takes the directory to write")
     target = Path(c.out_dir)

@@ -43,7 +43,7 @@ def linear_cross_entropy_forward(x, w, b, targets, count=None, gradients=True, f
     count = xp.maximum(valid.sum(), 1) if count is None else xp.asarray(count, x.dtype)
     loss, dw, db = xp.zeros((), x.dtype), None, None
     dx = xp.zeros(x.shape, x.dtype) if gradients else None
-    parts = slices(0, len(x), tokens or LOGITS // V) or [slice(None)]   # else no dw
+    parts = slices(0, len(x), tokens or LOGITS // V) or [slice(None)]   # no tokens
     for part in parts:
         logits, cache = forward(x[part], w, b, frozen)
         loss = loss + losses_in_place(logits, targets[part], valid[part] / count)

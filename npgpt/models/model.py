@@ -68,11 +68,11 @@ class Model:
         "float64", "tf32" or "bfloat16", the last two on a GPU. fused: use the GPU's fused kernels.
         attention: "plain", "tiled", or "auto": tiled for long contexts on a CPU. recompute: the
         backward computes each block again, and memory has the activations of one block at a time.
-        lora_rank: the rank of adapters, which alone are trainable; 0: there are none. freeze:
-        "embeddings": these are not trainable, and the head is not. values: pairs of names and NumPy
-        arrays, the parameters; adapters may be missing; None: random ones. share: where the buffer
-        of parameters is put, as Communicator.share. Raises UserError if the device or the precision
-        is not available."""
+        lora_rank: the rank of the adapters, which are then the only trainable parameters; 0: there
+        are none. freeze: "embeddings": neither these nor the head are trainable. values: pairs of
+        names and NumPy arrays, the parameters; adapters may be missing; None: random ones. share:
+        buffer -> the one to use for the parameters, as Communicator.share. Raises UserError if the
+        device or the precision is not available."""
         self.config = config
         self.device = get_device(device)
         self.dtype = dtype
@@ -106,7 +106,7 @@ class Model:
         return grads
 
     def merged(self):
-        """-> a model on the CPU that computes the same, with its adapters folded into its weights;
+        """-> a model on the CPU that computes the same, with its adapters merged into its weights;
         itself if it has none."""
         if not self.lora_rank:
             return self
@@ -118,7 +118,7 @@ class Model:
 
     def save_pretrained(self, directory):
         """Write a model directory, which Hugging Face's transformers can load if it knows the
-        architecture. Adapters are folded in. An existing model there is replaced atomically. Raises
+        architecture. Adapters are merged. An existing model there is replaced atomically. Raises
         UserError if the directory contains other files."""
         from npgpt.checkpoints import save_model
         save_model(self, directory)
@@ -145,7 +145,7 @@ class Model:
 
     def _loss(self, tokens, targets):
         """-> mean cross-entropy in nats per token, a scalar of the device, without dropout."""
-        x, _ = self._forward(*tokens, head=False, recompute=True)     # without activations
+        x, _ = self._forward(*tokens, head=False, recompute=True)   # keeps each block's input only
         return self._loss_of(x, targets)
 
     def _loss_of(self, x, targets, count=None):

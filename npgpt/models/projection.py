@@ -26,7 +26,8 @@ def projection_forward(x, p, name, layers, modules=()):
 
 
 def projection_backward(dy, cache, dp):
-    """dy (..., O) -> dx (..., I); the gradients of the parameters are put into dp."""
+    """dy (..., O) -> dx (..., I); the gradients of the parameters are put into dp. With adapters
+    that of the bias is not needed, and small beside dx."""
     name, linear, adapters, layers = cache
     dx, dw, db = layers.linear_backward(dy, linear)
     for kind, d in (("weight", dw), ("bias", db)):

@@ -21,12 +21,15 @@ A, B = "lora_A", "lora_B"               # a matrix's adapters, as peft calls the
 def trained(config, lora_rank=0, freeze="nothing"):
     """-> name -> Param: the table of a configuration, with the parameters that are not trained
     frozen. lora_rank: r of the adapters, which alone are trained; 0: there are none. freeze: one of
-    FREEZE. Raises UserError for a negative rank, and for one larger than a matrix."""
+    FREEZE. Raises UserError for an invalid rank or `freeze`, and for both together."""
     table = config.architecture()
     if freeze not in FREEZE:
         raise UserError(f"`freeze` must be one of {', '.join(FREEZE)}, got {freeze!r}")
     if lora_rank < 0:
         raise UserError(f"`lora_rank` must be at least 0, got {lora_rank}")
+    if lora_rank and freeze != "nothing":
+        raise UserError("`freeze` has no effect with `lora_rank`, which freezes all but the "
+                        f"adapters, got {freeze}; leave it out")
     if lora_rank:
         return {name: replace(param, trainable=False) for name, param in table.items()
                 } | adapters(config, lora_rank)
@@ -63,8 +66,8 @@ def modules(config, name, param):
 
 
 def merged(config, values, changes):
-    """Pairs of names and NumPy arrays, the parameters of a model -> the same with adapters folded
-    in: w + A @ B. changes: name -> array, of adapters of some or all of its matrices."""
+    """Pairs of names and NumPy arrays, the parameters of a model -> the same with adapters merged
+    into them: w + A @ B. changes: name -> array, of adapters of some or all of its matrices."""
     table = config.architecture()
     for name, w in values:
         found = [(module, columns) for module, columns in modules(config, name, table[name])

@@ -67,8 +67,7 @@ class Communicator:
         return [value]
 
     def share(self, array):
-        """The array, in memory that all ranks of this machine share if they can; itself if it is in
-        there already."""
+        """The array, in memory that all ranks of this machine share if they can."""
         return array
 
     def ranges(self, params):

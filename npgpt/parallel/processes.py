@@ -41,7 +41,7 @@ class Processes(Communicator):
         self._sums = self._votes = 0
         self._set = _zeros((size,), np.int64)                 # for `any_so_far`
         self._buffers = []
-        self._ours = []                                       # arrays in memory of all ranks
+        self._shared = 0                                      # bytes
         self._failures = mmap.mmap(-1, size * FAILURE)        # of each rank, the end of a traceback
         self._first = os.getpid()
         self._workers = {}                # process id -> rank
@@ -56,11 +56,9 @@ class Processes(Communicator):
 
     @property
     def shared_memory(self):
-        return sum(array.nbytes for array in self._ours) if self.rank else 0
+        return self._shared if self.rank else 0
 
     def share(self, array):
-        if any(array is one for one in self._ours):
-            return array
         copy = self._zeros(array)
         copy[...] = array
         return copy
@@ -70,8 +68,8 @@ class Processes(Communicator):
         return self._buffers + [None] * (self.size - self.computing)
 
     def _zeros(self, like):
-        self._ours.append(_zeros(like.shape, like.dtype))
-        return self._ours[-1]
+        self._shared += like.nbytes
+        return _zeros(like.shape, like.dtype)
 
     def launch(self, work, kept=None):
         self._kept = kept

@@ -44,7 +44,7 @@ class CharTokenizer:
         self._ids[_codes(self.characters)] = np.arange(len(self.characters))      # by code point
         # The same as bytes for ASCII, which bytes.translate looks up ten times faster.
         ascii_ids = [UNKNOWN if i < 0 else i for i in self._ids[:128].tolist()]
-        self._table = bytes(ascii_ids) + bytes(128)            # it must have 256; ASCII ends at 127
+        self._table = bytes(ascii_ids) + bytes(128)            # translate needs 256
 
     @property
     def vocab_size(self):

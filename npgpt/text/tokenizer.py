@@ -50,6 +50,11 @@ def named_tokenizer(name):
     return load_tokenizer(name)
 
 
+def holds_tokenizer(folder):
+    """Whether a directory has a tokenizer, in either form."""
+    return any(os.path.lexists(Path(folder) / name) for name in (FILE, PAIRS))
+
+
 def load_tokenizer(folder):
     """Load the tokenizer in a directory: tokenizer.json, or GPT-2's vocab.json with merges.txt; or
     that in a GGUF file. Raises UserError if it is missing, damaged or of another kind."""
@@ -69,11 +74,11 @@ def load_tokenizer(folder):
         raise UserError(f"{path} is not a valid tokenizer: {type(error).__name__}: "
                         f"{error}") from error
     tokenizer = tokenizer or BPETokenizer.from_json(content, settings, path)
-    tokenizer.ends = tuple(sorted({*tokenizer.ends, *_ends_of_the_model(folder, tokenizer)}))
+    tokenizer.ends = tuple(sorted({*tokenizer.ends, *ends_of_the_model(folder, tokenizer)}))
     return tokenizer
 
 
-def _ends_of_the_model(folder, tokenizer):
+def ends_of_the_model(folder, tokenizer):
     """-> the tokens at which the model in a directory ends a text, as config.json and
     generation_config.json say; ids beyond the vocabulary end none. Raises UserError if they are
     invalid."""

@@ -94,12 +94,13 @@ def read_start(request):
     tokenizer, and if adapters of it are trained, its name and digest; and its parameters."""
     start = find_model(request.init_from, "init_from")
     if is_adapter(start) and request.values.get("lora_rank"):
-        raise UserError(f"{start} consists of adapters itself; fold them in with npgpt merge "
+        raise UserError(f"{start} contains adapters itself; merge them with npgpt merge "
                         "first, or continue their run with `resume`")
     found = family_in(start, LanguageModel)
     request = request.of(next(f for f in FAMILIES if FAMILIES[f] is found), start)
     architecture, values = fine_tuned(start, request)
-    trained(architecture, request.values.get("lora_rank", 0))   # refused before a text is read
+    training = request.training()
+    trained(architecture, training.lora_rank, training.freeze)  # refused before a text is read
     tokenizer = tokenizer_of(start)
     check_vocabulary(tokenizer, architecture.vocab_size, start)
     base = None

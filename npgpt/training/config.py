@@ -83,9 +83,6 @@ class TrainingConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.lora_rank and self.freeze != "nothing":
-            raise UserError(f"`freeze` has no effect with `lora_rank`, which freezes all but the "
-                            f"adapters, got {self.freeze}; leave it out")
         if self.lr_decay_iters is None:
             object.__setattr__(self, "lr_decay_iters", self.max_iters)
         if self.warmup_iters is None:

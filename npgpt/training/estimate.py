@@ -15,17 +15,20 @@ LESS_MEMORY = ("lower `batch_size` (and raise `grad_accum`), `block_size` or `n_
                "`recompute`")
 
 
-def parameters(model, training):
-    """The configurations of a model and of its training -> how many parameters there are, and how
-    many of them are trained."""
-    table = trained(model, training.lora_rank, training.freeze)
-    return count(table), count({name: p for name, p in table.items() if p.trainable})
+def table_of(model, training):
+    """The configurations of a model and of its training -> name -> Param."""
+    return trained(model, training.lora_rank, training.freeze)
+
+
+def trainable(table):
+    """name -> Param -> the number of parameters that are trained."""
+    return count({name: param for name, param in table.items() if param.trainable})
 
 
 def memory_needed(model, training, device, ranks=1, *, separate=False):
-    """The configurations of a model and of its training -> the peak memory in bytes, to within
-    about 10 %: of this number of computing ranks together, which share memory; or of one of them,
-    if each has separate memory.
+    """The configurations of a model and of its training -> the peak memory of the arrays in bytes,
+    to within about 10 %: of this number of computing ranks together, which share memory; or of one
+    of them, if each has separate memory.
 
     AdamW's two moments and each rank's gradients have the size of the trained parameters. A rank
     with memory of its own has the moments of its shard only; the summed gradients of its shard
@@ -44,7 +47,7 @@ def memory_needed(model, training, device, ranks=1, *, separate=False):
     rows = math.ceil(training.batch_size / ranks) if separate else training.batch_size
     tokens, together = rows * model.block_size, 1 if separate else ranks
     part = min(tokens, together * max(LOGITS // V, 1))  # tokens whose logits are in memory at once
-    table = trained(model, training.lora_rank, training.freeze)
+    table = table_of(model, training)
     of_head = V * C * (1 if part == tokens else 2) if table[model.head].trainable else 0
     head = part * V + together * of_head + 2 * tokens * C
     passing *= tokens
@@ -55,13 +58,13 @@ def memory_needed(model, training, device, ranks=1, *, separate=False):
     matrices = sum(math.prod(p.shape) for p in table.values()
                    if p.group == "matrix" and p.trainable)
     activations += together * matrices // model.n_layer
-    held, changed = parameters(model, training)
-    held += changed * (1 + 2 / ranks if separate else ranks + 2)
+    changed = trainable(table)
+    copies = count(table) + changed * (1 + 2 / ranks if separate else ranks + 2)
     received = changed // ranks if separate else 0
     offsets = 2 * training.batch_size * training.grad_accum
     updating = 2 * min(changed, device.chunk)
     size = 8 if training.dtype == "float64" else 4      # bytes of a number
-    return int(size * (held + max(activations, updating, received) + offsets))
+    return int(size * (copies + max(activations, updating, received) + offsets))
 
 
 def _of_gpt(model, fused, tiled):
@@ -129,7 +132,7 @@ def run_seconds(step_seconds, training, first_step=0, final_windows=0):
     return step_seconds * (steps * training.grad_accum + forwards / 3)
 
 
-def milliseconds(seconds):
+def step_time(seconds):
     """Seconds of a step as text: "31 ms", "1.2 s"."""
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.3g} s"
 

@@ -36,6 +36,6 @@ def header(run, trial):
         "memory": f"about {estimate.size(memory)}"
                   + ("" if comm.shares_memory else " in each rank"),
         "time": f"{least} {left} for {steps:,} step{'' if steps == 1 else 's'} of "
-                f"{tokens:,} tokens, {estimate.milliseconds(trial * c.grad_accum)} each",
+                f"{tokens:,} tokens, {estimate.step_time(trial * c.grad_accum)} each",
         "writes": str(run.directory.path),
     }

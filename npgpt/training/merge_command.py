@@ -1,4 +1,4 @@
-"""`npgpt merge`: fold adapters into the model that they change."""
+"""`npgpt merge`: merge adapters into their base model."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ def main(arguments=None):
 
 def _merge(arguments):
     parser = Parser(prog="npgpt merge", usage="npgpt merge [--model PATH] --out-dir DIR",
-                    description="Fold the adapters of a LoRA into the model that they change, and "
-                                "write a model without adapters.")
+                    description="Merge the adapters of a LoRA into their base model, and write a "
+                                "model without adapters.")
     fields = dataclasses.fields(Merging)
     parser.add_options("options", fields, {})
     c = Merging(**parser.parse(arguments, fields))
@@ -43,10 +43,11 @@ def _merge(arguments):
     target = read_target(c, files)
     directory = find_model(c.model)
     if not is_adapter(directory):
-        raise UserError(f"the model in {directory} has no adapters to fold in")
+        raise UserError(f"the model in {directory} has no adapters; `model` takes a "
+                        "directory of adapters")
     base = base_of(directory)
     if target.resolve() == base.resolve():
-        raise UserError(f"{target} is the model that the adapters change; choose another "
+        raise UserError(f"{target} is the base model of the adapters; choose another "
                         "`out_dir`")
     tokenizer = tokenizer_of(directory)
     model = load_model(directory, LanguageModel)

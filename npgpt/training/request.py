@@ -25,8 +25,8 @@ from npgpt.training.config import (
 
 MUON_FIELDS = ("muon_lr", "muon_momentum")
 ADAMW_RATES = ("learning_rate", "min_lr")
-FINE_TUNING = "finetune"             # the default configuration of a run with `init_from`,
-ADAPTING = "lora"                    # and with `lora_rank`
+FINE_TUNING = "finetune"             # the default configuration with `init_from`
+ADAPTING = "lora"                    # the default configuration with `init_from` and `lora_rank`
 
 
 @dataclass

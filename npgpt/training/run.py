@@ -35,7 +35,7 @@ class Run:
     comm: Communicator
     buffers: list                        # rank -> the buffer of its gradients
     notes: list[str]                     # for the header
-    base: tuple[str, str] | None = None  # name and digest of the model whose adapters are trained
+    base: tuple[str, str] | None = None  # name and digest of the base model of its adapters
     step: int = 0                        # steps done
     seconds: float = 0.0                 # spent on them
     best_val_loss: float = math.inf      # nats per token
@@ -118,7 +118,6 @@ def restore(run, state, checkpoint):
     run.step = run.saved_step = state["step"]
     run.evaluated_step = state.get("evaluated_step", run.step)
     run.seconds = state["seconds"]
-    run.base = state.get("base")
     run.best_val_loss = state["best_val_loss"]
     return run
 

@@ -67,9 +67,7 @@ def new_run(request, directory):
         request.model(vocab_size=1)            # what is invalid is refused before a text is read
         source = load_data(config, lambda: config.tokenizer and named_tokenizer(config.tokenizer))
         architecture = request.model(source.tokenizer.vocab_size)
-    run = assemble(request, config, directory, source, device, architecture, values)
-    run.base = base
-    return run
+    return assemble(request, config, directory, source, device, architecture, values, base)
 
 
 def resumed_run(request, directory):
@@ -94,7 +92,8 @@ def resumed_run(request, directory):
     config = supported(config, device, request)
     architecture, values = in_first_rank(lambda: saved_model(checkpoint, config, request.values))
     check_vocabulary(tokenizer, architecture.vocab_size, checkpoint)
-    run = assemble(request, config, directory, source, device, architecture, values)
+    run = assemble(request, config, directory, source, device, architecture, values,
+                   state.get("base"))
     return restore(run, state, checkpoint)
 
 
@@ -106,9 +105,9 @@ def options_of_model(config, device):
             "lora_rank": config.lora_rank, "freeze": config.freeze}
 
 
-def assemble(request, config, directory, source, device, architecture, values):
-    """-> the Run of a model. values: its parameters, in memory that the ranks share; None: random
-    ones, or those of the first rank."""
+def assemble(request, config, directory, source, device, architecture, values, base):
+    """-> the Run of a model. values: its parameters; None: random ones, or those of the first rank.
+    base: as for Run."""
     data = Dataset(source, architecture.block_size, device)
     comm = build_communicator(config, architecture, device)
     model = FAMILIES[config.family](architecture, seed=config.seed, device=device, values=values,
@@ -118,13 +117,12 @@ def assemble(request, config, directory, source, device, architecture, values):
     if config.device == "auto" and model.device.name == "cpu" and (why := problem_with_gpu()):
         notes.append(f"on the CPU, since there is {why}")
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
-               buffers, notes)
+               buffers, notes, base)
 
 
 def distribute(model, config, comm):
-    """Give all ranks the first one's parameters, in memory that they share if they can -> the
-    optimiser, and for each rank the buffer of its gradients."""
-    model.params = model.params.on(comm.share(model.params.flat))
+    """Give all ranks the first one's parameters -> the optimiser, and for each rank the buffer of
+    its gradients. The parameters are in memory that the ranks share if they can."""
     comm.same(model.params.flat)
     buffers = comm.buffers(model.params.flat[:model.params.n_trainable])
     return build_optimizer(model.params, config, comm), buffers
@@ -150,7 +148,7 @@ def build_communicator(config, architecture, device):
         needed = estimate.memory_needed(architecture, config, device, comm.size, separate=True)
         estimate.check_memory(needed * (comm.local_size if device.name == "cpu" else 1), device)
         return comm
-    parameters = estimate.parameters(architecture, config)[1]
+    parameters = estimate.trainable(estimate.table_of(architecture, config))
     size, computing = choose_ranks(config.workers, config.batch_size, parameters, device,
                                    config.optimizer == "muon")
     needed = estimate.memory_needed(architecture, config, device, computing)

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import npgpt
 from npgpt import GPT, GPTConfig, Llama, LlamaConfig, UserError
-from npgpt.checkpoints import adapter
+from npgpt.checkpoints import adapter, hub
 from npgpt.checkpoints.models import read_model, tokenizer_of, write_model
 from npgpt.durable import SUMS, atomic_directory, verify
+from npgpt.models.transformer import Transformer, TransformerConfig
 from npgpt.text.bpe import BPETokenizer
 from tests.gguf_files import metadata_of, random_llama, tensors_of, write_gguf
 
@@ -126,7 +127,7 @@ def test_tensors_are_transposed_and_have_the_names_of_transformers(adapted, fami
     assert len(found) == 2 * 2 * (4 if family is GPT else 7)
 
 
-def test_read_model_has_the_adapters_folded_in(adapted, family):
+def test_read_model_has_the_adapters_merged(adapted, family):
     read = npgpt.from_pretrained("a")
     assert type(read) is family and read.params.keys() == read.config.shapes().keys()
     np.testing.assert_allclose(read.logits(IDX), adapted.logits(IDX), rtol=1e-4, atol=1e-5)
@@ -141,7 +142,7 @@ def test_a_training_reads_the_adapters_apart_from_their_model(adapted, family, h
         np.testing.assert_array_equal(read.params[name], array)
 
 
-def test_saved_model_has_the_adapters_folded_in(adapted, home):
+def test_saved_model_has_the_adapters_merged(adapted, home):
     adapted.save_pretrained("whole")
     assert not (home / "whole/adapter_config.json").exists()
     np.testing.assert_array_equal(npgpt.from_pretrained("whole").params.flat,
@@ -317,8 +318,8 @@ def test_another_model_in_the_same_place_is_refused(sums, adapted, family, home)
     other.save_pretrained("base")
     if not sums:
         (home / "base" / SUMS).unlink()
-    refused(r"the model in base is not the one whose adapters are in a: its SHA-256 is not that in "
-            r"base\.json$")
+    refused(r"base is not the base model of the adapters in a: its SHA-256 is not that in "
+            r"base\.json; restore that version, or change base_model_name_or_path in ")
     (home / "a/base.json").unlink()                 # as peft writes it
     (home / "a" / SUMS).unlink()
     npgpt.from_pretrained("a")
@@ -333,7 +334,7 @@ def test_damaged_model_is_refused(llama, home):
 def test_adapters_of_adapters_are_refused(llama, home):
     by_hand(home / "first", pairs())
     by_hand(home / "a", pairs(), base_model_name_or_path="first")
-    assert refused() == ("a/adapter_config.json: first consists of adapters itself; fold them in "
+    assert refused() == ("a/adapter_config.json: first contains adapters itself; merge them "
                            "with npgpt merge first")
 
 
@@ -347,7 +348,7 @@ def test_model_may_be_a_gguf_file(home):
     np.testing.assert_allclose(npgpt.from_pretrained("a").logits(IDX), adapted.logits(IDX),
                                rtol=1e-4, atol=1e-5)
     (home / "m.gguf").write_bytes((home / "m.gguf").read_bytes() + b" ")
-    refused(r"the model in m\.gguf is not the one whose adapters are in a")
+    refused(r"m\.gguf is not the base model of the adapters in a")
 
 
 def test_name_of_the_model_may_be_one_on_hugging_face(llama, home, monkeypatch):
@@ -405,6 +406,35 @@ def test_tokenizer_is_that_of_the_model_unless_there_is_another(llama, home):
     assert (found.digest, found.ends) == (other.digest, tuple(sorted({3, 5, of_base.end,
                                                                       other.end})))
     assert tokenizer_of(home / "base").digest == of_base.digest
+
+
+def test_model_needs_no_tokenizer_if_its_adapters_have_one(llama, home):
+    by_hand(home / "a", pairs())
+    own = BPETokenizer.train(["the quick brown fox " * 9], 260)
+    own.save(home / "a")
+    assert tokenizer_of(home / "a").digest == own.digest
+    vocabulary = json.loads((home / "a/tokenizer.json").read_text())["model"]
+    (home / "a/vocab.json").write_text(json.dumps(vocabulary["vocab"]))
+    pairs_of_text = (" ".join(pair) if isinstance(pair, list) else pair
+                     for pair in vocabulary["merges"])
+    (home / "a/merges.txt").write_text("\n".join(["#version: 0.2", *pairs_of_text]))
+    (home / "a/tokenizer.json").unlink()
+    assert tokenizer_of(home / "a").vocab_size == own.vocab_size
+
+
+def test_transformer_may_have_adapters(home):
+    config = TransformerConfig(source_vocab_size=5, target_vocab_size=6, n_layer=1, n_head=2,
+                               n_embd=8)
+    model = randomised(Transformer(config, lora_rank=3))
+    Transformer(config, values=[(n, model.params[n]) for n in config.shapes()]).save_pretrained(
+        "base")
+    write(model, home / "a", "base", adapter.digest(home / "base"))
+    np.testing.assert_allclose(Transformer.from_pretrained("a").params.flat,
+                               model.merged().params.flat, rtol=1e-6)
+
+
+def test_digest_is_downloaded_with_the_adapters():
+    assert adapter.FILES - {adapter.WEIGHTS} <= set(hub.FILES)
 
 
 def test_run_of_adapters_is_not_a_model(adapted, home):

@@ -176,7 +176,7 @@ def test_loss_on_a_text_of_another_kind_falls(family, how, run, home):
     ("--lora-rank=-1", "--lora-rank must be at least 0, got -1"),
     ("--freeze=embeddings", "--freeze has no effect with --lora-rank, which freezes all but the "),
     ("--freeze=all", "--freeze must be nothing or embeddings, got 'all'"),
-    ("--init-from=old", "old/checkpoint-2 consists of adapters itself; fold them in with npgpt "),
+    ("--init-from=old", "old/checkpoint-2 contains adapters itself; merge them with npgpt "),
     ("--init-from=full --out-dir=full --overwrite", "the run in full has the model whose adapters"),
     ("--init-from=full/checkpoint-2 --out-dir=./full --overwrite", "the run in full has the model"),
     ("--out-dir=old --overwrite --resume", "--resume continues a run, and --init-from starts one"),
@@ -252,8 +252,9 @@ def test_commands_say_that_the_model_is_gone_or_another_one(tuned, run, merge, h
     model.params.flat[0] += 1
     model.save_pretrained("changed")
     shutil.copy("changed/model.safetensors", "gpt2/model.safetensors")
-    refuse(f"the model in {home.resolve() / 'gpt2'} is not the one whose adapters are in "
-           "run/checkpoint-2: its SHA-256 is not that in base.json")
+    refuse(f"{home.resolve() / 'gpt2'} is not the base model of the adapters in run/checkpoint-2: "
+           "its SHA-256 is not that in base.json; restore that version, or change "
+           "base_model_name_or_path in adapter_config.json")
 
 
 def test_new_place_of_the_model_is_kept(tuned, run, home):
@@ -283,13 +284,13 @@ def test_fine_tuning_may_start_from_adapters(tuned, run, home):
 
 @pytest.mark.parametrize(("words", "message"), [
     ("--model=run", "--out-dir is missing; it takes the directory to write"),
-    ("--model=gpt2 --out-dir=merged", "the model in gpt2 has no adapters to fold in"),
-    ("--model=m.gguf --out-dir=merged", "the model in m.gguf has no adapters to fold in"),
+    ("--model=gpt2 --out-dir=merged", "the model in gpt2 has no adapters; --model takes "),
+    ("--model=m.gguf --out-dir=merged", "the model in m.gguf has no adapters; --model takes "),
     ("--model=nowhere --out-dir=merged", "there is no directory nowhere; --model takes that of a "),
     ("--model=run --out-dir=llama", "llama already exists; --overwrite replaces it"),
     ("--model=run --out-dir=run --overwrite", "{home}/run contains 'best', which npgpt did not "),
     ("--model=run --out-dir=run/checkpoint-2 --overwrite", "{home}/run/checkpoint-2 contains 'ad"),
-    ("--model=run --out-dir=gpt2 --overwrite", "gpt2 is the model that the adapters change; "),
+    ("--model=run --out-dir=gpt2 --overwrite", "gpt2 is the base model of the adapters; "),
     ("--model=run --out-dir=fox.txt", "{home}/fox.txt is a file; choose another path for the "),
 ])
 def test_merge_refuses_with_one_line_and_writes_nothing(words, message, tuned, merge, home):

@@ -55,44 +55,44 @@ BUGS.append(Bug(
 ))
 
 
-# --- folding them in ------------------------------------------------------------------------------
+# --- merging them ---------------------------------------------------------------------------------
 
-def folded(w, A, B, alpha):
+def merged(w, A, B, alpha):
     """w + A @ B by `merged`, for a B that contains alpha / r, as in a file that was read."""
     name = f"{MODULE}.weight"
     changes = {f"{MODULE}.lora_A": A, f"{MODULE}.lora_B": B * (alpha / A.shape[1])}
     return dict(trained.merged(CONFIG, [(name, w)], changes))[name]
 
 
-def folded_without_the_factor(w, A, B, alpha):
+def merged_without_the_factor(w, A, B, alpha):
     return w + A @ B
 
 
-def merged_computes_the_same(fold, rank, alpha):
+def merged_computes_the_same(merge, rank, alpha):
     x, w, A, B = normal(3, 8), normal(8, 32, seed=1), normal(8, rank, seed=2), normal(rank, 32)
     change, _ = lora_forward(x, A, B)
     expected = linear_forward(x, w)[0] + change * (alpha / rank)
-    np.testing.assert_allclose(linear_forward(x, fold(w, A, B, alpha))[0], expected, atol=1e-12)
+    np.testing.assert_allclose(linear_forward(x, merge(w, A, B, alpha))[0], expected, atol=1e-12)
 
 
-def factor_is_two(fold):
+def factor_is_two(merge):
     """the output of the merged layer against that of the layer and its adapters, at alpha = 2r."""
-    merged_computes_the_same(fold, 4, 8)
+    merged_computes_the_same(merge, 4, 8)
 
 
-def factor_is_one(fold):
+def factor_is_one(merge):
     """the same at alpha = r, as are the defaults of peft, both 8."""
-    merged_computes_the_same(fold, 8, 8)
+    merged_computes_the_same(merge, 8, 8)
 
 
 BUGS.append(Bug(
-    "The adapters are folded in without their factor",
+    "The adapters are merged without their factor",
     "LoRA multiplies the product of the adapters by alpha / r. In training the factor is in the "
-    "layer, and the code that folds the adapters into the weights forgets it, so the merged model "
+    "layer, and the code that merges the adapters into the weights forgets it, so the merged model "
     "is another one. With alpha = r, as by default, the factor is 1, and every test passes. If the "
     "factor is part of B from the moment that a file is read, there is nothing to forget.",
     right='w[:, columns] += changes[f"{module}.{A}"] @ changes[f"{module}.{B}"]',
     wrong="return w + A @ B",
-    correct=folded, broken=folded_without_the_factor, source=trained.merged,
+    correct=merged, broken=merged_without_the_factor, source=trained.merged,
     check=factor_is_two, blind=factor_is_one,
 ))

@@ -43,6 +43,12 @@ def test_without_adapters_all_are_trainable_but_frozen_embeddings(name, variant,
     assert trained(config) == config.architecture()
 
 
+def test_adapters_freeze_the_embeddings_as_well():
+    with pytest.raises(UserError, match="freeze has no effect with lora_rank, which freezes all "
+                                        "but the adapters, got embeddings; leave it out"):
+        trained(config_of("gpt"), lora_rank=2, freeze="embeddings")
+
+
 def test_A_is_random_and_B_is_zero():
     config = GPTConfig(vocab_size=3, block_size=2, n_layer=1, n_head=1, n_embd=256)
     p = GPT(config, lora_rank=64).params

@@ -22,6 +22,7 @@ def after_steps(comm, name, options, optimizer):
     data = Dataset(TokenSource.from_text("abcdefg" * 40), model.config.block_size)
     config = TrainingConfig(batch_size=5, grad_accum=2, optimizer=optimizer, seed=3)
     found = comm.share(np.zeros((STEPS, 2)))
+    model.params = model.params.on(comm.share(model.params.flat))
     built, buffers = distribute(model, config, comm)
     assert {buffer.size for buffer in buffers} == {model.params.n_trainable}
 
