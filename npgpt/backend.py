@@ -32,6 +32,7 @@ class Device:
     synchronize: Callable = lambda: None       # waits until the device has finished
     memory: Callable = lambda: None            # -> free memory in bytes; None: unknown
     peak_memory: Callable = lambda: None       # -> peak memory so far in bytes; None: unknown
+    memory_in_use: Callable = lambda: 0        # -> bytes that this process has now; 0: unknown
     address: Callable = lambda: None           # -> a GPU's PCI bus id
     cores: int = 1                             # CPU cores to compute on
     description: str = ""                      # shown to the user
@@ -70,6 +71,7 @@ def _cpu():
         cores=cores,
         memory=host.free_memory,
         peak_memory=host.peak_memory,
+        memory_in_use=host.memory_in_use,
         description=f"CPU, {cores} cores, {platform.machine()}, NumPy {np.__version__}",
         chunk=65_536,
         tile=131_072,

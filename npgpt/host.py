@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import time
+from contextlib import suppress
 
 try:
     import resource
@@ -76,18 +77,43 @@ def free_memory():
         return None
 
 
-def peak_memory():
-    """-> bytes: the most memory that this process has had. None: unknown."""
+def memory_in_use():
+    """-> bytes: the memory of this process without pages of files, which the system reads again
+    when it needs them. What processes share counts a part in each. 0: unknown."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:     # of this program alone:
-            fields = dict(line.split(":", 1) for line in file)        # ru_maxrss begins with what
-        return int(fields["VmHWM"].split()[0]) * 1024                 # started it
+        found = _memory("smaps_rollup")
+        return found["Pss_Anon"] + found["Pss_Shmem"]
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def peak_memory():
+    """-> bytes: the most memory that this process has had, counted as by `memory_in_use`. Where
+    that is unknown, with pages of files. None: unknown."""
+    try:
+        found = _memory("status")                 # of this program alone; ru_maxrss begins with
+        passed = found["VmHWM"] - found["VmRSS"]  # what started it
+        return passed + (memory_in_use() or found["VmRSS"])
     except (OSError, KeyError, ValueError):
         pass
     if resource is None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _memory(name):
+    """A file in /proc/self -> name -> bytes, for the lines that give kilobytes."""
+    with open(f"/proc/self/{name}", encoding="ascii") as file:
+        lines = [line.split() for line in file]
+    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[2:] == ["kB"]}
+
+
+def return_freed_memory():
+    """Let malloc give freed memory back to the system, if the C library can."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):        # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory():

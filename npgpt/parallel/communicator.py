@@ -32,11 +32,6 @@ class Communicator:
     shares_memory = True     # whether there is one copy of parameters and state for all ranks
 
     @property
-    def shared_memory(self):
-        """Bytes of this rank's memory that are the first rank's as well."""
-        return 0
-
-    @property
     def is_first(self):
         """Whether this is rank 0, the only one that writes files and output."""
         return self.rank == 0

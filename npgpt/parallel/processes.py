@@ -41,7 +41,6 @@ class Processes(Communicator):
         self._sums = self._votes = 0
         self._set = _zeros((size,), np.int64)                 # for `any_so_far`
         self._buffers = []
-        self._shared = 0                                      # bytes
         self._failures = mmap.mmap(-1, size * FAILURE)        # of each rank, the end of a traceback
         self._first = os.getpid()
         self._workers = {}                # process id -> rank
@@ -54,22 +53,14 @@ class Processes(Communicator):
     def local_size(self):
         return self.size
 
-    @property
-    def shared_memory(self):
-        return self._shared if self.rank else 0
-
     def share(self, array):
-        copy = self._zeros(array)
+        copy = _zeros(array.shape, array.dtype)
         copy[...] = array
         return copy
 
     def buffers(self, like):
-        self._buffers = [self._zeros(like) for _ in range(self.computing)]
+        self._buffers = [_zeros(like.shape, like.dtype) for _ in range(self.computing)]
         return self._buffers + [None] * (self.size - self.computing)
-
-    def _zeros(self, like):
-        self._shared += like.nbytes
-        return _zeros(like.shape, like.dtype)
 
     def launch(self, work, kept=None):
         self._kept = kept

@@ -11,6 +11,9 @@ from npgpt.models.model import is_tiled
 from npgpt.models.parameters import count
 from npgpt.models.trained import trained
 
+# Bytes that a forked process adds: BLAS's buffers, and copies of what it has from the first one,
+# because counts of references to Python's objects change.
+FORKED = 10 * 10**6
 LESS_MEMORY = ("lower `batch_size` (and raise `grad_accum`), `block_size` or `n_embd`, or add "
                "`recompute`")
 
@@ -23,6 +26,13 @@ def table_of(model, training):
 def trainable(table):
     """name -> Param -> the number of parameters that are trained."""
     return count({name: param for name, param in table.items() if param.trainable})
+
+
+def memory_of_run(arrays, device, forked=0):
+    """Bytes of arrays that a run will make -> the bytes of all that it will have at its peak: with
+    the text and the program, which are there by now, and with what as many forked processes add.
+    On a GPU, of what is there."""
+    return arrays + device.memory_in_use() + forked * FORKED
 
 
 def memory_needed(model, training, device, ranks=1, *, separate=False):
@@ -100,14 +110,13 @@ def _of_llama(model, fused, tiled):
     return start, 4 * C + attention + 4 * F + 2 * residual * C, 4 * C + max(5 * F, backward)
 
 
-def check_memory(needed, device):
-    """Raise UserError if the device has less free memory than needed."""
-    available = device.memory()
-    if available is not None and needed > available:
-        raise UserError(
-            f"training needs about {size(needed)} of memory and {size(available)} is free; "
-            f"{LESS_MEMORY}"
-        )
+def check_memory(needed, device, ranks=1):
+    """Raise UserError if the device has less memory than `ranks` ranks need, each this number of
+    bytes. What the ranks have by now is a part of it."""
+    free = device.memory()
+    if free is not None and ranks * needed > (available := free + ranks * device.memory_in_use()):
+        raise UserError(f"training needs about {size(ranks * needed)} of memory and "
+                        f"{size(available)} is available; {LESS_MEMORY}")
 
 
 def step_seconds(model, data, rows, grads):

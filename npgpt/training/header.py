@@ -18,7 +18,6 @@ def header(run, trial):
     """name -> text. trial: seconds that the gradients of a batch take."""
     model, c, comm, device = run.model, run.config, run.comm, run.model.device
     m, tokens = model.config, tokens_in_step(run.config, run.data.block_size)
-    memory = estimate.memory_needed(m, c, device, comm.computing, separate=not comm.shares_memory)
     final_windows = min(run.data.count(run.data.val), c.final_windows or math.inf)
     left = estimate.run_seconds(trial, c, run.step, final_windows)
     size, trained = model.params.flat.size, model.params.n_trainable
@@ -33,7 +32,7 @@ def header(run, trial):
         "sha256": run.source.fingerprint,
         "model": f"{parameters}: layers {m.n_layer}, heads {m.n_head}, "
                  f"channels {m.n_embd}, context {m.block_size}",
-        "memory": f"about {estimate.size(memory)}"
+        "memory": f"about {estimate.size(run.memory)}"
                   + ("" if comm.shares_memory else " in each rank"),
         "time": f"{least} {left} for {steps:,} step{'' if steps == 1 else 's'} of "
                 f"{tokens:,} tokens, {estimate.step_time(trial * c.grad_accum)} each",

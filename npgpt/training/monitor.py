@@ -136,15 +136,12 @@ class Monitor:
         self._log(step=run.step, seconds=run.seconds, **values, bits_per_byte=bits)
         say(f"validation loss {loss:.4f} ({bits:.4f} bits per byte) over {over}, after "
             f"{run.seconds:.0f} s")
-        # Ranks that only update share the first rank's memory, apart from a few MB. The others
-        # share a part of it, which counts once.
-        own = (run.model.device.peak_memory() or 0) - run.comm.shared_memory
-        peak = run.comm.all_reduce(max(own, 0) if run.comm.computes else 0)
+        own = run.model.device.peak_memory() or 0
+        peak = run.comm.all_reduce(own)
         if peak:
             most = "" if run.comm.shares_memory else (
                 f", at most {size(max(run.comm.exchange(own)))} in one rank")
-            mapped = ", with the part of the token file that is in memory"
-            say(f"peak memory: {size(peak)}{most}{mapped if run.source.is_mapped else ''}")
+            say(f"peak memory: {size(peak)}{most}")
         if run.comm.is_first:
             say(f"the model is in {run.best}; to generate text: "
                 f"{command_line('sample')} --model {run.directory.path}")

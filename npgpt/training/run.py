@@ -34,6 +34,7 @@ class Run:
     optimizer: Optimizer | OptimizerGroup
     comm: Communicator
     buffers: list                        # rank -> the buffer of its gradients
+    memory: int                          # bytes that it is expected to need, for the header
     notes: list[str]                     # for the header
     base: tuple[str, str] | None = None  # name and digest of the base model of its adapters
     step: int = 0                        # steps done

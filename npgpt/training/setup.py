@@ -8,6 +8,7 @@ from dataclasses import replace
 from npgpt.backend import get_device, problem_with_gpu
 from npgpt.cli.bundle import command_line
 from npgpt.errors import UserError
+from npgpt.host import return_freed_memory
 from npgpt.optim import AdamW, Muon, OptimizerGroup
 from npgpt.parallel import (
     LARGE,
@@ -109,7 +110,8 @@ def assemble(request, config, directory, source, device, architecture, values, b
     """-> the Run of a model. values: its parameters; None: random ones, or those of the first rank.
     base: as for Run."""
     data = Dataset(source, architecture.block_size, device)
-    comm = build_communicator(config, architecture, device)
+    return_freed_memory()                  # what reading the text took does not count
+    comm, memory = build_communicator(config, architecture, device)
     model = FAMILIES[config.family](architecture, seed=config.seed, device=device, values=values,
                                     share=comm.share, **options_of_model(config, device))
     optimizer, buffers = distribute(model, config, comm)
@@ -117,7 +119,7 @@ def assemble(request, config, directory, source, device, architecture, values, b
     if config.device == "auto" and model.device.name == "cpu" and (why := problem_with_gpu()):
         notes.append(f"on the CPU, since there is {why}")
     return Run(request.config_name, config, directory, source, data, model, optimizer, comm,
-               buffers, notes, base)
+               buffers, memory, notes, base)
 
 
 def distribute(model, config, comm):
@@ -142,22 +144,25 @@ def build_optimizer(params, config, comm=None):
 
 
 def build_communicator(config, architecture, device):
-    """-> the ranks of a run. Raises UserError if there is not enough memory for what they do."""
+    """-> the ranks of a run, and the bytes of memory that all of them need, or each one that has
+    memory of its own. Raises UserError if there is less."""
     if world().launched:
         comm = world_on(device)
-        needed = estimate.memory_needed(architecture, config, device, comm.size, separate=True)
-        estimate.check_memory(needed * (comm.local_size if device.name == "cpu" else 1), device)
-        return comm
+        arrays = estimate.memory_needed(architecture, config, device, comm.size, separate=True)
+        memory = estimate.memory_of_run(arrays, device)
+        estimate.check_memory(memory, device, comm.local_size if device.name == "cpu" else 1)
+        return comm, memory
     parameters = estimate.trainable(estimate.table_of(architecture, config))
     size, computing = choose_ranks(config.workers, config.batch_size, parameters, device,
                                    config.optimizer == "muon")
-    needed = estimate.memory_needed(architecture, config, device, computing)
-    estimate.check_memory(needed, device)
+    arrays = estimate.memory_needed(architecture, config, device, computing)
+    memory = estimate.memory_of_run(arrays, device, forked=size - 1)
+    estimate.check_memory(memory, device)
     threads = None
     if device.name == "cpu" and can_fork():        # else BLAS's threads are all that uses the cores
         tokens = config.batch_size * architecture.block_size
         threads = choose_threads(computing, tokens, architecture.n_embd)
-    return make_communicator(size, computing, threads)
+    return make_communicator(size, computing, threads), memory
 
 
 def notes_on_workers(request, config, model):

@@ -48,15 +48,6 @@ def test_without_a_network_shakespeare_is_missing():
                                     "downloaded (")
 
 
-def test_peak_memory_counts_what_processes_share_once():
-    words = ("--max-iters=1", "--n-embd=768", "--n-layer=1", "--eval-iters=1", "--workers=2",
-             "--batch-size=2", "--optimizer=adamw")
-    output = process(*TINY, *words).stdout
-    about, peak = (float(re.search(rf"{what} +(?:about )?([\d.]+) MB", output)[1])
-                   for what in ("memory", "peak memory:"))
-    assert 0.7 * about < peak < 1.6 * about       # the programs themselves take 2 × 40 MB
-
-
 def test_progress_bar_is_shown_in_a_terminal():
     """`script` runs a command in a pseudo-terminal."""
     words = " ".join(command(*TINY, "--max-iters=10"))

@@ -264,13 +264,3 @@ def test_other_children_of_the_program_are_left_alone():
 
     comm.launch(work)
     assert other.wait() == 7
-
-
-def test_memory_that_is_shared_is_counted():
-    comm = Processes(3)
-    comm.share(np.zeros(1000))
-    comm.buffers(np.zeros(10, np.float32))
-    found = []
-    for comm.rank in range(3):
-        found.append(comm.shared_memory)
-    assert found == [0, 8120, 8120] and Single().shared_memory == 0

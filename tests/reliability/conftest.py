@@ -2,6 +2,7 @@
 
 from tests.commands.conftest import (  # noqa: F401
     home,
+    mpiexec,
     run,
     short_samples,
     signals_arrive,

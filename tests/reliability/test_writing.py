@@ -89,7 +89,7 @@ def test_run_that_does_not_fit_below_the_limit_is_refused_before_it_starts(home)
                    **limited(resource.RLIMIT_AS, 2_500_000_000))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"train\.py: training needs about [\d.]+ GB of memory and [\d.]+ [GM]B is "
-                        r"free; lower --batch-size .*\n", done.stderr)
+                        r"available; lower --batch-size .*\n", done.stderr)
     assert not (home / "run").exists()
 
 

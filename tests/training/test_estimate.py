@@ -1,3 +1,4 @@
+import dataclasses
 import tracemalloc
 
 import numpy as np
@@ -11,9 +12,11 @@ from npgpt.text.dataset import Dataset
 from npgpt.text.source import TokenSource
 from npgpt.training.config import TrainingConfig
 from npgpt.training.estimate import (
+    FORKED,
     check_memory,
     duration,
     memory_needed,
+    memory_of_run,
     run_seconds,
     size,
     step_seconds,
@@ -138,6 +141,18 @@ def test_too_little_memory_is_refused_and_the_message_names_options_to_lower():
     with pytest.raises(UserError, match=r"about 1e\+06 TB .* batch_size .* block_size"):
         check_memory(10**18, get_device("cpu"))
     check_memory(10**6, get_device("cpu"))
+
+
+def test_what_the_ranks_have_by_now_is_a_part_of_what_they_need():
+    device = dataclasses.replace(CPU, memory=lambda: 100, memory_in_use=lambda: 20)
+    assert memory_of_run(70, device) == 90
+    assert memory_of_run(70, device, forked=2) == 90 + 2 * FORKED
+    check_memory(120, device)
+    check_memory(70, device, 2)
+    for needed, ranks, said in ((121, 1, "121 bytes"), (71, 2, "142 bytes")):
+        with pytest.raises(UserError, match=f"needs about {said} of memory and 1[24]0 bytes is av"):
+            check_memory(needed, device, ranks)
+    check_memory(10**18, dataclasses.replace(device, memory=lambda: None))
 
 
 def test_time_counts_steps_accumulation_and_evaluations():

@@ -64,24 +64,23 @@ def test_ranks_begin_with_the_parameters_of_the_first_one(world):
 def test_memory_is_that_of_the_ranks_of_this_machine(name, times, world, monkeypatch):
     rank, seen = world(0, 3), []
     rank.local_size = 2
-    device = dataclasses.replace(setup.get_device("cpu"), name=name)
+    device = dataclasses.replace(setup.get_device("cpu"), name=name, memory_in_use=lambda: 10**7)
     ranks_on = {device.name: rank}               # device -> its communicator
     monkeypatch.setattr(setup, "world_on", lambda device: ranks_on[device.name])
-    monkeypatch.setattr(estimate, "check_memory", lambda needed, device: seen.append(needed))
+    monkeypatch.setattr(estimate, "check_memory", lambda *given: seen.append(given))
     training = request(*WORDS).training()
-    assert setup.build_communicator(training, TINY, device) is rank
-    assert seen == [times * estimate.memory_needed(TINY, training, device, 3, separate=True)]
+    comm, memory = setup.build_communicator(training, TINY, device)
+    assert comm is rank
+    assert memory == 10**7 + estimate.memory_needed(TINY, training, device, 3, separate=True)
+    assert seen == [(memory, device, times)]
 
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_header_has_the_memory_of_all_ranks_or_of_one_if_each_has_its_own(separate):
     run = setup.build_run(request(*WORDS, "--workers=1"))
-    run.comm = Rank(0, 2)
+    run.comm, run.memory = Rank(0, 2), 12_000_000
     run.comm.computing, run.comm.shares_memory = 2, not separate
-    expected = estimate.memory_needed(run.model.config, run.config, run.model.device, 2,
-                                      separate=separate)
-    assert header(run, 0.0)["memory"] == (f"about {estimate.size(expected)}"
-                                          + " in each rank" * separate)
+    assert header(run, 0.0)["memory"] == "about 12 MB" + " in each rank" * separate
 
 
 def test_only_the_first_rank_reads_the_state_of_a_checkpoint(tmp_path):

@@ -264,13 +264,17 @@ def test_blas_has_one_thread_in_each_of_several_processes_or_for_small_products(
                 if pool["user_api"] == "blas"] == [after]
 
 
-def test_memory_is_estimated_for_every_process_that_computes(monkeypatch):
-    estimates = []
-    monkeypatch.setattr(estimate, "check_memory", lambda needed, device: estimates.append(needed))
-    one, three = (build(*SIZES, f"--workers={n}", f"--out-dir={n}") for n in (1, 3))
-    assert estimates == [estimate.memory_needed(one.model.config, run.config, one.model.device, n)
-                         for run, n in ((one, 1), (three, 3))]
-    assert estimates[0] < estimates[1]
+def test_memory_is_estimated_for_every_process(monkeypatch):
+    """Two of three are forked."""
+    estimated, checked = [], []
+    monkeypatch.setattr(estimate, "memory_of_run",
+                        lambda arrays, device, forked=0: estimated.append((arrays, forked)) or 123)
+    monkeypatch.setattr(estimate, "check_memory", lambda needed, device: checked.append(needed))
+    runs = [build(*SIZES, f"--workers={n}", f"--out-dir={n}") for n in (1, 3)]
+    assert estimated == [
+        (estimate.memory_needed(run.model.config, run.config, run.model.device, n), n - 1)
+        for run, n in zip(runs, (1, 3))]
+    assert checked == [run.memory for run in runs] == [123, 123]
 
 
 def test_values_of_the_first_version_are_enough_to_resume():
