@@ -13,6 +13,8 @@ from npgpt.cli.options import Parser
 from npgpt.errors import UserError
 from npgpt.reading import read_bytes
 
+PICTURES = ".png", ".svg", ".pdf"
+
 
 def read_metrics(folder):
     """The lines of a run's metrics.jsonl -> list of dicts. Raises UserError if there are none."""
@@ -70,6 +72,8 @@ def main(arguments=None):
 def _report(arguments):
     parser = Parser(description="Draw the losses of a run.", usage="npgpt report RUN PICTURE")
     parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")
-    parser.add_argument("picture", metavar="PICTURE", help="the file to write: .png, .svg or .pdf")
+    parser.add_argument("picture", metavar="PICTURE", help=f"the file to write: {', '.join(PICTURES)}")
     given = parser.parse(arguments, [])
+    if Path(given["picture"]).suffix.lower() not in PICTURES:
+        raise UserError(f"PICTURE must end in {', '.join(PICTURES)}, got {given['picture']!r}")
     draw_losses(read_metrics(given["run"]), given["picture"])

@@ -22,6 +22,7 @@ from npgpt.text.tokenizer import FILES as TOKENIZER_FILES
 
 TEXTS = (f"texts in UTF-8, also compressed with gzip; a directory stands for its files that end in "
          f"{', '.join(ENDINGS)}, a pattern in quotes for the files that match it")
+SMALLEST = 257      # tokens of a vocabulary: all bytes, and the end of a text
 PART = 2**16        # characters that the library's trainer takes at once
 
 
@@ -30,7 +31,8 @@ class Training(Options):
     """The options of `train`."""
 
     out_dir: str | None = option(None, "the directory to write (required)", metavar="DIR")
-    vocab_size: int = option(8192, "tokens in the vocabulary", at_least=257, at_most=10**6)
+    vocab_size: int = option(8192, "tokens in the vocabulary", at_least=SMALLEST,
+                             at_most=10**6)
     overwrite: bool = option(False, "replace a tokenizer in `out_dir`")
 
 
@@ -88,6 +90,8 @@ def _train(names, c):
              for at in range(0, len(part), PART))
     with _default_ctrl_c():
         tokenizer = BPETokenizer.train(parts, c.vocab_size, sys.stderr.isatty(), length)
+    if tokenizer.vocab_size == SMALLEST < c.vocab_size:
+        raise UserError("the texts are too short: there are no two characters that could be a token")
     with atomic_directory(target, TOKENIZER_FILES | {SUMS}) as folder:
         tokenizer.save(folder)
     few = "" if tokenizer.vocab_size == c.vocab_size else (
