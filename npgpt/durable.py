@@ -79,6 +79,9 @@ def verify(directory, most=None):
         if path.suffix in (".json", ".safetensors", ".npy") and path.name not in recorded:
             raise UserError(f"{path} is not listed in {SUMS}; if you have added it, delete {SUMS}")
     for name, digest in recorded.items():
+        if name in ("", ".", "..") or os.path.basename(name) != name:
+            raise UserError(f"{directory / SUMS} is damaged: it lists {name!r}, which is not in "
+                            "this directory")
         with open_regular(directory / name, most) as file:
             found = _sha256(file)
         if found != digest:

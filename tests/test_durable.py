@@ -56,6 +56,16 @@ def test_names_and_texts_are_utf_8(tmp_path):
     verify(tmp_path / "m")
 
 
+@pytest.mark.parametrize("name", ["../other", "/etc/passwd", "..", ".", "", "under/a.json"])
+def test_hash_of_a_path_elsewhere_is_refused(tmp_path, name):
+    with atomic_directory(tmp_path / "m", FILES) as folder:
+        write_json(folder / "a.json", {})
+    with open(tmp_path / "m" / SUMS, "a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    with pytest.raises(UserError, match=r"SHA256SUMS is damaged: it lists '.*', which is not in"):
+        verify(tmp_path / "m")
+
+
 def test_hashes_are_sorted_by_name_and_one_from_before_is_replaced(tmp_path):
     with atomic_directory(tmp_path / "m", FILES) as folder:
         for name in ("b.json", "a.json", SUMS):

@@ -72,7 +72,8 @@ def main(arguments=None):
 def _report(arguments):
     parser = Parser(description="Draw the losses of a run.", usage="npgpt report RUN PICTURE")
     parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")
-    parser.add_argument("picture", metavar="PICTURE", help=f"the file to write: {', '.join(PICTURES)}")
+    parser.add_argument("picture", metavar="PICTURE",
+                        help=f"the file to write: {', '.join(PICTURES)}")
     given = parser.parse(arguments, [])
     if Path(given["picture"]).suffix.lower() not in PICTURES:
         raise UserError(f"PICTURE must end in {', '.join(PICTURES)}, got {given['picture']!r}")

@@ -91,7 +91,7 @@ def _train(names, c):
     with _default_ctrl_c():
         tokenizer = BPETokenizer.train(parts, c.vocab_size, sys.stderr.isatty(), length)
     if tokenizer.vocab_size == SMALLEST < c.vocab_size:
-        raise UserError("the texts are too short: there are no two characters that could be a token")
+        raise UserError("the texts are too short: no two characters could be a token")
     with atomic_directory(target, TOKENIZER_FILES | {SUMS}) as folder:
         tokenizer.save(folder)
     few = "" if tokenizer.vocab_size == c.vocab_size else (

@@ -24,7 +24,6 @@ os.environ["HYPOTHESIS_PROFILE"] = "mutants"      # few and fixed examples, no s
 import argparse
 import random
 import re
-import subprocess
 import tempfile
 import time
 import tomllib
@@ -33,9 +32,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from npgpt.layers import LAYERS
+from tests.commit import number_of_commit
 from tests.mutants.by_mutmut import Mutmut, endings
 from tests.mutants.by_operators import all_mutants, try_mutants
-from tests.mutants.groups import GROUPS, ROOT
+from tests.mutants.groups import GROUPS
 
 LIST = Path(__file__).with_name("equivalent.toml")
 LARGEST_SHARE = 0.03
@@ -58,7 +58,7 @@ def main():
     unknown = set(c.groups) - {group.name for group in GROUPS}
     if unknown:
         parser.error(f"there is no group {', '.join(sorted(unknown))}")
-    seed = commit() if c.seed is None else c.seed
+    seed = number_of_commit() if c.seed is None else c.seed
     listed = {(e["function"], e["line"], e["mutant"])
               for e in tomllib.loads(LIST.read_text(encoding="utf-8"))["equivalent"]}
 
@@ -77,13 +77,6 @@ def main():
     print(f"{tried} mutants, seed {seed}: {tried - equivalent - survived} killed, "
           f"{equivalent} equivalent, {survived} survived")
     return bool(problems)
-
-
-def commit():
-    """A number that each commit has for itself; 0 outside a git repository."""
-    head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True,
-                          text=True)
-    return 0 if head.returncode else int(head.stdout, 16)
 
 
 def is_wording(line, mutant):

@@ -1,218 +1,110 @@
-"""Try to lose what a run has saved: `python -m tests.reliability`. Linux only, some minutes.
+"""Try to lose what a user has: `python -m tests.reliability`. Linux only.
 
-Prints a Markdown table: what was tried, how often, and how often something was wrong. With TMPDIR
-in memory (/dev/shm) it is faster.
+    python -m tests.reliability                a sample that the commit chooses, some minutes
+    python -m tests.reliability --full         all of it, some hours
+    python -m tests.reliability --full kills   one part whole
+    python -m tests.reliability --seed 7       another sample
+
+Prints a Markdown table: what was tried, how often, and how often something was wrong; and how long
+each part took. Everything happens in a temporary directory; with TMPDIR in memory (/dev/shm) it is
+faster.
 """
 
 import argparse
 import contextlib
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
-from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 
-import train as train_script
 from npgpt.training import evaluation
-from tests.commands.tiny import ENVIRONMENT, TEXT, command, metrics
-from tests.parallel.launcher import mpiexec, ranks_of
-from tests.parallel.test_processes import gone
-from tests.reliability.faults import every_fault
-from tests.reliability.tiny_runs import (
-    beginnings,
-    copy,
-    left,
-    problems,
-    resume,
-    runs,
-    start,
-    unlocked,
-)
-
-LONG = 20                       # steps of a run that is killed at a random moment
-PATIENCE = 30                   # seconds after which a job with a stopped rank has ended
+from tests.commit import number_of_commit
+from tests.reliability import bad_input, calls, damage, disks, exact, kills, memory, syscalls
+from tests.reliability.table import Table
 
 
-class Table:
-    """Counts tries and failures, and shows at once what fails."""
-
-    def __init__(self):
-        self.rows = {}
-
-    def record(self, what, found, where):
-        """found: list of texts, empty if nothing is wrong."""
-        tries, failures = self.rows.get(what, (0, 0))
-        self.rows[what] = tries + 1, failures + bool(found)
-        if found:
-            print(f"{what}, {where}: {'; '.join(found)}", file=sys.stderr)
-
-    def show(self):
-        print("| what | tries | failures |\n| --- | ---: | ---: |")
-        for what, (tries, failures) in self.rows.items():
-            print(f"| {what} | {tries:,} | {failures:,} |")
-        return sum(failures for _, failures in self.rows.values())
+def try_calls(table, rng, full):
+    """Calls of the file system that fail or kill, by functions of Python."""
+    calls.try_calls(table, rng, step=1 if full else 37)
 
 
-def try_faults(table, step):
-    """Every step-th fault of the file system, in each kind of run."""
-    whole = beginnings()
-    for name, source, words in runs():
-        for fault in every_fault(partial(copy, source), partial(train_script.main, words),
-                                 "run", step=step):
-            found = [] if fault.status in (-9, 0, 2, 3) else [f"status {fault.status}"]
-            if "Traceback" in fault.output:
-                found.append("a traceback: " + fault.output.strip().splitlines()[-1])
-            if fault.status == 2 and source and unlocked("run") != unlocked(source):
-                found.append("refused after something was written: " + fault.output)
-            found += problems("run", whole, had_a_run=bool(source))
-            table.record(f"{name}: a call of the file system {fault.kind}", found, fault)
+def try_syscalls(table, rng, full):
+    """The same, by system calls, with strace."""
+    syscalls.try_syscalls(table, rng, tries=None if full else 8)
 
 
-@contextlib.contextmanager
-def process(words):
-    """A process that has written its first line -> it, and its children's ids."""
-    with subprocess.Popen(command(*words), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as running:
-        assert running.stdout.readline(), running.stderr.read()
-        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text()
-        yield running, list(map(int, children.split()))
+def try_kills(table, rng, full):
+    """SIGKILL at random moments, and two runs at once."""
+    for workers in (1, 2):
+        kills.try_kills(table, rng, 500 if full else 25, workers)
+    kills.try_pairs(table, 100 if full else 8)
 
 
-def try_kills(table, tries, workers):
-    """SIGKILL at a random moment between the first line of train.py and its end."""
-    whole, random = beginnings(workers, LONG + 2), Random(workers)
-    for number in range(tries):
-        name, source, words = runs(LONG, workers)[number % 4]
-        if number < 4:                           # how long it takes
-            copy(source)
-            with process(words) as (running, _):
-                began = time.monotonic()
-                running.communicate()
-            seconds = time.monotonic() - began
-        copy(source)
-        with process(words) as (running, children):
-            time.sleep(random.uniform(0, seconds))
-            running.kill()
-            running.communicate()
-        found = [] if gone(children) else ["a worker is alive"]
-        found += problems("run", whole, had_a_run=bool(source))
-        table.record(f"{name}, {workers} worker{'s' * (workers > 1)}: SIGKILL at a random moment",
-                     found, f"try {number}")
+def try_ranks(table, rng, full):
+    """Signals to jobs of mpiexec; needs the extra mpi."""
+    for number in kills.SIGNALS:
+        kills.try_ranks(table, rng, 50 if full else 1, number)
 
 
-def try_pairs(table, tries):
-    """Two processes that start at the same time in one directory."""
-    whole = beginnings(end=LONG + 2)
-    for number in range(tries):
-        name, source, words = runs(LONG)[number % 4]
-        copy(source)
-        pair = [subprocess.Popen(command(*words), env=ENVIRONMENT, text=True,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in "ab"]
-        errors = sorted((running.communicate()[1], running.returncode) for running in pair)
-        one_after_another = "overwrit" in name and errors == [("", 0), ("", 0)]
-        found = []
-        if not one_after_another and ([status for _, status in errors] != [0, 2]
-                                      or errors[0][0] or errors[1][0].count("\n") != 1):
-            found.append(f"they ended with {errors}")
-        found += problems("run", whole, had_a_run=True)
-        table.record(f"{name}, started twice at the same time", found, f"try {number}")
+def try_resume(table, rng, full):
+    """Stop at a step, go on in a new process."""
+    exact.try_resume(table, rng, exact.STEPS if full else 3)
 
 
-# -> exit status of mpiexec; 0 if the job had just ended, 15 if SIGTERM came before it or after it.
-SIGNALS = {signal.SIGKILL: {9}, signal.SIGSTOP: {3}, signal.SIGINT: {130},
-           signal.SIGTERM: {143, 15}}
+def try_signals(table, rng, full):
+    """SIGINT, SIGTERM and SIGHUP at random moments."""
+    exact.try_signals(table, rng, 100 if full else 18)
 
 
-def try_ranks(table, tries, number, n=2):
-    """A signal at a random moment of a job of mpiexec: to one of its ranks if it kills or stops, to
-    mpiexec otherwise. The next job of as many ranks ends with the bits of an uninterrupted one."""
-    Path("fox.txt").write_text(TEXT)
-    whole, random = _job(n, "whole"), Random(number)
-    for attempt in range(tries):
-        copy(None)
-        words = start(steps=LONG, folder="run")
-        words.remove("--workers=1")
-        with subprocess.Popen(mpiexec(n, command(*words)), stdin=subprocess.DEVNULL, text=True,
-                              env=ENVIRONMENT | {"NPGPT_RANK_TIMEOUT": "2"}, start_new_session=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-            assert running.stdout.readline(), running.stderr.read()
-            pids = ranks_of(running.pid)
-            time.sleep(random.uniform(0, whole.seconds))
-            with contextlib.suppress(ProcessLookupError):
-                if number in (signal.SIGKILL, signal.SIGSTOP):
-                    os.kill(random.choice(pids), number)
-                else:
-                    running.send_signal(number)
-            errors = _rest(running, pids)
-        found = [] if gone(pids) else ["a rank is alive"]
-        if running.returncode not in SIGNALS[number] | {0}:
-            found.append(f"status {running.returncode}: {errors}")
-        lines = [line for line in errors.splitlines() if not line.startswith("[mpiexec")]
-        if len(lines) > (number == signal.SIGSTOP) and number != signal.SIGKILL:
-            found.append(f"more than one line: {errors}")
-        saved = Path("run/latest").exists()
-        after = _job(n, "run", *(["--resume"] if saved else ["--overwrite"]))
-        found += [f"{name} differs from that of an uninterrupted job" for name in after.left
-                  if after.left[name] != whole.left[name]]
-        table.record(f"{n} ranks: {signal.Signals(number).name} at a random moment", found,
-                     f"try {attempt}")
+def try_damage(table, rng, full):
+    """Flipped bits, cut files and random changes, in every format."""
+    damage.try_damage(table, rng, share=1 if full else 0.002, count=100_000 if full else 4000)
 
 
-def _rest(running, pids):
-    """Wait for a job to end -> its stderr. A rank that is stopped while it ends, when others have
-    ended already, goes on."""
-    try:
-        return running.communicate(timeout=PATIENCE)[1]
-    except subprocess.TimeoutExpired:
-        alive = [pid for pid in pids if Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"]
-        if len(alive) == len(pids):
-            raise
-        for pid in alive:
-            os.kill(pid, signal.SIGCONT)
-        return running.communicate()[1]
+def try_disks(table, rng, full):
+    """Disks that fill up or turn read-only, and a directory that is removed; needs root."""
+    disks.try_disks(table)
 
 
-def _job(n, folder, *words):
-    """Run a job to its end -> the seconds of its training, and what it leaves."""
-    given = resume(LONG, folder) if "--resume" in words else [
-        word for word in start(steps=LONG, folder=folder) if word != "--workers=1"] + [*words]
-    done = subprocess.run(mpiexec(n, command(*given)), env=ENVIRONMENT, capture_output=True,
-                          text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0 or "has finished" in done.stderr, done.stderr
-    seconds = metrics(folder)[-1]["seconds"]
-    return SimpleNamespace(seconds=seconds, left=left(folder))
+def try_memory(table, rng, full):
+    """The memory that the header states against that of all processes, for large models."""
+    memory.try_memory(table, memory.LARGE if full else memory.LARGE[:1])
+
+
+def try_bad_input(table, rng, full):
+    """Bad input to every command."""
+    bad_input.try_bad_input(table)
+
+
+PARTS = {"bad-input": try_bad_input, "calls": try_calls, "syscalls": try_syscalls,
+         "kills": try_kills, "ranks": try_ranks, "resume": try_resume, "signals": try_signals,
+         "damage": try_damage, "disks": try_disks, "memory": try_memory}
 
 
 def main():
     parser = argparse.ArgumentParser(
-        prog="python -m tests.reliability",
-        description="Make calls of the file system fail, kill runs and start them twice, and check "
-                    "that nothing is lost. Takes about 8 minutes, on Linux; Ctrl-C ends it.")
-    parser.add_argument("--every", type=int, default=1, metavar="N",
-                        help="only every N-th call of the file system [1]; 0: none")
-    parser.add_argument("--kills", type=int, default=64, metavar="N",
-                        help="runs to kill at a random moment, with 1 and with 2 workers each [64]")
-    parser.add_argument("--pairs", type=int, default=32, metavar="N",
-                        help="pairs of processes that start at the same time [32]")
-    parser.add_argument("--ranks", type=int, default=0, metavar="N",
-                        help="random moments at which a job of mpiexec is killed, stopped, and "
-                             "told to end, each; needs the extra mpi [0]")
-    given, table = parser.parse_args(), Table()
-    evaluation.SAMPLE_TOKENS = 1
-    tries = [partial(try_faults, table, given.every)] if given.every else []
-    tries += [partial(try_kills, table, given.kills, workers) for workers in (1, 2)]
-    tries += [partial(try_pairs, table, given.pairs)]
-    tries += [partial(try_ranks, table, given.ranks, number) for number in SIGNALS
-              if given.ranks]
+        prog="python -m tests.reliability", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.partition("\n")[0], epilog="\n".join(
+            f"{name:10} {part.__doc__}" for name, part in PARTS.items()))
+    parser.add_argument("parts", nargs="*", metavar="PART", help="one of those below [all]")
+    parser.add_argument("--full", action="store_true", help="all of it, and not a sample")
+    parser.add_argument("--seed", type=int, default=None, help="of the sample [the commit's]")
+    parser.add_argument("--without", action="append", default=[], metavar="PART",
+                        help="leave out a part")
+    given = parser.parse_args()
+    unknown = {*given.parts, *given.without} - PARTS.keys()
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    seed = number_of_commit() if given.seed is None else given.seed
+    table, evaluation.SAMPLE_TOKENS = Table(), 1
+    names = [name for name in given.parts or PARTS if name not in given.without]
     with contextlib.suppress(KeyboardInterrupt):
-        for attempt in tries:
+        for name in names:
+            began = time.monotonic()
             with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-                attempt()
+                PARTS[name](table, Random(seed), given.full)
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    print(f"seed {seed}" if not given.full else "in full", end="\n\n")
     return int(table.show() > 0)
 
 

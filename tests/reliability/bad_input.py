@@ -5,6 +5,8 @@ nothing written or changed.
 the line begins. A new command or format joins by lines in both.
 """
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -13,6 +15,7 @@ import stat
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import train as train_script
@@ -62,8 +65,9 @@ def texts():
 
 def configurations():
     for name, content in {
-        "broken": "n_layer =", "zero": "n_layer = 0", "unknown": "n_layers = 3", "type": "n_layer = 'x'",
-        "float": "n_layer = 1.5", "nested": "[model]\nn_layer = 1", "twice": "seed = 1\nseed = 2",
+        "broken": "n_layer =", "zero": "n_layer = 0", "unknown": "n_layers = 3",
+        "type": "n_layer = 'x'", "float": "n_layer = 1.5", "nested": "[model]\nn_layer = 1",
+        "twice": "seed = 1\nseed = 2",
         "muon": 'optimizer = "adamw"\nmuon_lr = 1.0', "workers": "workers = 13\nbatch_size = 12",
         "llama": 'family = "gpt"\nn_kv_head = 1',
     }.items():
@@ -102,7 +106,8 @@ def damaged_runs():
         "heads": lambda c: change(c / "config.json", n_head=3),
         "kind": lambda c: change(c / "config.json", model_type="bert"),
         "header": lambda c: giant_header(c / "model.safetensors"),
-        "names": lambda c: change(c / SUMS, text=f"{'0' * 64}  ../../fox.txt\n"),
+        "names": lambda c: (c / SUMS).write_text(
+            (c / SUMS).read_text() + f"{'0' * 64}  ../../fox.txt\n"),
         "vocabulary": lambda c: change(c / "tokenizer.json", text="{}"),
         "linked": lambda c: relink(c / "model.safetensors"),
     }.items():
@@ -171,6 +176,20 @@ def problems(command, begins):
     elif not done.stderr.startswith((f"{called}: {begins}", f"npgpt: {begins}")):
         found.append(f"it says: {done.stderr.rstrip()}")
     return found
+
+
+def try_bad_input(table, workers=2):
+    """Call each case in a directory that none of them may change."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        prepare()
+    before, every = contents(), cases()
+    with ThreadPoolExecutor(workers) as pool:
+        for (command, _), found in zip(every, pool.map(lambda case: problems(*case), every)):
+            table.record(f"bad input to {command.split()[0]}", found, command)
+    after = contents()
+    changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
+    table.record("the directory of all these cases", [f"{path} has changed" for path in changed],
+                 "at the end")
 
 
 def contents(folder="."):

@@ -8,7 +8,6 @@ reads them.
 
 import contextlib
 import io
-import json
 import os
 import pickle
 import random

@@ -45,20 +45,21 @@ class Fault:
         return f"{self.call} (call {self.number}) {self.kind}, status {self.status}"
 
 
-def every_fault(prepare, work, folder, kinds=KINDS, calls=CHANGING + OTHERS, step=1):
+def every_fault(prepare, work, folder, kinds=KINDS, calls=CHANGING + OTHERS, step=1, first=1,
+                error=errno.ENOSPC):
     """-> iterator over Faults, each after it has happened. prepare(): makes the folder as it is
     before, work() -> exit status. calls: the kinds of calls that count; step: only every step-th of
-    them."""
+    them, from the first on. error: what a call that fails reports."""
     for kind in kinds:
-        for number in itertools.count(1, step):
+        for number in itertools.count(first, step):
             prepare()
-            fault = in_child(work, folder, kind, number, calls)
+            fault = in_child(work, folder, kind, number, calls, error)
             if not fault.call:
                 break
             yield fault
 
 
-def in_child(work, folder, kind=ONCE, number=0, calls=()):
+def in_child(work, folder, kind=ONCE, number=0, calls=(), error=errno.ENOSPC):
     """Run work() in a forked process with a fault -> Fault."""
     hit = mmap.mmap(-1, 4096)
     with tempfile.TemporaryFile() as output:
@@ -69,7 +70,7 @@ def in_child(work, folder, kind=ONCE, number=0, calls=()):
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
-                with injected(folder, kind, number, calls, hit):
+                with injected(folder, kind, number, calls, hit, error):
                     status = work() or 0
             except BaseException:
                 traceback.print_exc()
@@ -84,7 +85,7 @@ def in_child(work, folder, kind=ONCE, number=0, calls=()):
 
 
 @contextmanager
-def injected(folder, kind, number, calls, hit=None):
+def injected(folder, kind, number, calls, hit=None, number_of_error=errno.ENOSPC):
     """Context manager: the number-th of these calls below the folder goes wrong. hit: is given the
     name of that call."""
     folder, count = os.path.realpath(folder), itertools.count(1)
@@ -105,7 +106,7 @@ def injected(folder, kind, number, calls, hit=None):
             half()
         if kind == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        raise error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        raise error or OSError(number_of_error, os.strerror(number_of_error), path)
 
     def wrapped(name, original):
         def call(path, *arguments, **options):
@@ -128,7 +129,8 @@ def injected(folder, kind, number, calls, hit=None):
         def half():
             Path(path).write_bytes(b"\x10\0\0\0")
         reach("tensors", _resolved(path), half,
-              safetensors.SafetensorError("I/O error: No space left on device (os error 28)"))
+              safetensors.SafetensorError(
+                  f"I/O error: {os.strerror(number_of_error)} (os error {number_of_error})"))
         return original(tensors, path, *arguments, **options)
 
     before = [(module, name, getattr(module, name)) for module, name in (

@@ -4,9 +4,22 @@ import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from shutil import copyfile
 
+from npgpt.cli.bundle import bundled
 from tests.commands.tiny import ENVIRONMENT, command
 
+TEXT = bundled("data") / "tinyshakespeare.txt"
+SHORT = ["--data=text.txt", "--max-iters=3", "--lr-decay-iters=3", "--warmup-iters=1",
+         "--eval-interval=2", "--eval-iters=1", "--final-windows=2", "--device=cpu"]
+LARGE = [
+    ("modern", ["--config=modern"]),
+    ("lecture", ["--config=lecture", "--batch-size=16"]),
+    ("a GPT of 124M, a process that computes", ["--config=gpt2", "--grad-accum=1",
+                                                "--batch-size=1", "--block-size=512"]),
+    ("a GPT of 124M, two that compute", ["--config=gpt2", "--grad-accum=1", "--batch-size=4",
+                                         "--block-size=256", "--workers=2"]),
+]
 BYTES = {"MB": 10**6, "GB": 10**9}
 SAID = {"header": r"memory +about ([\d.]+) ([MG]B)", "end": r"peak memory: ([\d.]+) ([MG]B)"}
 
@@ -24,6 +37,17 @@ def measured(*words):
     assert running.returncode == 0, text
     said = {name: re.search(pattern, text) for name, pattern in SAID.items()}
     return {name: float(found[1]) * BYTES[found[2]] for name, found in said.items()}, most
+
+
+def try_memory(table, cases):
+    """The header within 15 % of the peak of all processes, and the last line within 10 %."""
+    copyfile(TEXT, "text.txt")
+    for name, words in cases:
+        said, found = measured(*SHORT, *words)
+        table.record(f"memory in the header and at the end: {name}", [
+            f"{what} says {said[what] / 1e6:,.0f} MB, and it is {found / 1e6:,.0f} MB"
+            for what, share in (("header", 0.15), ("end", 0.1))
+            if abs(said[what] - found) > share * found], "")
 
 
 def family(pid):

@@ -10,11 +10,9 @@ import pytest
 
 from npgpt import host
 from tests.commands.tiny import ENVIRONMENT, ROOT
-from tests.reliability.memory import measured
+from tests.reliability.memory import SHORT, measured
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is measured on Linux")
-SHORT = ["--max-iters=3", "--lr-decay-iters=3", "--warmup-iters=1", "--eval-interval=2",
-         "--eval-iters=1", "--final-windows=2", "--device=cpu"]
 TEXT = "the quick brown fox jumps over the lazy dog, as it has done for quite a long time\n"
 
 
@@ -28,7 +26,7 @@ TEXT = "the quick brown fox jumps over the lazy dog, as it has done for quite a 
 ])
 def test_memory_in_the_header_and_at_the_end_is_that_of_all_processes(megabytes, words, home):
     (home / "text.txt").write_text(TEXT * (megabytes * 10**6 // len(TEXT)))
-    said, found = measured(*SHORT, *words, "--data=text.txt")
+    said, found = measured(*SHORT, *words)
     assert said["header"] == pytest.approx(found, rel=0.15)
     assert said["end"] == pytest.approx(found, rel=0.1)
 
@@ -36,7 +34,7 @@ def test_memory_in_the_header_and_at_the_end_is_that_of_all_processes(megabytes,
 def test_memory_of_ranks_is_that_of_each(home, mpiexec):
     (home / "text.txt").write_text(TEXT * 12_000)
     result = mpiexec("-n", "2", "python", ROOT / "train.py", *SHORT, "--config=lecture",
-                     "--batch-size=2", "--data=text.txt")
+                     "--batch-size=2")
     assert result.returncode == 0, result.stderr
     header, most = (float(re.search(pattern, result.stdout)[1]) for pattern in (
         r"memory +about ([\d.]+) MB in each rank", r"at most ([\d.]+) MB in one rank"))

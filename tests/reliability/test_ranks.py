@@ -1,5 +1,5 @@
 """Ranks of mpiexec: one that is killed, hangs or differs from the others ends the whole job, and
-what was saved stays. `python -m tests.reliability --ranks 50` tries more moments."""
+what was saved stays. `python -m tests.reliability ranks` tries more moments."""
 
 import os
 import re
