@@ -78,9 +78,11 @@ def start(arguments):
         run.directory.close()
 
 
-def default_config(device):
-    """The name of the default configuration for a device."""
-    return "baby" if get_device(device).name == "gpu" else "laptop"
+def default_config(device, family):
+    """The name of the default configuration for a device, and for a family if one is given."""
+    if get_device(device).name == "gpu":
+        return "baby"
+    return "laptop" if family == "gpt" else "modern"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from npgpt.text.load import load_text
 from npgpt.text.token_file import encode_files
 
 ROOT = Path(__file__).parents[1]
-WORDS = ["--max-iters=40", "--eval-interval=20"]
+WORDS = ["--config=laptop", "--max-iters=40", "--eval-interval=20"]
 INTERVAL = 0.02         # seconds
 
 

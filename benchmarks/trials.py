@@ -79,7 +79,7 @@ def flags(options):
 
 def request(config, options):
     """-> the Request of train.py, whose values are valid together. Raises UserError."""
-    found = read_command_line(["--config", config, *flags(options)], lambda device: config)
+    found = read_command_line(["--config", config, *flags(options)], lambda *_: config)
     found.training()
     found.model(vocab_size=256)
     return found

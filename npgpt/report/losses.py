@@ -1,4 +1,4 @@
-"""Plot the losses of a run: `python -m npgpt.report out/laptop loss.png`.
+"""Plot the losses of a run: `python -m npgpt.report out/modern loss.png`.
 
 Needs the extra `plot` (matplotlib).
 """
@@ -71,7 +71,7 @@ def main(arguments=None):
 
 def _report(arguments):
     parser = Parser(description="Draw the losses of a run.", usage="npgpt report RUN PICTURE")
-    parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/laptop")
+    parser.add_argument("run", metavar="RUN", help="directory of a run, such as out/modern")
     parser.add_argument("picture", metavar="PICTURE",
                         help=f"the file to write: {', '.join(PICTURES)}")
     given = parser.parse(arguments, [])

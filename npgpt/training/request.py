@@ -100,7 +100,8 @@ class Request:
 def read_command_line(arguments, default_config):
     """Command-line arguments -> Request.
 
-    default_config: the value of `device` ("auto", "cpu", "gpu") -> name of the configuration.
+    default_config: the values of `device` ("auto", "cpu", "gpu") and of `family` (None if it is not
+    given) -> name of the configuration.
     Raises UserError for an unknown option, an invalid value and mutually exclusive options.
     """
     first = Parser(add_help=False)
@@ -108,6 +109,7 @@ def read_command_line(arguments, default_config):
     first.add_argument("--init-from")
     first.add_argument("--lora-rank", default="0")
     first.add_argument("--device", default="auto")
+    first.add_argument("--family")
     early, _ = first.parse_known_args(arguments)
     checked(TRAINING_FIELDS["device"], early.device)
     wants_help = "-h" in arguments or "--help" in arguments
@@ -115,7 +117,8 @@ def read_command_line(arguments, default_config):
     if named is None and hasattr(early, "init_from"):
         named = FINE_TUNING if early.lora_rank == "0" else ADAPTING
     elif named is None:
-        named = default_config("cpu" if wants_help else early.device)
+        named = default_config("cpu" if wants_help else early.device,
+                               getattr(early, "family", None))
     path = _config_path(named)
     chosen = read_toml(path)
     values, notes = layered(read_toml(bundled("configs") / "laptop.toml"), chosen)
@@ -214,13 +217,13 @@ def _parser(name, values):
     """The parser of train.py; the help shows the configuration's values as defaults."""
     parser = Parser(
         usage="train.py [--config FILE] [--device {auto,cpu,gpu}] [--data PATH] ...",
-        description="Train a GPT or a Llama on a text. Without arguments: a small GPT on Tiny "
+        description="Train a GPT or a Llama on a text. Without arguments: a small one on Tiny "
                     "Shakespeare. Ctrl-C stops the run, --resume continues it.",
     )
     run = parser.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE", help="a TOML file of the values below, or one of "
-                     f"{', '.join(_known_configs())} [laptop; with a GPU baby; with --init-from "
-                     f"{FINE_TUNING}, and with --lora-rank {ADAPTING}]")
+                     f"{', '.join(_known_configs())} [modern, and laptop with --family gpt; with a "
+                     f"GPU baby; with --init-from {FINE_TUNING}, and with --lora-rank {ADAPTING}]")
     run.add_argument("--init-from", metavar="PATH", help="start from the parameters and with "
                      "the tokenizer of a run, a model directory, a GGUF file, or OWNER/MODEL on "
                      "Hugging Face [random parameters]")

@@ -34,6 +34,7 @@ max_iters = 2
 eval_iters = 1
 optimizer = "adamw"
 """
+LLAMA = 'family = "llama"\nn_kv_head = 1\n'
 SMALL = ["--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16", "--batch-size=4",
          "--eval-iters=1", "--max-iters=2"]
 SETTINGS = ("batch_size = 2", "max_iters = 2", "eval_iters = 1")
@@ -57,6 +58,7 @@ def recipes(home, monkeypatch):
     write_gguf(home / "smollm2.gguf", metadata_of(llama.config) | words, tensors_of(llama))
     (home / "configs").mkdir()
     (home / "configs/laptop.toml").write_text(CONFIG)
+    (home / "configs/modern.toml").write_text(CONFIG + LLAMA)
     for name in ("finetune", "lora"):
         (home / f"configs/{name}.toml").write_text("\n".join(SETTINGS))
     monkeypatch.setattr(request, "bundled", lambda name: home / name)

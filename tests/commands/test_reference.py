@@ -31,7 +31,9 @@ OTHERS = {"dropout": 0.2, "grad_accum": 3, "max_iters": 12, "eval_interval": 5, 
 ADAMW = {"optimizer": "adamw"}
 LLAMA = {"family": "llama", "n_kv_head": 1}
 CASES = {       # configuration, flags, values that follow from the flags
+    "modern": ("modern", {}, {}),
     "laptop": ("laptop", {}, {}),
+    "modern, adamw": ("modern", ADAMW, {"learning_rate": 1e-3, "min_lr": 1e-4}),
     "laptop, adamw": ("laptop", ADAMW, {"learning_rate": 1e-3, "min_lr": 1e-4}),
     "baby": ("baby", {}, {}),
     "lecture": ("lecture", {}, {}),
@@ -129,13 +131,16 @@ def test_training_follows_the_reference_trainer(case, workers, run, home):
     assert shown in result.out
 
 
-@pytest.mark.parametrize("case", ["laptop", "laptop, adamw"])
-def test_default_training_in_float32_follows_the_reference_trainer(case, run, home):
-    """Nothing is given but sizes: not the configuration, the precision or the workers."""
+@pytest.mark.parametrize(("case", "given"), [
+    ("modern", {}), ("modern, adamw", {}), ("laptop", {"family": "gpt"}),
+    ("laptop, adamw", {"family": "gpt"}),
+])
+def test_default_training_in_float32_follows_the_reference_trainer(case, given, run, home):
+    """The configuration, the precision and the workers are not given."""
     result = run(train_script.main, "--data=fox.txt", "--device=cpu",
-                 *flags(SIZES | CASES[case][1]))
+                 *flags(SIZES | CASES[case][1] | given))
     assert (result.status, result.err) == (0, "")
-    assert_follows(home / "out/laptop", case, "float32")
+    assert_follows(home / "out" / CASES[case][0], case, "float32")
 
 
 def stopping_at(step, monkeypatch):
@@ -158,8 +163,9 @@ def test_run_stopped_and_resumed_again_and_again_follows_the_reference_trainer(
         case, workers, steps, run, home, monkeypatch):
     """By Ctrl-C, after one or four steps each time. With two workers it takes one step more, but
     an evaluation is stopped at once; the resumed run makes it then."""
-    words = ["--data=fox.txt", "--dtype=float64", f"--workers={workers}", "--out-dir=run",
-             *flags(SIZES | CASES[case][1])]
+    name, given, _ = CASES[case]
+    words = ["--data=fox.txt", f"--config={name}", "--dtype=float64", f"--workers={workers}",
+             "--out-dir=run", *flags(SIZES | given)]
     stops = []
     while True:
         with monkeypatch.context() as patch:

@@ -39,12 +39,12 @@ def assert_refused(result, message):
     ("--config=many.toml --data=fox.txt",
      "--workers must be at most --batch-size, 12, because each computes some of its sequences, got "
      "13"),
-    ("--data=fox.txt --n-embd=100000 --n-layer=1000", "training needs about"),
+    ("--config=laptop --data=fox.txt --n-embd=100000 --n-layer=1000", "training needs about"),
     ("--resume", "there is no run in out/"),
     ("--resume --out-dir=nowhere", "there is no directory nowhere; --out-dir takes that of a run"),
     ("--data=fox.txt --out-dir=fox.txt", "fox.txt is a file"),
     ("--device=gpu", "no GPU: CuPy is not installed; run: pip install"),
-    ("--data=fox.txt --device=cpu --workers=1000",
+    ("--data=fox.txt --device=cpu --config=laptop --workers=1000",
      "--workers must be at most --batch-size, 12, because each computes some of its sequences, got "
      "1000"),
 ])

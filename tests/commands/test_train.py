@@ -170,7 +170,8 @@ def test_overwritten_run_starts_again(train, home):
 
 
 @pytest.mark.parametrize(("words", "config"), [
-    ([], "baby"), (["--device=gpu"], "baby"), (["--device=cpu"], "laptop"),
+    ([], "baby"), (["--device=gpu"], "baby"), (["--device=gpu", "--family=llama"], "baby"),
+    (["--device=cpu"], "laptop"), (["--device=cpu", "--family=llama"], "modern"),
     (["--config=lecture"], "lecture"),
 ])
 def test_configuration_follows_from_the_device_unless_it_is_given(device, train, words, config):

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
-SIZES = ["--data=fox.txt", "--n-layer=1", "--n-head=2", "--n-embd=16", "--block-size=16",
-         "--batch-size=4", "--eval-iters=2"]
+SIZES = ["--data=fox.txt", "--family=gpt", "--n-layer=1", "--n-head=2", "--n-embd=16",
+         "--block-size=16", "--batch-size=4", "--eval-iters=2"]
 TINY = [*SIZES, "--log-interval=5", "--eval-interval=10"]
 LLAMA = ["--family=llama", "--n-kv-head=1"]      # two heads of queries share one of keys
 SAMPLED = 20        # tokens of the sample that an evaluation in this process shows

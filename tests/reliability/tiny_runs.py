@@ -20,10 +20,10 @@ from tests.commands.tiny import TEXT, everything, metrics
 
 OLD, NEW = 8, 5             # seeds: the best step of the old run is 2, of the new one 1, then 3, 4
 STOPS, END = 3, 5           # the step with which runs end before faults, and after them
-OPTIONS = ["--data=fox.txt", "--n-layer=1", "--n-head=1", "--n-embd=4", "--block-size=4",
-           "--batch-size=2", "--eval-iters=1", "--eval-interval=1", "--log-interval=1",
-           "--optimizer=adamw", "--learning-rate=0.3", "--min-lr=0.3", "--warmup-iters=0",
-           "--lr-decay-iters=10", "--dropout=0.1"]
+OPTIONS = ["--data=fox.txt", "--family=gpt", "--n-layer=1", "--n-head=1", "--n-embd=4",
+           "--block-size=4", "--batch-size=2", "--eval-iters=1", "--eval-interval=1",
+           "--log-interval=1", "--optimizer=adamw", "--learning-rate=0.3", "--min-lr=0.3",
+           "--warmup-iters=0", "--lr-decay-iters=10", "--dropout=0.1"]
 FILES = "model.safetensors", "training.safetensors"
 
 

@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
 
 
 def request(*words):
-    return read_command_line([*WORDS, *words], lambda device: "laptop")
+    return read_command_line([*WORDS, *words], lambda *_: "laptop")
 
 
 def asked(monkeypatch, request, version=None):

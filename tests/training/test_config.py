@@ -13,7 +13,7 @@ from npgpt.training.request import read_command_line
 
 
 def read(*words, default="laptop"):
-    return read_command_line(list(words), lambda device: default)
+    return read_command_line(list(words), lambda *_: default)
 
 
 def test_every_field_is_a_flag_in_the_help(capsys):
@@ -59,7 +59,7 @@ def _size(shape):
     return shape[0] * (shape[1] if len(shape) > 1 else 1)
 
 
-@pytest.mark.parametrize("name", ["laptop", "baby", "lecture"])
+@pytest.mark.parametrize("name", ["laptop", "modern", "baby", "lecture", "gpt2"])
 def test_bundled_configurations_can_be_used(name):
     request = read("--config", name)
     request.model(65), request.training()
@@ -291,8 +291,8 @@ def test_help_shows_paths_as_file_and_options_as_flags(capsys):
 def test_help_does_not_look_for_a_gpu(word, capsys):
     asked = []
 
-    def default_config(device):
-        asked.append(device)
+    def default_config(device, family):
+        asked.append((device, family))
         return "laptop"
 
     with pytest.raises(SystemExit):
@@ -308,7 +308,8 @@ def test_help_does_not_look_for_a_gpu(word, capsys):
             "--out-dir [the newest in out/] --overwrite replace the run in --out-dir "
             in " ".join(out.split()))
     read_command_line(["--device=gpu"], default_config)
-    assert asked == ["cpu", "gpu"]
+    read_command_line(["--family=llama"], default_config)
+    assert asked == [("cpu", None), ("gpu", None), ("auto", "llama")]
 
 
 def test_configuration_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
@@ -323,7 +324,7 @@ def test_configuration_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=r"mine\.toml cannot be read: Permission denied$"):
-        read_command_line([f"--config={path}"], lambda device: "laptop")
+        read_command_line([f"--config={path}"], lambda *_: "laptop")
 
 
 def test_invalid_device_is_refused_before_a_default_is_looked_for():

@@ -30,7 +30,7 @@ def home(tmp_path, monkeypatch):
 
 
 def request(*words):
-    return read_command_line(words, lambda device: "laptop")
+    return read_command_line(words, lambda *_: "laptop")
 
 
 def test_large_text_is_encoded_with_a_bar(monkeypatch):

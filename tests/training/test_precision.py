@@ -18,8 +18,9 @@ def run(tmp_path, monkeypatch, capsys):
     return command
 
 
-TINY = ("--data=fox.txt", "--device=cpu", "--n-layer=1", "--n-head=2", "--n-embd=16",
-        "--block-size=16", "--batch-size=4", "--eval-iters=2", "--out-dir=r", "--workers=1")
+TINY = ("--data=fox.txt", "--device=cpu", "--family=gpt", "--n-layer=1", "--n-head=2",
+        "--n-embd=16", "--block-size=16", "--batch-size=4", "--eval-iters=2", "--out-dir=r",
+        "--workers=1")
 
 
 def test_training_and_sampling_in_float64(run):

@@ -34,7 +34,7 @@ def home(tmp_path, monkeypatch):
 
 
 def build(*words):
-    return build_run(read_command_line(words, lambda device: "laptop"))
+    return build_run(read_command_line(words, lambda *_: "laptop"))
 
 
 def saved(*words):
