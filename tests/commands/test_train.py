@@ -243,7 +243,7 @@ def test_memory_that_runs_out_before_the_first_step_leaves_nothing(run, home, mo
         raise MemoryError("no more")
 
     monkeypatch.setattr(estimate, "step_seconds", fail)
-    result = run(train_script.main, "--data=fox.txt", "--workers=1")
+    result = run(train_script.main, *TINY, "--workers=1")
     assert (result.status, result.out) == (3, "")
     assert result.err == ("train.py: out of memory (no more); lower --batch-size (and raise "
                           "--grad-accum), --block-size or --n-embd, or add --recompute\n")

@@ -15,6 +15,8 @@ SHORT = ["--data=text.txt", "--max-iters=3", "--lr-decay-iters=3", "--warmup-ite
 LARGE = [
     ("modern", ["--config=modern"]),
     ("lecture", ["--config=lecture", "--batch-size=16"]),
+    ("a Llama of the size of baby, recomputed",
+     ["--config=baby", "--family=llama", "--batch-size=8", "--recompute"]),
     ("a GPT of 124M, a process that computes", ["--config=gpt2", "--grad-accum=1",
                                                 "--batch-size=1", "--block-size=512"]),
     ("a GPT of 124M, two that compute", ["--config=gpt2", "--grad-accum=1", "--batch-size=4",

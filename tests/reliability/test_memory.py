@@ -21,8 +21,7 @@ TEXT = "the quick brown fox jumps over the lazy dog, as it has done for quite a 
     (1, ["--config=laptop", "--workers=2"]),
     (1, ["--config=laptop", "--workers=4"]),
     (30, ["--config=laptop", "--workers=2"]),
-    (1, ["--config=lecture", "--batch-size=2", "--workers=2"]),
-    (1, ["--config=baby", "--batch-size=2", "--family=llama", "--workers=1", "--recompute"]),
+    (1, ["--config=modern", "--workers=1", "--recompute"]),
 ])
 def test_memory_in_the_header_and_at_the_end_is_that_of_all_processes(megabytes, words, home):
     (home / "text.txt").write_text(TEXT * (megabytes * 10**6 // len(TEXT)))
