@@ -23,6 +23,13 @@ from tests.reliability import bad_input, calls, damage, disks, exact, kills, mem
 from tests.reliability.table import Table
 
 
+@contextlib.contextmanager
+def empty_directory():
+    """Context manager: the working directory is a new one, and is removed."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        yield
+
+
 def try_calls(table, rng, full):
     """Calls of the file system that fail or kill, by functions of Python."""
     calls.try_calls(table, rng, step=1 if full else 37)
@@ -36,14 +43,17 @@ def try_syscalls(table, rng, full):
 def try_kills(table, rng, full):
     """SIGKILL at random moments, and two runs at once."""
     for workers in (1, 2):
-        kills.try_kills(table, rng, 500 if full else 25, workers)
-    kills.try_pairs(table, 100 if full else 8)
+        with empty_directory():
+            kills.try_kills(table, rng, 500 if full else 25, workers)
+    with empty_directory():
+        kills.try_pairs(table, 100 if full else 8)
 
 
 def try_ranks(table, rng, full):
     """Signals to jobs of mpiexec; needs the extra mpi."""
     for number in kills.SIGNALS:
-        kills.try_ranks(table, rng, 50 if full else 1, number)
+        with empty_directory():
+            kills.try_ranks(table, rng, 50 if full else 1, number)
 
 
 def try_resume(table, rng, full):
@@ -101,7 +111,7 @@ def main():
     with contextlib.suppress(KeyboardInterrupt):
         for name in names:
             began = time.monotonic()
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            with empty_directory():
                 PARTS[name](table, Random(seed), given.full)
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print(f"seed {seed}" if not given.full else "in full", end="\n\n")
