@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.commands.tiny import ENVIRONMENT, TEXT, command
-from tests.reliability.tiny_runs import left
+from tests.reliability.tiny_runs import copy, left
 
 STEPS = 50
 OPTIONS = ["--data=fox.txt", "--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=4",
@@ -82,20 +82,24 @@ def try_signals(table, rng, tries):
             assert ended(call(*words, f"--out-dir=whole {name}")) == []
             seconds = time.monotonic() - began
         whole = left(f"whole {name}")
-        with subprocess.Popen(command(*words, "--out-dir=run", "--overwrite"), env=ENVIRONMENT,
-                              text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        copy(None)
+        with subprocess.Popen(command(*words, "--out-dir=run"), env=ENVIRONMENT, text=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as running:
             assert running.stdout.readline(), running.stderr.read()
             time.sleep(rng.uniform(0, seconds / 2))
             running.send_signal(kind)
-            _, errors = running.communicate()
-        found = [] if running.returncode in (0, STATUS[kind]) and not errors else [
-            f"status {running.returncode}: {errors}"]
+            out, errors = running.communicate()
+        found, right = [], (0, STATUS[kind])
         if Path("run/latest").exists():
             done = call("--resume", "--out-dir=run")
-            finished = running.returncode == 0 and "has finished its" in done.stderr
-            found += [] if finished else ended(done)
+            if "has finished its" in done.stderr and "to continue" not in out:
+                right = (0, STATUS[kind], -kind)     # all was done, but the process had not ended
+            else:
+                found += ended(done)
         else:
-            found += ended(call(*words, "--out-dir=run", "--overwrite"))
+            found += ended(call(*words, "--out-dir=run"))
+        if running.returncode not in right or errors:
+            found.append(f"status {running.returncode}: {errors}")
         table.record(f"{signal.Signals(kind).name} at a random moment: {name}",
                      found or different("run", whole), f"try {number}")
