@@ -17,7 +17,13 @@ from npgpt.checkpoints.models import read_model, tokenizer_of, write_model
 from npgpt.durable import SUMS, atomic_directory, verify
 from npgpt.models.transformer import Transformer, TransformerConfig
 from npgpt.text.bpe import BPETokenizer
-from tests.gguf_files import metadata_of, random_llama, tensors_of, write_gguf
+from tests.gguf_files import (
+    metadata_of,
+    random_llama,
+    tensors_of,
+    tokenizer_metadata,
+    write_gguf,
+)
 
 IDX = np.arange(8)[None]
 SIZES = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -406,6 +412,17 @@ def test_tokenizer_is_that_of_the_model_unless_there_is_another(llama, home):
     assert (found.digest, found.ends) == (other.digest, tuple(sorted({3, 5, of_base.end,
                                                                       other.end})))
     assert tokenizer_of(home / "base").digest == of_base.digest
+
+
+def test_text_ends_where_the_gguf_file_of_the_model_ends_it(home):
+    metadata = tokenizer_metadata()
+    model = random_llama(vocab_size=len(metadata["tokenizer.ggml.tokens"]))
+    write_gguf(home / "base", metadata_of(model.config) | metadata, tensors_of(model))
+    by_hand(home / "a", {})
+    own = BPETokenizer.train(["the quick brown fox " * 9], 260)
+    own.save(home / "a")
+    end = metadata["tokenizer.ggml.eos_token_id"]
+    assert end != own.end and set(tokenizer_of(home / "a").ends) == {own.end, end}
 
 
 def test_model_needs_no_tokenizer_if_its_adapters_have_one(llama, home):

@@ -10,6 +10,7 @@ import pytest
 
 from npgpt import GPT, GPTConfig, UserError
 from npgpt.checkpoints import run as runs
+from npgpt.checkpoints.adapter import digest
 from npgpt.checkpoints.run import RunDirectory
 from npgpt.errors import RunError
 from npgpt.optim import AdamW
@@ -67,6 +68,20 @@ def test_directory_with_a_run_is_refused_or_overwritten(tmp_path):
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == [
         "best", "checkpoint-3", "latest", "metrics.jsonl", "notes.txt"]
     assert again.checkpoint("best").name == "checkpoint-3"
+
+
+def test_checkpoint_of_adapters_remembers_their_base(tmp_path):
+    config = GPTConfig(vocab_size=2, block_size=4, n_layer=1, n_head=1, n_embd=4)
+    GPT(config).save_pretrained(tmp_path / "base")
+    run, base = RunDirectory.new(tmp_path / "r", "laptop", False), (
+        str(tmp_path / "base"), digest(tmp_path / "base"))
+    run.begin(0)
+    run.save(GPT(config, lora_rank=1), CharTokenizer("ab"), {}, {"step": 1, "best_val_loss": None},
+             base)
+    assert (run.path / "checkpoint-1/adapter_config.json").exists()
+    assert not (run.path / "checkpoint-1/model.safetensors").exists()
+    state, _, path = run.load_state()
+    assert (state["base"], path.name) == (base, "checkpoint-1")
 
 
 def test_checkpoint_names_the_tokens_between_which_a_text_is(tmp_path):

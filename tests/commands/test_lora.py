@@ -290,7 +290,8 @@ def test_fine_tuning_may_start_from_adapters(tuned, run, home):
     ("--model=run --out-dir=llama", "llama already exists; --overwrite replaces it"),
     ("--model=run --out-dir=run --overwrite", "{home}/run contains 'best', which npgpt did not "),
     ("--model=run --out-dir=run/checkpoint-2 --overwrite", "{home}/run/checkpoint-2 contains 'ad"),
-    ("--model=run --out-dir=gpt2 --overwrite", "gpt2 is the base model of the adapters; "),
+    ("--model=run --out-dir=gpt2 --overwrite", "gpt2 is the base model of the adapters; choose "
+     "another --out-dir"),
     ("--model=run --out-dir=fox.txt", "{home}/fox.txt is a file; choose another path for the "),
 ])
 def test_merge_refuses_with_one_line_and_writes_nothing(words, message, tuned, merge, home):

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from npgpt import UserError
 from npgpt.text.bpe import BPETokenizer
 from npgpt.text.characters import Alphabet, CharTokenizer
-from npgpt.text.tokenizer import FILES, check_vocabulary, load_tokenizer, named_tokenizer
+from npgpt.text.tokenizer import (
+    FILES,
+    check_vocabulary,
+    holds_tokenizer,
+    load_tokenizer,
+    named_tokenizer,
+)
 from tests.gguf_files import tokenizer_metadata, write_gguf
 
 REFUSED = (r"tokenizer\.json is (not a valid tokenizer: |a tokenizer of the kind BPE that is not "
@@ -204,6 +210,14 @@ def test_tokenizer_of_an_older_npgpt_is_loaded(tmp_path):
     shutil.copy(old, tmp_path)
     text = (Path(__file__).parents[1] / "training/runs/text.txt").read_text(encoding="utf-8")
     assert load_tokenizer(tmp_path).characters == "".join(sorted(set(text)))
+
+
+@pytest.mark.parametrize(("name", "holds"), [
+    ("tokenizer.json", True), ("vocab.json", True), ("merges.txt", False), ("config.json", False)])
+def test_directory_holds_a_tokenizer_in_either_form(tmp_path, name, holds):
+    (tmp_path / name).symlink_to("nowhere")              # it is refused when it is read
+    assert holds_tokenizer(tmp_path) is holds
+    assert holds_tokenizer(str(tmp_path)) is holds
 
 
 @pytest.mark.parametrize("half", ["\ud800", "\udbff", "\udc80", "\udfff"])
